@@ -1,0 +1,1 @@
+"""Unified Normalization for Transformers (arXiv 2208.01313): norms, model surgery, tasks and runs."""
