@@ -1,0 +1,148 @@
+"""What every norm shares: parameters, input checks and buffers that never become half precision.
+
+Shape letters, here and in the other files: B batch, N tokens, C channels, R rows (all leading axes flattened), M window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+class Norm(nn.Module):
+    """Base of the norms: `norm(x, pad_mask=None)` with channel-last x (..., C).
+
+    Args:
+        num_features: C.
+        eps: added inside the square root.
+        affine: whether there is a learnable weight (and bias).
+        bias: whether there is a bias beside the weight.
+        device: where parameters and buffers are created.
+        dtype: of the parameters; buffers have it too unless it is half precision, then they are float32.
+
+    Raises:
+        ValueError: for num_features < 1 or a negative eps.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    optional_state: tuple[str, ...] = ()  # buffers that checkpoints of the official code lack
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float,
+        affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        if eps < 0:
+            raise ValueError(f"eps must be at least 0, got {eps}")
+        self.num_features = num_features
+        self.eps = eps
+        for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
+            value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, value)
+
+    def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
+        """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""
+        like = self.weight if self.weight is not None else torch.empty(0)
+        dtype = torch.int64 if integer else statistics_dtype(like.dtype)
+        self.register_buffer(name, torch.full(shape, fill, device=like.device, dtype=dtype))
+        self.__dict__.setdefault("_initial_state", {})[name] = fill
+
+    def reset_parameters(self) -> None:
+        """Sets parameters and buffers to their initial values, e.g. after `to_empty` from the meta device."""
+        for value, fill in ((self.weight, 1.0), (self.bias, 0.0)):
+            if value is not None:
+                nn.init.constant_(value, fill)
+        for name, fill in self.__dict__.get("_initial_state", {}).items():
+            getattr(self, name).fill_(fill)
+
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """The inference map as (scale, shift), each (C,): y = scale * x + shift; None where the norm is not offline."""
+        return None
+
+    def watch(self) -> dict[str, Tensor]:
+        """Scalars worth logging during training, as tensors without axes on the norm's device."""
+        return {}
+
+    def apply_affine(self, x: Tensor) -> Tensor:
+        """Applies the inference map to x (..., C) in statistics precision and returns x's type."""
+        scale, shift = self.affine()  # type: ignore[misc]
+        return torch.addcmul(shift, x, scale).to(x.dtype)
+
+    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> None:
+        """Raises a ValueError where x is not (..., C) or pad_mask is not a boolean (...)."""
+        if x.dim() == 0 or x.shape[-1] != self.num_features:
+            raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
+        if pad_mask is None:
+            return
+        if pad_mask.dtype != torch.bool:
+            raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
+        if pad_mask.shape != x.shape[:-1]:
+            raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
+
+    def extra_repr(self) -> str:
+        """Channels, eps and whether weight and bias are there; subclasses add theirs."""
+        affine = "" if self.weight is not None else ", affine=False"
+        return f"{self.num_features}, eps={self.eps}{affine}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():  # a trip through half precision must not round the statistics
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype in HALF_TYPES and old.dtype not in HALF_TYPES:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.optional_state:
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float64 for float64, float32 for everything else (spec: never half precision)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raises a ValueError naming the option, the value and what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises a ValueError where value < least."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises a ValueError where value is outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
+def make_pair(name: str, value: Any) -> tuple[Any, Any]:
+    """A (forward, backward) pair from one number or from two.
+
+    Raises:
+        ValueError: for anything but a number or two of them.
+    """
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair):
+        raise ValueError(f"{name} must be a number or a (forward, backward) pair, got {value}")
+    return pair

@@ -1,0 +1,46 @@
+"""Outlier filtration: the AM-GM threshold that says when smoothing must be dropped (paper section 3).
+
+For equal weights the arithmetic mean exceeds the geometric mean by at most M times the variance of the square roots, on
+one and the same window. A larger gap, measured against the variance of the window before the new entry or pooled over
+channels, marks an outlier.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def measure_threshold(ring: Tensor, *, scope: str, divisor: str, factor: float) -> Tensor:
+    """factor * variance of sqrt(ring) for ring (M, C).
+
+    Args:
+        ring: the window of second moments.
+        scope: `layer` pools all M * C values into one scalar (official), `channel` gives (C,).
+        divisor: `sample` divides by one less than the number of values (official), `population` by that number.
+        factor: M in the paper.
+    """
+    correction = 1 if divisor == "sample" else 0
+    roots = ring.sqrt()
+    variance = roots.var(correction=correction) if scope == "layer" else roots.var(0, correction=correction)
+    return factor * variance
+
+
+def measure_gap(ring: Tensor) -> Tensor:
+    """Arithmetic minus geometric mean over the slots of ring (M, C), per channel; never below 0 but for rounding."""
+    return ring.mean(0) - ring.log().mean(0).exp_()
+
+
+def find_outliers(gap: Tensor, threshold: Tensor, decision: str) -> Tensor:
+    """Whether to drop smoothing: a boolean (1,) for the layer, or (C,) where every channel decides for itself.
+
+    A NaN on either side compares false, so a window that holds a non-finite entry filters nothing (official code).
+
+    Args:
+        gap: (C,) from `measure_gap`.
+        threshold: scalar or (C,).
+        decision: `any` channel drops the layer (official), `channel` drops itself, `mean` compares means.
+    """
+    if decision == "mean":
+        return (gap.mean() > threshold.mean()).unsqueeze(0)
+    exceeded = gap > threshold
+    return exceeded if decision == "channel" else exceeded.any().unsqueeze(0)

@@ -1,0 +1,143 @@
+"""The passes over activations, and the one autograd function built from them.
+
+A norm with offline statistics touches x four times: reduce and apply in the forward, reduce and apply in the backward.
+Everything that makes UN, MABN, PowerNorm and BatchNorm differ happens between these passes, on (C,) vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from un.norms.base import statistics_dtype
+
+
+class Coefficients(NamedTuple):
+    """What a gradient rule answers, each (C,): the input gradient is `outer * D - inner * (x - mean) - offset`.
+
+    D is the upstream gradient. `weight_grad` is the gradient of the norm's weight.
+    """
+
+    outer: Tensor
+    inner: Tensor
+    offset: Tensor | None
+    weight_grad: Tensor
+
+
+# Takes (sum over rows of D * (x - mean), sum over rows of D), each (C,).
+GradientRule = Callable[[Tensor, Tensor], Coefficients]
+
+
+def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums g * (x - mean) and g over the rows, in one pass over (R, C) inputs.
+
+    torch's batch-norm backward in evaluation mode with variance 1 computes exactly these two sums, fused; it is two to
+    four times faster on CPU than a product followed by sums.
+    """
+    dtype = statistics_dtype(x.dtype)
+    if g.numel() == 0:
+        zero = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
+        return zero, zero.clone()
+    x, g = x.to(dtype).contiguous(), g.to(dtype).contiguous()
+    mean = x.new_zeros(x.shape[-1]) if mean is None else mean.to(dtype)
+    variance = torch.ones_like(mean)
+    _, products, total = torch.ops.aten.native_batch_norm_backward(
+        g, x, None, mean, variance, None, None, False, 0.0, [False, True, True]
+    )
+    return products, total
+
+
+def apply_scale(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """Computes scale * x + shift for x (R, C) in the precision of the (C,) vectors; returns x's type."""
+    y = x * scale if shift is None else torch.addcmul(shift, x, scale)
+    return y.to(x.dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        factor: Tensor,
+        mean: Tensor | None,
+        corrected: Tensor | None,
+        rule: GradientRule,
+    ) -> Tensor:
+        scale = factor if weight is None else weight * factor
+        shift = bias
+        if mean is not None:
+            shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        ctx.save_for_backward(x)
+        ctx.mean, ctx.corrected, ctx.rule = mean, corrected, rule
+        ctx.parameter_types = [None if p is None else p.dtype for p in (weight, bias)]
+        return apply_scale(x, scale, shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        products, total = reduce_products(grad, x, ctx.mean)
+        outer, inner, offset, weight_grad = ctx.rule(products, total)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected)
+        weight_type, bias_type = ctx.parameter_types
+        return (
+            x_grad,
+            None if weight_type is None else weight_grad.to(weight_type),
+            None if bias_type is None else total.to(bias_type),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _constant(mean: Tensor | None, inner: Tensor, offset: Tensor | None) -> Tensor | None:
+    """The part of the input gradient that is the same for every row."""
+    if mean is None:
+        return offset if offset is None else -offset
+    return mean * inner if offset is None else torch.addcmul(-offset, mean, inner)
+
+
+def _combine(
+    grad: Tensor, x: Tensor, outer: Tensor, inner: Tensor, constant: Tensor | None, corrected: Tensor | None
+) -> Tensor:
+    """outer * grad - inner * x + constant; where `corrected` (R, 1) is False only outer * grad."""
+    if corrected is not None:
+        correction = x * -inner if constant is None else torch.addcmul(constant, x, -inner)
+        return (grad * outer + correction.where(corrected, 0)).to(x.dtype)
+    out = grad * outer if constant is None else torch.addcmul(constant, grad, outer)
+    return out.addcmul_(x, inner, value=-1).to(x.dtype)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factor: Tensor,
+    rule: GradientRule,
+    *,
+    mean: Tensor | None = None,
+    corrected: Tensor | None = None,
+) -> Tensor:
+    """Computes weight * factor * (x - mean) + bias with a gradient given by `rule`.
+
+    Saves x and nothing else of its size. The sums the rule receives run over all rows.
+
+    Args:
+        x: (R, C).
+        weight: (C,) or None for 1.
+        bias: (C,) or None for 0.
+        factor: (C,), a constant to autograd.
+        rule: called once in the backward; may update buffers.
+        mean: (C,) or None for 0, a constant to autograd.
+        corrected: (R, 1) boolean, the rows whose gradient has the `inner` and `offset` terms; None for all.
+    """
+    return _Normalize.apply(x, weight, bias, factor, mean, corrected, rule)

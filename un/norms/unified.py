@@ -1,0 +1,324 @@
+"""Unified Normalization (arXiv 2208.01313): smoothed statistics in training, a fixed affine map at inference.
+
+Symbols of the paper: q second moment of the batch, s smoothed second moment, v (running_var) its running average, r the
+compensation ratio, p the batch's gradient statistic mean(g Z), ψ (ema_gz) its running average, κ the one used. Steps
+F1-F11 and B1-B8 follow the official code (hikvision-research/Unified-Normalization); `Switches` lists where it differs
+from the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from un.norms.base import Norm, check_at_least, check_fraction, make_pair
+from un.norms.filtration import find_outliers, measure_gap, measure_threshold
+from un.norms.moments import Moments, choose, is_distributed, is_finite, measure_moments, sum_over_processes
+from un.norms.passes import Coefficients, normalize
+from un.norms.switches import build_switches
+from un.norms.window import average_window, read_slot, write_slot
+
+
+class _Step(NamedTuple):
+    """What one training forward hands to its backward; vectors are (C,), flags (1,) or (C,)."""
+
+    scale: Tensor  # 1 / sqrt(s + eps)
+    ratio: Tensor | None  # r, None for 1
+    iteration: Tensor  # t
+    filtered: Tensor | None  # None: nothing is ever filtered
+    usable: Tensor | None  # None: every batch is
+    moments: Moments
+    center: Tensor | None  # the mean that was subtracted
+    center_weight: Tensor | float  # its derivative by the batch mean
+
+
+class UnifiedNorm(Norm):
+    """UN with the official behaviour by default.
+
+    Buffers (official names, so official checkpoints load): running_var (C,), ema_gz (C,), buffer_x2 (M_f, C), buffer_gz
+    (M_b, C), iters (1,), skip_counter (1,); ours: nonfinite_counter (1,), and with centering running_mean (C,) and
+    buffer_mean (M_f, C).
+
+    Args:
+        num_features: C.
+        window: M, or a (forward, backward) pair.
+        warmup_steps: W, in training-mode calls of this layer.
+        filtration: outlier filtration; officially off for language, on for vision.
+        eps: inside the square root.
+        momentum: weight of the OLD value in the running averages, or a (running_var, ema_gz) pair (S19).
+        affine: learnable weight and bias.
+        device: of parameters and buffers.
+        dtype: of the parameters.
+        **switches: see `Switches`.
+
+    Raises:
+        ValueError: for a value out of range or an unknown switch.
+    """
+
+    optional_state = ("nonfinite_counter",)
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        window: int | Sequence[int] = 4,
+        warmup_steps: int = 4000,
+        filtration: bool = False,
+        eps: float = 1e-5,
+        momentum: float | Sequence[float] = 0.9,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **switches: Any,
+    ) -> None:
+        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
+        self.switches = build_switches(**switches)
+        self.window = make_pair("window", window)
+        self.momentum = make_pair("momentum", momentum)
+        self.warmup_steps = warmup_steps
+        self.filtration = filtration
+        for size in self.window:
+            check_at_least("window", size, 1)
+        for value in self.momentum:
+            check_fraction("momentum", value)
+        check_at_least("warmup_steps", warmup_steps, 0)
+        self.register_state("running_var", 1, num_features)
+        self.register_state("ema_gz", 0, num_features)
+        self.register_state("buffer_x2", 0, self.window[0], num_features)
+        self.register_state("buffer_gz", 0, self.window[1], num_features)
+        for name in ("iters", "skip_counter", "nonfinite_counter"):
+            self.register_state(name, 0, 1, integer=True)
+        if self.switches.centering != "none":
+            self.register_state("running_mean", 0, num_features)
+            self.register_state("buffer_mean", 0, self.window[0], num_features)
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the statistics.
+
+        Raises:
+            ValueError: for a wrong shape of x or pad_mask, or a mask that is not boolean.
+        """
+        self.check_input(x, pad_mask)
+        if not self.training:
+            return self.apply_affine(x)
+        switches = self.switches
+        rows = x.reshape(-1, self.num_features)
+        mask = None if pad_mask is None else pad_mask.reshape(-1)
+        moments = measure_moments(
+            rows.detach(),
+            mask if switches.pad_moment == "excluded" else None,
+            centered=switches.centering != "none",
+            sync=switches.sync,
+            input_type=switches.statistics_type == "input",
+        )
+        step = self._observe(moments)
+        corrected = self._find_corrected_rows(mask)
+        rule = partial(self._correct_gradient, step, len(rows) if corrected is None else corrected.sum())
+        y = normalize(rows, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=corrected)
+        return y.view(x.shape)
+
+    @torch.no_grad()
+    def _observe(self, moments: Moments) -> _Step:
+        """F1 to F10: takes the batch's moments into the state and chooses the statistics of this call."""
+        usable = self._find_usable(moments)
+        self.iters.add_(1 if usable is None else usable)
+        iteration = self.iters.clone()  # the backward may come after further calls
+        raw = iteration <= self._last_raw_step(self.window[0])
+        center, center_weight = self._center(moments, iteration, raw, usable)
+        q = moments.square
+        if center is not None and moments.mean is not None and self.switches.centering == "window":
+            q = q + (moments.mean - center).square()
+        smooth, filtered = self._smooth(q, iteration, raw, usable)
+        s = choose(usable, smooth, self.running_var)
+        scale = (s + self.eps).rsqrt_()
+        ratio = self._compensate(s, iteration, filtered)
+        frozen = filtered is not None and self.switches.filtered_running == "freeze"
+        target = torch.where(filtered, self.running_var, s) if frozen else s
+        self.running_var.lerp_(target.to(self.running_var.dtype), 1 - self.momentum[0])  # F10
+        return _Step(scale, ratio, iteration, filtered, usable, moments, center, center_weight)
+
+    def _smooth(
+        self, q: Tensor, iteration: Tensor, raw: Tensor, usable: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """F3 to F7: fluctuation smoothing over the window and outlier filtration."""
+        switches, ring, window = self.switches, self.buffer_x2, self.window[0]
+        slot = iteration % window
+        old = read_slot(ring, slot)
+        entry = choose(usable, q.to(ring.dtype), old)
+        if self._is_unsmoothed():
+            write_slot(ring, slot, entry)
+            return q, None
+        if not self.filtration:
+            write_slot(ring, slot, entry)
+            return torch.where(raw, q, average_window(ring, switches.forward_average, q)), None
+        threshold = self._threshold() if switches.threshold_window == "before" else None  # F3
+        write_slot(ring, slot, entry)  # F4
+        filtered = find_outliers(
+            measure_gap(ring), self._threshold() if threshold is None else threshold, switches.filter_decision
+        )
+        waiting = raw if switches.smoothing_start == "full_window" else iteration < self.warmup_steps
+        filtered = filtered & ~waiting if usable is None else filtered & ~waiting & usable
+        self.skip_counter.add_(filtered.any())
+        kept = {"running": self.running_var, "batch": entry, "keep": old}[switches.filtered_moment]
+        write_slot(ring, slot, torch.where(filtered, kept, entry))  # F6
+        smooth = average_window(ring, switches.forward_average, q)
+        return torch.where(raw | filtered, q, smooth), filtered  # F7
+
+    def _compensate(self, s: Tensor, iteration: Tensor, filtered: Tensor | None) -> Tensor | None:
+        """F8: the ratio r of the window's scale to the running scale, before the latter moves."""
+        switches = self.switches
+        if switches.compensation == "none" or self._is_unsmoothed():
+            return None
+        ratio = ((s + self.eps) / (self.running_var + self.eps)).sqrt_()
+        if switches.compensation_limits is not None:
+            ratio.clamp_(*switches.compensation_limits)
+        off = iteration <= max(switches.compensation_start, self.warmup_steps)
+        return ratio.masked_fill_(off if filtered is None else off | filtered, 1)
+
+    @torch.no_grad()
+    def _correct_gradient(
+        self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor
+    ) -> Coefficients:
+        """B1 to B8 on (C,) vectors: `products` = Σ D (x - center), `total` = Σ D over all rows."""
+        switches = self.switches
+        outer = step.scale if self.weight is None else step.scale * self.weight
+        if step.ratio is not None:
+            outer = outer * step.ratio
+        weight_grad = products * step.scale
+        if step.ratio is not None and switches.compensation == "full":
+            weight_grad = weight_grad * step.ratio
+        if is_distributed(switches.sync):
+            products, total, count = sum_over_processes(products, total, count, like=products)
+        count = max(count, 1) if isinstance(count, int) else count.clamp_min(1)
+        p = outer * products / count  # B2
+        kappa = self._smooth_gradient(p, step)
+        inner = kappa * step.scale * step.scale  # B7
+        if step.center is None or step.moments.mean is None:
+            return Coefficients(outer, inner, None, weight_grad)
+        # Exact gradient through the mean: every row loses its share of the summed gradient of the centred rows.
+        gathered = outer * total / count - inner * (step.moments.mean - step.center)
+        return Coefficients(outer, inner, step.center_weight * gathered, weight_grad)
+
+    def _smooth_gradient(self, p: Tensor, step: _Step) -> Tensor:
+        """B3 to B6: takes p into window and running average and returns κ."""
+        switches, ring, window, average = self.switches, self.buffer_gz, self.window[1], self.ema_gz
+        usable = self._find_usable_gradient(p, step)
+        raw = step.iteration <= self._last_raw_step(window)
+        slot = step.iteration % window
+        old = read_slot(ring, slot)
+        drop = torch.ones_like(raw) if self._is_unsmoothed() else step.filtered
+        entry = p.to(ring.dtype)
+        if drop is not None:
+            kept = {"running": average, "batch": entry, "keep": old}[switches.filtered_gradient]
+            entry = torch.where(drop, kept, entry)
+        write_slot(ring, slot, choose(usable, entry, old))  # B3
+        instant = raw if drop is None else raw | drop
+        mean = p if switches.backward_average in ("running", "instant") else ring.mean(0)
+        mean = torch.where(instant, p, mean)  # B4
+        target = mean
+        if drop is not None and switches.filtered_gradient_average == "keep":
+            target = torch.where(drop, average, target)
+        moved = torch.lerp(average, target.to(average.dtype), 1 - self.momentum[1])  # B5
+        if switches.warmup_gradient == "instant":
+            moved = torch.where(raw if drop is None else raw & ~drop, p, moved)
+        if drop is not None and switches.filtered_gradient_average == "replace":
+            moved = torch.where(drop, p, moved)
+        kappa = moved if switches.backward_average in ("window_running", "running") else mean
+        kappa = kappa if drop is None else torch.where(drop, mean, kappa)  # B6
+        kappa = choose(usable, kappa, average)
+        average.copy_(choose(usable, moved, average))
+        return kappa
+
+    def _center(
+        self, moments: Moments, iteration: Tensor, raw: Tensor, usable: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | float]:
+        """S20: the mean to subtract and its derivative by the batch mean; (None, 0) without centering."""
+        if moments.mean is None:
+            return None, 0.0
+        center, weight = moments.mean, torch.ones_like(moments.mean)
+        if self.switches.centering == "window":
+            ring, slot = self.buffer_mean, iteration % self.window[0]
+            write_slot(ring, slot, choose(usable, center, read_slot(ring, slot)))
+            weight = torch.where(raw, weight, 1 / self.window[0])
+            center = torch.where(raw, center, ring.mean(0))
+        center = choose(usable, center, self.running_mean)
+        weight = choose(usable, weight, torch.zeros_like(weight))
+        self.running_mean.lerp_(center.to(self.running_mean.dtype), 1 - self.momentum[0])
+        return center, weight
+
+    def _find_usable(self, moments: Moments) -> Tensor | None:
+        """Whether the batch may enter the state, (1,): it has rows and, unless admitted, finite statistics."""
+        count, usable = moments.count, None
+        if isinstance(count, Tensor):
+            usable = (count > 0).reshape(1)
+        elif count == 0:
+            usable = torch.zeros(1, dtype=torch.bool, device=moments.square.device)
+        if self.switches.reject_nonfinite:
+            finite = is_finite(moments.square)
+            self.nonfinite_counter.add_(~finite)
+            usable = finite if usable is None else usable & finite
+        return usable
+
+    def _find_usable_gradient(self, p: Tensor, step: _Step) -> Tensor | None:
+        """Whether the batch's gradient statistic may enter the state, (1,)."""
+        if not self.switches.reject_nonfinite:
+            return step.usable
+        finite = is_finite(p)
+        return finite if step.usable is None else finite & step.usable
+
+    def _find_corrected_rows(self, mask: Tensor | None) -> Tensor | None:
+        """Rows (R, 1) that take part in the gradient statistic; None for all."""
+        switches = self.switches
+        if switches.centering != "none":
+            excluded = switches.pad_moment == "excluded"
+        else:
+            excluded = switches.pad_gradient == "excluded"
+        return None if mask is None or not excluded else mask.logical_not().unsqueeze(-1)
+
+    def _threshold(self) -> Tensor:
+        switches = self.switches
+        factor = self.window[0] if switches.threshold_factor is None else switches.threshold_factor
+        return measure_threshold(
+            self.buffer_x2, scope=switches.threshold_scope, divisor=switches.threshold_divisor, factor=factor
+        )
+
+    def _is_unsmoothed(self) -> bool:
+        """F5: with a window of 1 the official code drops smoothing in every call (this is PN-V)."""
+        return self.window[0] == 1 and self.switches.single_window == "unsmoothed"
+
+    def _last_raw_step(self, window: int) -> int:
+        """The last t whose statistic is not smoothed (S4)."""
+        if self.switches.smoothing_start == "after_window":
+            return max(window, self.warmup_steps - 1)
+        return max(window, self.warmup_steps) - 1
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
+        scale = (self.running_var + self.eps).rsqrt()
+        shift = torch.zeros_like(scale) if self.bias is None else self.bias
+        if self.weight is not None:
+            scale = scale * self.weight
+        return scale, shift if self.switches.centering == "none" else shift - self.running_mean * scale
+
+    def reset_steps(self) -> None:
+        """Enters warm-up anew and keeps all statistics (official advice before fine-tuning)."""
+        self.iters.zero_()
+
+    def watch(self) -> dict[str, Tensor]:
+        """Fraction of calls filtered, calls rejected as non-finite, and mean ratio of window to running statistic."""
+        smooth = average_window(self.buffer_x2, "geometric", self.running_var)
+        return {
+            "filtered_fraction": (self.skip_counter / self.iters.clamp_min(1)).squeeze(),
+            "nonfinite_count": self.nonfinite_counter.squeeze(),
+            "window_ratio": ((smooth + self.eps) / (self.running_var + self.eps)).mean(),
+        }
+
+    def extra_repr(self) -> str:
+        """Adds the main settings and every switch that is not official."""
+        window = self.window[0] if self.window[0] == self.window[1] else self.window
+        main = f"window={window}, warmup_steps={self.warmup_steps}, filtration={self.filtration}"
+        return f"{super().extra_repr()}, {main}{self.switches.describe_changes()}"
