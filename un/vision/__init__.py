@@ -1,0 +1,1 @@
+"""Image classification: data through Hugging Face `datasets`, models through timm, training through Lightning."""

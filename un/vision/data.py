@@ -1,0 +1,196 @@
+"""Images for Lightning: splits, checks and resumable loaders, from config."""
+
+import warnings
+from collections import Counter
+from time import perf_counter
+from typing import Any
+
+import lightning
+from datasets import DatasetDict
+
+from un.vision.batches import BatchLoader, BatchSource, EpochSampler, MemoryBatches, WorkerBatches
+from un.vision.sources import ImageSplit, count_classes, generate_source, open_split, read_source
+from un.vision.transforms import BatchTransform, ImageTransform
+
+GENERATED_CLASSES = 10  # ours, where nothing declares a number
+GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gives none
+PIL_MODES = {1: "L", 3: "RGB"}
+
+
+class ImageDataModule(lightning.LightningDataModule):
+    """Train, validation and test images with labels.
+
+    Args:
+        path: Hub id, local folder, `sklearn-digits`, or null: generated images of the right shape and class count.
+        transform: A `BatchTransform` keeps the images in memory, an `ImageTransform` reads them in worker processes.
+        image_size: S, height and width of the model's input.
+        num_channels: C, 1 or 3; images are converted.
+        batch_size: Per process; training drops an incomplete last batch.
+        num_classes: Null takes what the label column declares.
+        image_column: Column with the images.
+        label_column: Column with the class numbers.
+        train_split: Name of the split to train on.
+        val_split: Name of the split to validate on; null holds `val_size` out of the training split.
+        val_size: Number (int) or fraction (float) of training examples held out, by `seed` and stratified.
+        test_split: Null takes `test`, or `validation` where there is no `test`.
+        limit: At most this many examples per split, drawn by `seed`; null is all.
+        num_workers: Worker processes of an `ImageTransform`.
+        num_repeats: Repeated augmentation, see `EpochSampler`.
+        seed: Of held-out examples, order and augmentation.
+
+    Raises:
+        ValueError: Arguments that contradict each other; from `setup`, bad data.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        transform: BatchTransform | ImageTransform,
+        image_size: int,
+        num_channels: int,
+        batch_size: int,
+        num_classes: int | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        train_split: str = "train",
+        val_split: str | None = None,
+        val_size: int | float | None = None,
+        test_split: str | None = None,
+        limit: int | None = None,
+        num_workers: int = 0,
+        num_repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "num_repeats": num_repeats, "limit": limit}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1")
+        if num_channels not in PIL_MODES:
+            raise ValueError(f"data.num_channels={num_channels} must be one of {', '.join(map(str, PIL_MODES))}")
+        if (val_split is None) == (val_size is None):
+            raise ValueError(f"give one of data.val_split={val_split} and data.val_size={val_size}, the other null")
+        if num_workers and isinstance(transform, BatchTransform):
+            warnings.warn(f"data.num_workers={num_workers} has no effect: the images are in memory", stacklevel=2)
+        self.path, self.transform, self.num_classes = path, transform, num_classes
+        self.image_size, self.num_channels, self.batch_size = image_size, num_channels, batch_size
+        self.columns = (image_column, label_column)
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
+        self.val_size, self.limit, self.seed = val_size, limit, seed
+        self.num_workers, self.num_repeats = num_workers, num_repeats
+        self.splits: dict[str, ImageSplit] = {}
+        self._sources: dict[str, BatchSource] = {}
+        self._train_loader: BatchLoader | None = None
+        self._train_state: dict[str, Any] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check all splits, once; images are decoded when their loader is first asked for."""
+        if self.splits:
+            return
+        splits = self._generate() if self.path is None else self._read(self.path)
+        self.splits = {name: split.draw(self.limit, self.seed) for name, split in splits.items()}
+
+    def _generate(self) -> dict[str, ImageSplit]:
+        self.num_classes = self.num_classes or GENERATED_CLASSES
+        counts = dict.fromkeys(("train", "val", "test"), self.limit or GENERATED_BATCHES * self.batch_size)
+        shape = (self.num_classes, self.image_size, self.num_channels)
+        source = generate_source(counts, *shape, *self.columns, seed=self.seed)
+        return {name: self._open(source, name, "the generated images") for name in counts}
+
+    def _read(self, path: str) -> dict[str, ImageSplit]:
+        source = read_source(path, *self.columns)
+        self.num_classes = self.num_classes or count_classes(source, self.train_split, self.columns[1])
+        if self.num_classes is None:
+            raise ValueError(f"column {self.columns[1]!r} of {path} declares no classes; set data.num_classes")
+        train = self._open(source, self.train_split, path)
+        if self.val_split is not None:
+            val = self._open(source, self.val_split, path)
+        else:
+            assert self.val_size is not None, "one of the two is given"
+            train, val = train.divide(self.val_size, self.seed)
+        test_split = self.test_split or ("test" if "test" in source else "validation")
+        return {"train": train, "val": val, "test": self._open(source, test_split, path)}
+
+    def _open(self, source: DatasetDict, split: str, path: str) -> ImageSplit:
+        assert self.num_classes is not None, "set before any split is opened"
+        return open_split(source, split, *self.columns, num_classes=self.num_classes, path=path)
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return what the data decide about a model: `num_classes`, `img_size`, `in_chans`."""
+        self.setup()
+        return {"num_classes": self.num_classes, "img_size": self.image_size, "in_chans": self.num_channels}
+
+    def count_examples(self) -> dict[str, Counter[int]]:
+        """Return the number of examples of each class in each split."""
+        return {name: Counter(split.labels.tolist()) for name, split in self.splits.items()}
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
+        self._train_loader = self._make_loader("train", training=not self._overfits)
+        if self._train_state is not None:
+            self._train_loader.load_state_dict(self._train_state)
+            self._train_state = None
+        return self._train_loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return a loader over every validation example."""
+        return self._make_loader("train" if self._overfits else "val", training=False)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return a loader over every test example."""
+        return self._make_loader("test", training=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data; Lightning puts it into the checkpoint.
+
+        Lightning asks the loader too, but gives that state back too late when the length of a schedule made it build
+        the loader before it restored the loops.
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the position for the next training loader."""
+        self._train_state = state_dict.get("train_loader")
+
+    @property
+    def _overfits(self) -> bool:
+        """Whether `trainer.overfit_batches` asks for the same few plain batches in training and validation."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    def _make_loader(self, name: str, training: bool) -> BatchLoader:
+        self.setup()
+        if name not in self._sources:
+            self._sources[name] = self._make_source(self.splits[name])
+        sampler = EpochSampler(
+            len(self.splits[name]),
+            self.batch_size,
+            training=training,
+            seed=self.seed,
+            num_repeats=self.num_repeats,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return BatchLoader(self._sources[name], sampler)
+
+    def _make_source(self, split: ImageSplit) -> BatchSource:
+        mode = PIL_MODES[self.num_channels]
+        if isinstance(self.transform, BatchTransform):
+            return MemoryBatches(split, self.transform, mode)
+        return WorkerBatches(split, self.transform, mode, self.num_workers)
+
+
+def measure_loader(datamodule: ImageDataModule, num_batches: int) -> float:
+    """Return the training images per second that the loader delivers, after one batch that is not timed."""
+    loader = datamodule.train_dataloader()
+    batches = iter(loader)
+    images, _ = next(batches)
+    start, num_images, epoch = perf_counter(), 0, 0
+    for _ in range(num_batches):
+        try:
+            images, _ = next(batches)
+        except StopIteration:
+            epoch += 1
+            loader.sampler.set_epoch(epoch)
+            batches = iter(loader)
+            images, _ = next(batches)
+        num_images += len(images)
+    return num_images / (perf_counter() - start)

@@ -1,0 +1,146 @@
+"""Image classification as a LightningModule. Shapes: B batch, C channels, S image size, K classes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from un.vision.batches import Batch
+
+TOP_K = 5  # of the second accuracy, for more than this many classes
+
+
+class ImageClassification(lightning.LightningModule):
+    """Cross-entropy training of a classifier, with timm's Mixup and moving average.
+
+    Logs `train/loss` and `train/lr` by step; `val/` and `test/` `loss`, `acc1` and `acc5` (percent) by epoch.
+
+    Args:
+        model: Maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
+        optimizer: Makes the optimizer from the model.
+        scheduler: Makes a timm scheduler from optimizer, number of updates and updates per epoch; null keeps the rate.
+        mixup: Arguments of `timm.data.Mixup`; null is off. It draws from numpy's global random state.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        ema_decay: Of the moving average of parameters and buffers after each update; integer buffers are copied. Null
+            is off.
+        evaluate_ema: Validate and test the moving average, if there is one.
+    """
+
+    monitor = "val/acc1"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[nn.Module], Optimizer],
+        scheduler: Callable[..., Scheduler] | None = None,
+        mixup: dict[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
+        evaluate_ema: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler
+        num_classes: Any = model.num_classes
+        self.label_smoothing = label_smoothing
+        self.mixup = None
+        if mixup is not None:
+            self.mixup = Mixup(num_classes=num_classes, label_smoothing=label_smoothing, **mixup)
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
+        self.evaluate_ema = evaluate_ema
+        scores: dict[str, Metric | MetricCollection] = {
+            "acc1": MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        }
+        if num_classes > TOP_K:
+            scores["acc5"] = MulticlassAccuracy(num_classes, top_k=TOP_K, average="micro")
+        self.val_scores = MetricCollection(scores, prefix="val/")
+        self.test_scores = self.val_scores.clone(prefix="test/")
+
+    @property
+    def inference_model(self) -> nn.Module:
+        """The model that is validated and tested: the moving average, or the trained one."""
+        return self.ema.module if self.ema is not None and self.evaluate_ema else self.model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of the model in its present mode: trained, or for inference."""
+        return self.model(images) if self.training else self.inference_model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss, a scalar."""
+        images, labels = batch
+        if self.mixup is None:
+            loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        else:
+            if len(images) % 2:
+                raise ValueError(f"data.batch_size={len(images)} must be even for task.mixup")
+            images, targets = self.mixup(images, labels)  # smoothed and mixed (B, K)
+            loss = F.cross_entropy(self(images), targets)
+        rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log("train/lr", max(rates), batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch."""
+        self._score(batch, self.val_scores, "val/loss")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch."""
+        self._score(batch, self.test_scores, "test/loss")
+
+    def _score(self, batch: Batch, scores: MetricCollection, loss_name: str) -> None:
+        images, labels = batch
+        logits = self(images)
+        scores.update(logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        self.log(loss_name, loss, on_epoch=True, sync_dist=True, batch_size=len(images))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracies."""
+        self._log_scores(self.val_scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracies."""
+        self._log_scores(self.test_scores)
+
+    def _log_scores(self, scores: MetricCollection) -> None:
+        percent = {name: 100 * value for name, value in scores.compute().items()}
+        self.log_dict(percent, prog_bar=True)
+        scores.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
+        optimizer = self.make_optimizer(self.model)
+        if self.make_scheduler is None:
+            return optimizer
+        num_updates = self.trainer.estimated_stepping_batches
+        if not math.isfinite(num_updates):
+            raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        updates_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
+        interval = "epoch" if scheduler.t_in_epochs else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Set the rate of what comes next: timm's schedulers are told the time."""
+        if scheduler.t_in_epochs:
+            scheduler.step(self.current_epoch + 1)
+        else:
+            scheduler.step_update(self.global_step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then the moving average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model)

@@ -1,0 +1,97 @@
+"""Parameter groups and learning-rate schedules that timm's factories leave to the caller."""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from un.vision.models import list_head_parameters
+
+Interval = Literal["step", "epoch"]
+
+
+def create_scheduler(
+    optimizer: Optimizer,
+    num_updates: int,
+    updates_per_epoch: int,
+    *,
+    sched: str = "cosine",
+    interval: Interval = "step",
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    cooldown_epochs: int = 0,
+    **arguments: Any,
+) -> Scheduler:
+    """Create a timm scheduler for a training of `num_updates` optimizer updates.
+
+    Args:
+        optimizer: Whose learning rates are set.
+        num_updates: Length of the training, the cool-down included.
+        updates_per_epoch: Of one epoch.
+        sched: timm's name.
+        interval: `step` sets the rate before each update, `epoch` keeps it for an epoch.
+        warmup_epochs: Linear warm-up in epochs.
+        warmup_steps: Linear warm-up in updates, with `interval=step` only; the two are added.
+        cooldown_epochs: Last epochs at the minimum.
+        **arguments: Any further argument of `timm.scheduler.create_scheduler_v2`. With `warmup_prefix=true` the decay
+            starts after the warm-up and both together fill the training; otherwise warm-up hides the decay's start.
+
+    Raises:
+        ValueError: `warmup_steps` with `interval=epoch`, or an unknown interval.
+    """
+    if interval not in ("step", "epoch"):
+        raise ValueError(f"scheduler.interval={interval!r} must be step or epoch")
+    if interval == "epoch" and warmup_steps:
+        raise ValueError(f"scheduler.warmup_steps={warmup_steps} needs scheduler.interval=step; give warmup_epochs")
+    ticks_per_epoch = updates_per_epoch if interval == "step" else 1
+    length = num_updates if interval == "step" else math.ceil(num_updates / updates_per_epoch)
+    warmup = round(warmup_epochs * ticks_per_epoch) + warmup_steps
+    length -= cooldown_epochs * ticks_per_epoch + (warmup if arguments.get("warmup_prefix") else 0)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=sched,
+        num_epochs=max(length, 1),  # a training shortened below its warm-up or cool-down
+        warmup_epochs=warmup,
+        step_on_epochs=interval == "epoch",
+        updates_per_epoch=1,
+        **arguments,
+    )
+    return scheduler
+
+
+def group_for_transfer(
+    model: nn.Module,
+    head_lr: float,
+    body_lr_factor: float,
+    body: Sequence[str] = ("*",),
+    freeze_ungrouped: bool = False,
+) -> list[dict[str, Any]]:
+    """Split the parameters of a timm model into the head and the body, which learns more slowly.
+
+    Args:
+        model: Has timm's `get_classifier`.
+        head_lr: Learning rate of the classifier.
+        body_lr_factor: Learning rate of the body over that of the head.
+        body: Globs on parameter names; those which neither these nor the head take are ungrouped.
+        freeze_ungrouped: Freeze the ungrouped parameters instead of training them with the body.
+
+    Returns:
+        Groups for an optimizer, head first. Parameters that do not require a gradient are in none.
+    """
+    head_names = set(list_head_parameters(model))
+    head, rest = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name in head_names:
+            head.append(parameter)
+        elif not freeze_ungrouped or any(fnmatch(name, pattern) for pattern in body):
+            rest.append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    return [{"params": head, "lr": head_lr}, {"params": rest, "lr": head_lr * body_lr_factor}]

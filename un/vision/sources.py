@@ -1,0 +1,222 @@
+"""Where images come from: the Hugging Face hub, local folders, scikit-learn's digits, or a generator.
+
+Everything becomes a Hugging Face `DatasetDict` with an image column and a label column, and then, split by split, an
+`ImageSplit` that has been checked.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+DIGITS = "sklearn-digits"
+DIGITS_TEST_SIZE = 360  # ours: a fixed fifth of the 1,797 images, the same in every run
+DIGITS_MAXIMUM = 16  # grey levels of scikit-learn's digits
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PATTERN_CELLS = 4  # generated images are a grid of 4 x 4 plain cells
+PATTERN_NOISE = 48  # standard deviation of the noise on a cell, of 255
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Images and labels of one split.
+
+    Args:
+        name: For messages, e.g. `train of uoft-cs/cifar10`.
+        images: A data set with one column, of PIL images.
+        labels: (N,) class numbers.
+    """
+
+    name: str
+    images: datasets.Dataset
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: NDArray[np.int64]) -> "ImageSplit":
+        """Return the examples with these numbers, in increasing order."""
+        indices = np.sort(indices)
+        return ImageSplit(self.name, self.images.select(indices), self.labels[indices])
+
+    def draw(self, count: int | None, seed: int) -> "ImageSplit":
+        """Return at most `count` examples, drawn without replacement (null: all)."""
+        if count is None or count >= len(self):
+            return self
+        return self.select(np.random.default_rng(seed).permutation(len(self))[:count])
+
+    def divide(self, size: int | float, seed: int) -> tuple["ImageSplit", "ImageSplit"]:
+        """Hold `size` examples (or that fraction) out, by class where every class has enough; return (rest, held)."""
+        count = round(size * len(self)) if isinstance(size, float) else size
+        if not 0 < count < len(self):
+            raise ValueError(f"data.val_size={size} must leave examples on both sides of {self.name} ({len(self)})")
+        class_sizes = np.bincount(self.labels)
+        num_classes = np.count_nonzero(class_sizes)
+        enough = class_sizes[class_sizes > 0].min() > 1 and min(count, len(self) - count) >= num_classes
+        rest, held = train_test_split(
+            np.arange(len(self)), test_size=count, random_state=seed, stratify=self.labels if enough else None
+        )
+        return self.select(rest), self.select(held)
+
+    def decode(self, index: int, mode: str) -> Image.Image:
+        """Return one image in the PIL mode.
+
+        Raises:
+            ValueError: The image cannot be read.
+        """
+        with self._name_row(index):
+            return self.images[index][self.images.column_names[0]].convert(mode)
+
+    def decode_all(self, mode: str) -> Tensor:
+        """Return all images as uint8 (N, C, H, W).
+
+        Raises:
+            ValueError: An image cannot be read, or they differ in size.
+        """
+        column, rows, arrays = self.images.column_names[0], iter(self.images), []
+        for index in range(len(self)):
+            with self._name_row(index):
+                arrays.append(np.atleast_3d(np.asarray(next(rows)[column].convert(mode))))
+            if arrays[index].shape != arrays[0].shape:
+                raise ValueError(
+                    f"images of {self.name} differ in size ({arrays[index].shape[1]}x{arrays[index].shape[0]} in row "
+                    f"{index}); use data=image_folder, whose transform takes any size"
+                )
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+    @contextmanager
+    def _name_row(self, index: int) -> Iterator[None]:
+        """Turn whatever goes wrong with an image into one line that names it."""
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(f"unreadable image: row {index} of {self.name} ({error})") from error
+
+
+def read_source(path: str, image_column: str, label_column: str) -> datasets.DatasetDict:
+    """Read all splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
+
+    Raises:
+        ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
+    """
+    if path == DIGITS:
+        return read_digits(image_column, label_column)
+    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
+        raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
+    try:
+        return datasets.load_dataset(path)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
+        raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
+
+
+def read_digits(image_column: str, label_column: str) -> datasets.DatasetDict:
+    """Return scikit-learn's 8 x 8 handwritten digits, with a test split that is the same in every run."""
+    digits = load_digits()
+    images = np.round(digits.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=DIGITS_TEST_SIZE, random_state=0, stratify=digits.target
+    )
+    names = [str(name) for name in digits.target_names]
+    return datasets.DatasetDict(
+        {
+            split: pack_arrays(images[chosen], digits.target[chosen], names, image_column, label_column)
+            for split, chosen in (("train", train), ("test", test))
+        }
+    )
+
+
+def generate_source(
+    counts: dict[str, int],
+    num_classes: int,
+    image_size: int,
+    num_channels: int,
+    image_column: str,
+    label_column: str,
+    seed: int,
+) -> datasets.DatasetDict:
+    """Return images of `num_classes` coloured 4 x 4 patterns under noise, `counts` of them per split.
+
+    The patterns do not depend on the seed; noise and labels do, and they differ between the splits.
+    """
+    patterns = np.random.default_rng(0).integers(0, 256, (num_classes, PATTERN_CELLS, PATTERN_CELLS, num_channels))
+    cells = (np.arange(image_size) * PATTERN_CELLS) // image_size  # pixel -> cell
+    splits = {}
+    for number, (split, count) in enumerate(counts.items()):
+        random = np.random.default_rng((seed, number))
+        labels = random.permutation(np.arange(count) % num_classes)
+        noisy = patterns[labels] + random.normal(0, PATTERN_NOISE, (count, *patterns.shape[1:]))
+        images = noisy.clip(0, 255).astype(np.uint8)[:, cells][:, :, cells]
+        images = images[..., 0] if num_channels == 1 else images
+        names = [str(name) for name in range(num_classes)]
+        splits[split] = pack_arrays(images, labels, names, image_column, label_column)
+    return datasets.DatasetDict(splits)
+
+
+def pack_arrays(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str], image_column: str, label_column: str
+) -> datasets.Dataset:
+    """Return a data set of (N, H, W) or (N, H, W, 3) arrays and their labels."""
+    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({image_column: list(images), label_column: labels}, features=features)
+
+
+def open_split(
+    source: datasets.DatasetDict, name: str, image_column: str, label_column: str, num_classes: int, path: str
+) -> ImageSplit:
+    """Check one split and return it.
+
+    Raises:
+        ValueError: Split or column missing, no image column, empty split, or a label outside the classes.
+    """
+    if name not in source:
+        raise ValueError(f"no split {name!r} in {path}; there are {', '.join(source)}")
+    dataset, title = source[name], f"{name} of {path}"
+    for column in (image_column, label_column):
+        if column not in dataset.column_names:
+            raise ValueError(f"no column {column!r} in {title}; there are {', '.join(dataset.column_names)}")
+    if not len(dataset):
+        raise ValueError(f"{title} is empty")
+    return ImageSplit(
+        title, read_image_column(dataset, image_column, title), read_labels(dataset, label_column, num_classes, title)
+    )
+
+
+def read_image_column(dataset: datasets.Dataset, column: str, title: str) -> datasets.Dataset:
+    """Return the column alone, as PIL images; bytes and paths without a declared type are taken for images."""
+    images = dataset.select_columns([column])
+    if isinstance(images.features[column], datasets.Image):
+        return images
+    try:
+        return images.cast_column(column, datasets.Image())
+    except Exception as error:
+        raise ValueError(f"column {column!r} of {title} holds no images but {images.features[column]}") from error
+
+
+def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title: str) -> NDArray[np.int64]:
+    """Return the labels as class numbers."""
+    labels = np.asarray(dataset.with_format("arrow")[:][column].to_pandas())
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"column {column!r} of {title} must hold a class number in every row, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"label {wrong} in column {column!r} of {title} is outside the {num_classes} classes")
+    return labels.astype(np.int64)
+
+
+def count_classes(source: datasets.DatasetDict, split: str, column: str) -> int | None:
+    """Return the number of classes that the label column declares, null where it declares none."""
+    feature: Any = source[split].features.get(column) if split in source else None
+    return feature.num_classes if isinstance(feature, datasets.ClassLabel) else None

@@ -1,0 +1,96 @@
+"""Image transforms: whole batches of small images as tensors, or single large images through timm.
+
+Shapes: B batch, C channels, H and W stored size, S model input size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+BYTE_RANGE = 255
+
+
+class BatchTransform:
+    """Resize, shift by a random crop of the zero-padded image, flip, and normalise; one draw per image of the batch.
+
+    Sets with this transform are decoded once and kept in memory.
+
+    Args:
+        mean: Mean per channel, on the scale 0 to 1.
+        std: Standard deviation per channel, on the scale 0 to 1.
+        image_size: S; null keeps the stored size.
+        crop_padding: Pixels of zero padding on each side before the random crop back to S x S; 0 is off.
+        flip: Probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int | None = None,
+        crop_padding: int = 0,
+        flip: float = 0.0,
+    ) -> None:
+        self.mean = torch.tensor(mean).mul(BYTE_RANGE)[:, None, None]
+        self.std = torch.tensor(std).mul(BYTE_RANGE)[:, None, None]
+        self.image_size = image_size
+        self.crop_padding = crop_padding
+        self.flip = flip
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn uint8 (B, C, H, W) into normalised float32 (B, C, S, S); without a generator nothing is random."""
+        size = self.image_size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = functional.resize(images, [size, size], antialias=True)
+        if generator is not None and self.crop_padding:
+            images = crop_at_random(images, self.crop_padding, generator)
+        if generator is not None and self.flip:
+            flipped = torch.rand(len(images), generator=generator) < self.flip
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return images.float().sub_(self.mean).div_(self.std)
+
+
+def crop_at_random(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Cut (B, C, H, W) out of the zero-padded images at one of (2 padding + 1)^2 places, drawn for each image."""
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, [padding] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, places, places, H, W)
+    rows, columns = torch.randint(2 * padding + 1, (2, len(images)), generator=generator)
+    return windows[torch.arange(len(images)), :, rows, columns]
+
+
+class ImageTransform:
+    """timm's training and evaluation transforms of one image, for sets too large to keep in memory.
+
+    Args:
+        image_size: S.
+        crop_pct: Evaluation resizes the shorter side to floor(S / crop_pct), then crops S x S from the centre.
+        interpolation: Of the evaluation resize.
+        train_interpolation: Of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
+        mean: Mean per channel, on the scale 0 to 1.
+        std: Standard deviation per channel, on the scale 0 to 1.
+        **augmentation: Any further argument of `timm.data.create_transform`, for training only.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+        train_interpolation: str = "bicubic",
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        **augmentation: Any,
+    ) -> None:
+        common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
+        self.train = create_transform(is_training=True, interpolation=train_interpolation, **common, **augmentation)
+        self.evaluate = create_transform(interpolation=interpolation, crop_pct=crop_pct, **common)
+
+    def __call__(self, image: Image.Image, training: bool) -> Tensor:
+        """Turn one image into normalised float32 (C, S, S); training draws from the global random states."""
+        return self.train(image) if training else self.evaluate(image)
