@@ -2,133 +2,20 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from pathlib import Path
 
 import pytest
-import timm
 import torch
-from hydra import compose, initialize_config_dir
 from timm import layers
-from torch import Tensor, nn
-from torchvision.models import convnext
+from torch import nn
 
-from un.norms.base import Norm
-from un.norms.layout import ChannelFirst, is_channel_first
-from un.norms.unified import UnifiedNorm
+from tests.standins import RowScale, build_small, list_old_norms
+from un.norms import UnifiedNorm
+from un.norms.layout import ChannelFirst
 from un.surgery import is_norm, replace_norms, reset_norm_steps
-from un.vision import t2t_vit  # noqa: F401  registers its models with timm
-
-CONFIGS = Path(__file__).parents[1] / "configs" / "surgery"
-NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, layers.RmsNorm, layers.RmsNorm2d, layers.SimpleNorm, layers.SimpleNorm2d)
-
-# name: (arguments that make it small, image size)
-MODELS = {
-    "vit_tiny_patch16_224": ({"img_size": 32, "depth": 2}, 32),
-    "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32),
-    "deit3_small_patch16_224": ({"img_size": 32, "depth": 2}, 32),
-    "swin_tiny_patch4_window7_224": ({"img_size": 56, "depths": (2, 1, 1, 1), "embed_dim": 24}, 56),
-    "swinv2_tiny_window8_256": ({"img_size": 64, "depths": (2, 1, 1, 1), "embed_dim": 24}, 64),
-    "cait_xxs24_224": ({"img_size": 32, "depth": 2}, 32),
-    "convnext_atto": ({"depths": (1, 1, 1, 1)}, 64),
-    "mixer_s32_224": ({"img_size": 64}, 64),
-    "beit_base_patch16_224": ({"img_size": 32, "depth": 2, "embed_dim": 64, "num_heads": 2}, 32),
-    "vitamin_small_224": ({"img_size": 64, "dynamic_img_size": True}, 64),  # LayerNormAct2d
-}
-
-
-class RowScale(Norm):
-    """A stateless norm that counts its calls; its output shows which axis it normalised."""
-
-    def __init__(self, num_features: int, *, eps: float = 1e-3, **options: object) -> None:
-        super().__init__(num_features, eps=eps, **options)
-        self.calls = 0
-
-    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, pad_mask)
-        self.calls += 1
-        y = x / (x.square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
-        return y if self.weight is None else y * self.weight + self.bias
-
-
-def build_small(name: str) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    arguments, size = MODELS[name]
-    return timm.create_model(name, num_classes=3, **arguments), torch.randn(2, 3, size, size)
 
 
 def build_pair(**options: object) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 8, **options), nn.LayerNorm(8, **options), nn.LayerNorm(8, **options))
-
-
-def list_old_norms(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, NORM_TYPES)]
-
-
-# --- whole models ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("factory", [RowScale, UnifiedNorm])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_norm_of_a_model_is_replaced_and_used(name, factory):
-    model, images = build_small(name)
-    expected = list_old_norms(model)
-    report = replace_norms(model, factory)
-    assert sorted(row.site for row in report.rows) == sorted(expected)
-    assert list_old_norms(model) == []
-
-    model(images).square().sum().backward()
-    sites = [model.get_submodule(row.site) for row in report.rows]
-    assert all(parameter.grad is not None for site in sites for parameter in site.parameters())
-
-    called = set()
-    for row in report.rows:
-        model.get_submodule(row.site).register_forward_hook(lambda *_, site=row.site: called.add(site))
-    with torch.no_grad():
-        logits = model.eval()(images)
-    assert logits.shape == (2, 3)
-    assert logits.isfinite().all()
-    assert called == {row.site for row in report.rows}
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("vit_tiny_patch16_224", 25),
-        ("deit_tiny_distilled_patch16_224", 25),
-        ("swin_tiny_patch4_window7_224", 29),
-        ("convnext_atto", 17),
-        ("t2t_vit_14", 33),
-    ],
-)
-def test_full_size_models_keep_the_meta_device(name, count):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    report = replace_norms(model, UnifiedNorm)
-    assert len(report.rows) == count
-    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_replacing_layer_norm_by_layer_norm_changes_nothing(name):
-    model, images = build_small(name)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-    eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}.pop()
-    expected = model.eval()(images)
-    replace_norms(model, partial(nn.LayerNorm, eps=eps))
-    torch.testing.assert_close(model(images), expected)
-
-
-def test_norms_of_an_earlier_surgery_are_sites():
-    model, images = build_small("convnext_atto")
-    first = replace_norms(model, UnifiedNorm)
-    second = replace_norms(model, RowScale)
-    assert [row.site for row in second.rows] == [row.site for row in first.rows]
-    assert [row.old for row in second.rows] == [row.new for row in first.rows]
-    assert not any(isinstance(module, UnifiedNorm) for module in model.modules())
-    assert model(images).shape == (2, 3)
 
 
 # --- what a new norm takes over -------------------------------------------------------------------------------------
@@ -212,81 +99,6 @@ def test_a_zero_bias_is_no_loss():
     assert isinstance(model[1], nn.RMSNorm)
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels", [2, 3, 8])
-@pytest.mark.parametrize(
-    ("norm_type", "expected"),
-    [
-        (nn.LayerNorm, False),
-        (nn.RMSNorm, False),
-        (layers.LayerNorm, False),
-        (layers.LayerNormFp32, False),
-        (layers.RmsNorm, False),
-        (layers.RmsNormFp32, False),
-        (layers.SimpleNorm, False),
-        (partial(layers.SimpleNorm, affine=False), False),
-        (layers.LayerNormAct, False),
-        (layers.LayerNorm2d, True),
-        (layers.LayerNorm2dFp32, True),
-        (layers.norm.LayerNormExp2d, True),
-        (layers.LayerNormAct2d, True),
-        (convnext.LayerNorm2d, True),
-        (layers.RmsNorm2d, True),
-        (layers.RmsNorm2dFp32, True),
-        (partial(layers.RmsNorm2d, affine=False), True),
-        (layers.SimpleNorm2d, True),
-        (partial(layers.SimpleNorm2d, affine=False), True),
-    ],
-)
-def test_layout_is_found_by_asking_the_norm(norm_type, expected, channels):
-    assert is_channel_first(norm_type(channels)) is expected
-    assert is_channel_first(norm_type(channels).to("meta")) is expected
-    model = nn.Sequential(norm_type(channels))
-    replace_norms(model, RowScale)
-    assert model[0](torch.randn((2, channels, 5, 6) if expected else (2, 5, 6, channels))).isfinite().all()
-
-
-def test_layout_needs_no_telling_name():
-    class Oddly(nn.LayerNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.transpose(1, -1)).transpose(1, -1)
-
-    model = nn.Sequential(Oddly(8))
-    replace_norms(model, RowScale)
-    assert isinstance(model[0], ChannelFirst)
-
-
-def test_channel_first_normalises_axis_one_and_passes_attributes_through():
-    norm = RowScale(4)
-    nn.init.normal_(norm.weight)
-    wrapped, x = ChannelFirst(norm), torch.randn(2, 4, 5, 3)
-    torch.testing.assert_close(wrapped(x), norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-    assert wrapped(x, torch.zeros(2, 5, 3, dtype=torch.bool)).shape == x.shape
-    assert wrapped.weight is norm.weight
-    assert wrapped.bias is norm.bias
-    assert wrapped.num_features == 4
-    assert wrapped.affine() is None
-    scale, shift = ChannelFirst(UnifiedNorm(4)).affine()
-    assert scale.shape == shift.shape == (4,)
-
-
-def test_channel_first_hands_the_mask_to_the_norm():
-    with pytest.raises(ValueError, match="pad_mask"):
-        ChannelFirst(RowScale(4))(torch.randn(2, 4, 5, 3), torch.zeros(2, 4, dtype=torch.bool))
-
-
-def test_activation_inside_a_norm_stays():
-    model = nn.Sequential(layers.LayerNormAct2d(4, act_layer=nn.ReLU), layers.LayerNormAct2d(4, apply_act=False))
-    report = replace_norms(model, RowScale)
-    assert [row.new for row in report.rows] == [
-        "ChannelFirst(RowScale(4, eps=0.001)) + ReLU",
-        "ChannelFirst(RowScale(4, eps=0.001))",
-    ]
-    assert model[0](torch.randn(2, 4, 3, 3)).min() == 0
-
-
 # --- choosing sites -------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +160,17 @@ def test_a_norm_over_several_axes_can_be_excluded():
     model = nn.Sequential(nn.LayerNorm((4, 8)), nn.LayerNorm(8))
     report = replace_norms(model, RowScale, exclude="0")
     assert [row.old for row in report.kept] == ["LayerNorm(4x8, eps=1e-05)"]
+
+
+def test_is_norm_leaves_other_normalisation_alone():
+    others = [
+        nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        layers.GroupNorm1(4),
+        layers.GlobalResponseNormMlp(4),
+        nn.Identity(),
+    ]
+    assert not any(is_norm(module) for module in others)
 
 
 # --- shared norms ---------------------------------------------------------------------------------------------------
@@ -454,56 +277,3 @@ def test_reset_norm_steps_reaches_every_counter():
 
 def test_reset_norm_steps_without_counters_is_zero():
     assert reset_norm_steps(build_pair()) == 0
-
-
-# --- the presets of configs/surgery ---------------------------------------------------------------------------------
-
-
-def read_preset(name: str) -> dict:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return dict(compose(name))
-
-
-@pytest.mark.parametrize("preset", ["all", "blocks_only", "keep_final"])
-def test_presets_have_the_same_keys(preset):
-    assert set(read_preset(preset)) == {"include", "exclude", "carry_affine", "reset_steps", "pad_mask"}
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "blocks", "final"),
-    [
-        ("vit_tiny_patch16_224", {}, 24, ["norm"]),
-        ("vit_tiny_patch16_224", {"global_pool": "avg"}, 24, ["fc_norm"]),
-        ("swin_tiny_patch4_window7_224", {}, 24, ["norm"]),
-        ("convnext_atto", {}, 12, ["head.norm"]),
-        ("cait_xxs24_224", {}, 52, ["norm"]),
-        ("t2t_vit_14", {}, 28, ["norm"]),
-    ],
-)
-def test_presets_find_their_sites(name, arguments, blocks, final):
-    def operate(preset: str) -> tuple[list[str], list[str]]:
-        config = read_preset(preset)
-        with torch.device("meta"):
-            model = timm.create_model(name, **arguments)
-        report = replace_norms(model, RowScale, config["include"], config["exclude"], config["carry_affine"])
-        return [row.site for row in report.rows], [row.site for row in report.kept]
-
-    everything, nothing = operate("all")
-    assert nothing == []
-    replaced, kept = operate("blocks_only")
-    assert len(replaced) == blocks
-    assert set(final) <= set(kept)
-    replaced, kept = operate("keep_final")
-    assert kept == final
-    assert len(replaced) == len(everything) - 1
-
-
-def test_is_norm_leaves_other_normalisation_alone():
-    others = [
-        nn.BatchNorm2d(4),
-        nn.GroupNorm(2, 4),
-        layers.GroupNorm1(4),
-        layers.GlobalResponseNormMlp(4),
-        nn.Identity(),
-    ]
-    assert not any(is_norm(module) for module in others)
