@@ -1,6 +1,6 @@
 """What every norm shares: parameters, input checks and buffers that never become half precision.
 
-Shape letters, here and in the other files: B batch, N tokens, C channels, R rows (all leading axes flattened), M window.
+Shape letters, here and in the other files: B batch, N tokens, C channels, M window, R rows (leading axes flattened).
 """
 
 from __future__ import annotations
@@ -81,6 +81,19 @@ class Norm(nn.Module):
         """Applies the inference map to x (..., C) in statistics precision and returns x's type."""
         scale, shift = self.affine()  # type: ignore[misc]
         return torch.addcmul(shift, x, scale).to(x.dtype)
+
+    def combine_affine(self, scale: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The map weight * scale * (x - mean) + bias as (scale, shift), each (C,)."""
+        shift = torch.zeros_like(scale) if self.bias is None else self.bias
+        if self.weight is not None:
+            scale = scale * self.weight
+        return scale, shift if mean is None else shift - mean * scale
+
+    def copy_affine(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Copies the weight and bias of a norm that this one replaces, as far as it has them itself."""
+        for own, value in ((self.weight, weight), (self.bias, bias)):
+            if own is not None and value is not None:
+                own.data.copy_(value)
 
     def check_input(self, x: Tensor, pad_mask: Tensor | None) -> None:
         """Raises a ValueError where x is not (..., C) or pad_mask is not a boolean (...)."""

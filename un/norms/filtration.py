@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from un.norms.window import average_geometrically, average_slots
+
 
 def measure_threshold(ring: Tensor, *, scope: str, divisor: str, factor: float) -> Tensor:
-    """factor * variance of sqrt(ring) for ring (M, C).
+    """Factor * variance of sqrt(ring) for ring (M, C).
 
     Args:
         ring: the window of second moments.
@@ -27,11 +29,11 @@ def measure_threshold(ring: Tensor, *, scope: str, divisor: str, factor: float) 
 
 def measure_gap(ring: Tensor) -> Tensor:
     """Arithmetic minus geometric mean over the slots of ring (M, C), per channel; never below 0 but for rounding."""
-    return ring.mean(0) - ring.log().mean(0).exp_()
+    return average_slots(ring) - average_geometrically(ring)
 
 
 def find_outliers(gap: Tensor, threshold: Tensor, decision: str) -> Tensor:
-    """Whether to drop smoothing: a boolean (1,) for the layer, or (C,) where every channel decides for itself.
+    """Whether to drop smoothing: a boolean without axes for the layer, or (C,) where every channel decides for itself.
 
     A NaN on either side compares false, so a window that holds a non-finite entry filters nothing (official code).
 
@@ -41,6 +43,6 @@ def find_outliers(gap: Tensor, threshold: Tensor, decision: str) -> Tensor:
         decision: `any` channel drops the layer (official), `channel` drops itself, `mean` compares means.
     """
     if decision == "mean":
-        return (gap.mean() > threshold.mean()).unsqueeze(0)
+        return gap.mean() > threshold.mean()
     exceeded = gap > threshold
-    return exceeded if decision == "channel" else exceeded.any().unsqueeze(0)
+    return exceeded if decision == "channel" else exceeded.any()

@@ -14,13 +14,13 @@ from un.norms.passes import reduce_products
 class Moments(NamedTuple):
     """Statistics over the rows that count.
 
-    `square` (C,) is the mean of squares, around `mean` if that is not None; `count` is |V|, an int where the host knows
+    `square` (C,) is the mean of squares, around `mean` if that is not None; `num_rows` is |V|, an int where the host knows
     it and a tensor without axes otherwise.
     """
 
     square: Tensor
     mean: Tensor | None
-    count: int | Tensor
+    num_rows: int | Tensor
 
 
 def sum_over_processes(*values: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
@@ -29,7 +29,8 @@ def sum_over_processes(*values: Tensor | int, like: Tensor) -> tuple[Tensor, ...
     packed = torch.cat(flat)
     dist.all_reduce(packed)
     parts = packed.split([f.numel() for f in flat])
-    return tuple(p.reshape(v.shape) if isinstance(v, Tensor) else p.reshape(()) for p, v in zip(parts, values, strict=True))
+    shapes = [v.shape if isinstance(v, Tensor) else () for v in values]
+    return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 def is_distributed(sync: bool) -> bool:
@@ -64,6 +65,8 @@ def measure_moments(
         mean_sum = x.sum(0) if centered else None
     elif centered:
         mean_sum = x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    elif isinstance(count, int) and not is_distributed(sync):
+        return Moments(reduce_products(x, x, divisor=max(count, 1))[0], None, count)
     else:
         square, mean_sum = reduce_products(x, x)[0], None
     synced = is_distributed(sync)
@@ -86,13 +89,36 @@ def _sum_centered_squares(x: Tensor, mean: Tensor, pad_mask: Tensor | None, sync
 
 
 def _divide(total: Tensor, count: int | Tensor) -> Tensor:
-    """total / count, and 0 where nothing was counted."""
+    """Total / count, and 0 where nothing was counted."""
     return total / max(count, 1) if isinstance(count, int) else total / count.clamp_min(1)
 
 
 def is_finite(value: Tensor) -> Tensor:
-    """Whether all of value (C,) is finite, as a boolean (1,); three small operations and no host synchronisation."""
-    return (value - value).sum(0, keepdim=True) == 0
+    """Whether all of value (C,) is finite, as a boolean without axes and without a host synchronisation.
+
+    Anything finite times 0 is 0; infinities and NaN give NaN, which differs from itself.
+    """
+    zero = torch.dot(value, torch.zeros_like(value))
+    return zero == zero
+
+
+def has_rows(moments: Moments) -> Tensor:
+    """Whether any row was counted, as a boolean without axes."""
+    if isinstance(moments.num_rows, Tensor):
+        return moments.num_rows > 0
+    return torch.full((), moments.num_rows > 0, dtype=torch.bool, device=moments.square.device)
+
+
+def count_usable(moments: Moments, nonfinite_counter: Tensor) -> Tensor:
+    """Whether the moments may enter a layer's state: of at least one row, and finite. Counts those that are not."""
+    finite = is_finite(moments.square)
+    nonfinite_counter.add_(~finite)
+    return finite if isinstance(moments.num_rows, int) and moments.num_rows else finite & has_rows(moments)
+
+
+def as_type(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the type of `like`; the test is cheaper than a `to` that does nothing."""
+    return value if value.dtype == like.dtype else value.to(like.dtype)
 
 
 def choose(flag: Tensor | None, value: Tensor, other: Tensor) -> Tensor:

@@ -32,29 +32,35 @@ class Coefficients(NamedTuple):
 GradientRule = Callable[[Tensor, Tensor], Coefficients]
 
 
-def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sums g * (x - mean) and g over the rows, in one pass over (R, C) inputs.
+def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: int = 1) -> tuple[Tensor, Tensor]:
+    """Σ g (x - mean) / divisor and Σ g over the rows of (R, C) inputs, each (C,), in one pass.
 
-    torch's batch-norm backward in evaluation mode with variance 1 computes exactly these two sums, fused; it is two to
-    four times faster on CPU than a product followed by sums.
+    torch's batch-norm backward in evaluation mode computes these two sums fused, and scales the first by
+    1/sqrt(variance + eps): variance 0 and eps = divisor² make that the wanted division. It is two to four times faster
+    on CPU than a product followed by sums.
     """
     dtype = statistics_dtype(x.dtype)
+    zeros = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
     if g.numel() == 0:
-        zero = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
-        return zero, zero.clone()
-    x, g = x.to(dtype).contiguous(), g.to(dtype).contiguous()
-    mean = x.new_zeros(x.shape[-1]) if mean is None else mean.to(dtype)
-    variance = torch.ones_like(mean)
+        return zeros, zeros.clone()
+    same = g is x
+    x = _as_statistics(x, dtype)
+    g = x if same else _as_statistics(g, dtype)
+    mean = zeros if mean is None else mean.to(dtype)
     _, products, total = torch.ops.aten.native_batch_norm_backward(
-        g, x, None, mean, variance, None, None, False, 0.0, [False, True, True]
+        g, x, None, mean, zeros, None, None, False, float(divisor) ** 2, [False, True, True]
     )
     return products, total
+
+
+def _as_statistics(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.contiguous() if x.dtype == dtype else x.to(dtype).contiguous()
 
 
 def apply_scale(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """Computes scale * x + shift for x (R, C) in the precision of the (C,) vectors; returns x's type."""
     y = x * scale if shift is None else torch.addcmul(shift, x, scale)
-    return y.to(x.dtype)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 class _Normalize(torch.autograd.Function):
@@ -109,12 +115,13 @@ def _constant(mean: Tensor | None, inner: Tensor, offset: Tensor | None) -> Tens
 def _combine(
     grad: Tensor, x: Tensor, outer: Tensor, inner: Tensor, constant: Tensor | None, corrected: Tensor | None
 ) -> Tensor:
-    """outer * grad - inner * x + constant; where `corrected` (R, 1) is False only outer * grad."""
+    """Outer * grad - inner * x + constant; where `corrected` (R, 1) is False only outer * grad."""
     if corrected is not None:
         correction = x * -inner if constant is None else torch.addcmul(constant, x, -inner)
         return (grad * outer + correction.where(corrected, 0)).to(x.dtype)
     out = grad * outer if constant is None else torch.addcmul(constant, grad, outer)
-    return out.addcmul_(x, inner, value=-1).to(x.dtype)
+    out = out.addcmul_(x, inner, value=-1)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def normalize(

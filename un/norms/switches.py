@@ -15,7 +15,7 @@ class Switches:
     statistic recomputed on a calibration set, is `un.norms.calibrate`.
 
     Attributes:
-        compensation: S1. Ratio r of window to running scale in the gradient: of input and weight, of the input, nowhere.
+        compensation: S1. Ratio r of window to running scale in the gradients of input and weight, of input, or nowhere.
         compensation_limits: S2. Clamp of r; None for no clamp.
         compensation_start: S2. r = 1 while t <= max(compensation_start, warmup_steps).
         warmup_gradient: S3. Gradient statistic in warm-up: the running average (from 0), or this batch's own, which

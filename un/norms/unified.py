@@ -17,18 +17,29 @@ from torch import Tensor
 
 from un.norms.base import Norm, check_at_least, check_fraction, make_pair
 from un.norms.filtration import find_outliers, measure_gap, measure_threshold
-from un.norms.moments import Moments, choose, is_distributed, is_finite, measure_moments, sum_over_processes
+from un.norms.moments import (
+    Moments,
+    as_type,
+    choose,
+    count_usable,
+    has_rows,
+    is_distributed,
+    is_finite,
+    measure_moments,
+    sum_over_processes,
+)
 from un.norms.passes import Coefficients, normalize
+from un.norms.schedule import Phase, Schedule
 from un.norms.switches import build_switches
-from un.norms.window import average_window, read_slot, write_slot
+from un.norms.window import average_slots, average_window, read_slot, write_slot
 
 
 class _Step(NamedTuple):
-    """What one training forward hands to its backward; vectors are (C,), flags (1,) or (C,)."""
+    """What one training forward hands to its backward; vectors are (C,), flags have no axes or are (C,)."""
 
     scale: Tensor  # 1 / sqrt(s + eps)
     ratio: Tensor | None  # r, None for 1
-    iteration: Tensor  # t
+    phase: Phase
     filtered: Tensor | None  # None: nothing is ever filtered
     usable: Tensor | None  # None: every batch is
     moments: Moments
@@ -59,6 +70,15 @@ class UnifiedNorm(Norm):
         ValueError: for a value out of range or an unknown switch.
     """
 
+    running_var: Tensor
+    ema_gz: Tensor
+    buffer_x2: Tensor
+    buffer_gz: Tensor
+    iters: Tensor
+    skip_counter: Tensor
+    nonfinite_counter: Tensor
+    running_mean: Tensor
+    buffer_mean: Tensor
     optional_state = ("nonfinite_counter",)
 
     def __init__(
@@ -95,6 +115,7 @@ class UnifiedNorm(Norm):
         if self.switches.centering != "none":
             self.register_state("running_mean", 0, num_features)
             self.register_state("buffer_mean", 0, self.window[0], num_features)
+        self.schedule = self._make_schedule()
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the statistics.
@@ -126,63 +147,57 @@ class UnifiedNorm(Norm):
         """F1 to F10: takes the batch's moments into the state and chooses the statistics of this call."""
         usable = self._find_usable(moments)
         self.iters.add_(1 if usable is None else usable)
-        iteration = self.iters.clone()  # the backward may come after further calls
-        raw = iteration <= self._last_raw_step(self.window[0])
-        center, center_weight = self._center(moments, iteration, raw, usable)
+        phase = self.schedule.locate(self.iters)
+        center, center_weight = self._center(moments, phase, usable)
         q = moments.square
         if center is not None and moments.mean is not None and self.switches.centering == "window":
             q = q + (moments.mean - center).square()
-        smooth, filtered = self._smooth(q, iteration, raw, usable)
-        s = choose(usable, smooth, self.running_var)
+        running = self.running_var
+        smooth, filtered = self._smooth(q, phase, usable)
+        s = choose(usable, smooth, running)
         scale = (s + self.eps).rsqrt_()
-        ratio = self._compensate(s, iteration, filtered)
-        frozen = filtered is not None and self.switches.filtered_running == "freeze"
-        target = torch.where(filtered, self.running_var, s) if frozen else s
-        self.running_var.lerp_(target.to(self.running_var.dtype), 1 - self.momentum[0])  # F10
-        return _Step(scale, ratio, iteration, filtered, usable, moments, center, center_weight)
+        ratio = self._compensate(scale, phase, filtered)
+        target = s
+        if filtered is not None and self.switches.filtered_running == "freeze":
+            target = torch.where(filtered, running, s)
+        running.lerp_(as_type(target, running), 1 - self.momentum[0])  # F10
+        return _Step(scale, ratio, phase, filtered, usable, moments, center, center_weight)
 
-    def _smooth(
-        self, q: Tensor, iteration: Tensor, raw: Tensor, usable: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _smooth(self, q: Tensor, phase: Phase, usable: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """F3 to F7: fluctuation smoothing over the window and outlier filtration."""
-        switches, ring, window = self.switches, self.buffer_x2, self.window[0]
-        slot = iteration % window
+        switches, ring, slot = self.switches, self.buffer_x2, phase.forward_slot
         old = read_slot(ring, slot)
-        entry = choose(usable, q.to(ring.dtype), old)
+        entry = choose(usable, as_type(q, ring), old)
         if self._is_unsmoothed():
             write_slot(ring, slot, entry)
             return q, None
         if not self.filtration:
             write_slot(ring, slot, entry)
-            return torch.where(raw, q, average_window(ring, switches.forward_average, q)), None
+            return torch.where(phase.forward_raw, q, average_window(ring, switches.forward_average, q)), None
         threshold = self._threshold() if switches.threshold_window == "before" else None  # F3
         write_slot(ring, slot, entry)  # F4
         filtered = find_outliers(
             measure_gap(ring), self._threshold() if threshold is None else threshold, switches.filter_decision
         )
-        waiting = raw if switches.smoothing_start == "full_window" else iteration < self.warmup_steps
-        filtered = filtered & ~waiting if usable is None else filtered & ~waiting & usable
+        filtered = choose(usable, filtered & ~phase.unfiltered, torch.zeros_like(filtered))
         self.skip_counter.add_(filtered.any())
         kept = {"running": self.running_var, "batch": entry, "keep": old}[switches.filtered_moment]
         write_slot(ring, slot, torch.where(filtered, kept, entry))  # F6
         smooth = average_window(ring, switches.forward_average, q)
-        return torch.where(raw | filtered, q, smooth), filtered  # F7
+        return torch.where(phase.forward_raw | filtered, q, smooth), filtered  # F7
 
-    def _compensate(self, s: Tensor, iteration: Tensor, filtered: Tensor | None) -> Tensor | None:
-        """F8: the ratio r of the window's scale to the running scale, before the latter moves."""
+    def _compensate(self, scale: Tensor, phase: Phase, filtered: Tensor | None) -> Tensor | None:
+        """F8: r = sqrt(s + eps) / sqrt(v + eps), before v moves; scale is 1 / sqrt(s + eps)."""
         switches = self.switches
         if switches.compensation == "none" or self._is_unsmoothed():
             return None
-        ratio = ((s + self.eps) / (self.running_var + self.eps)).sqrt_()
+        ratio = (self.running_var + self.eps).rsqrt_().div_(scale)
         if switches.compensation_limits is not None:
             ratio.clamp_(*switches.compensation_limits)
-        off = iteration <= max(switches.compensation_start, self.warmup_steps)
-        return ratio.masked_fill_(off if filtered is None else off | filtered, 1)
+        return ratio.masked_fill_(phase.uncompensated if filtered is None else phase.uncompensated | filtered, 1)
 
     @torch.no_grad()
-    def _correct_gradient(
-        self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor
-    ) -> Coefficients:
+    def _correct_gradient(self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor) -> Coefficients:
         """B1 to B8 on (C,) vectors: `products` = Σ D (x - center), `total` = Σ D over all rows."""
         switches = self.switches
         outer = step.scale if self.weight is None else step.scale * self.weight
@@ -205,66 +220,51 @@ class UnifiedNorm(Norm):
 
     def _smooth_gradient(self, p: Tensor, step: _Step) -> Tensor:
         """B3 to B6: takes p into window and running average and returns κ."""
-        switches, ring, window, average = self.switches, self.buffer_gz, self.window[1], self.ema_gz
-        usable = self._find_usable_gradient(p, step)
-        raw = step.iteration <= self._last_raw_step(window)
-        slot = step.iteration % window
+        switches, ring, slot, average = self.switches, self.buffer_gz, step.phase.backward_slot, self.ema_gz
+        usable, raw = self._find_usable_gradient(p, step), step.phase.backward_raw
         old = read_slot(ring, slot)
         drop = torch.ones_like(raw) if self._is_unsmoothed() else step.filtered
-        entry = p.to(ring.dtype)
+        entry = as_type(p, ring)
         if drop is not None:
             kept = {"running": average, "batch": entry, "keep": old}[switches.filtered_gradient]
             entry = torch.where(drop, kept, entry)
         write_slot(ring, slot, choose(usable, entry, old))  # B3
-        instant = raw if drop is None else raw | drop
-        mean = p if switches.backward_average in ("running", "instant") else ring.mean(0)
-        mean = torch.where(instant, p, mean)  # B4
-        target = mean
-        if drop is not None and switches.filtered_gradient_average == "keep":
-            target = torch.where(drop, average, target)
-        moved = torch.lerp(average, target.to(average.dtype), 1 - self.momentum[1])  # B5
+        mean = p
+        if switches.backward_average in ("window_running", "window"):
+            mean = torch.where(raw if drop is None else raw | drop, p, average_slots(ring))  # B4
+        moved = torch.lerp(average, as_type(mean, average), 1 - self.momentum[1])  # B5
         if switches.warmup_gradient == "instant":
             moved = torch.where(raw if drop is None else raw & ~drop, p, moved)
-        if drop is not None and switches.filtered_gradient_average == "replace":
-            moved = torch.where(drop, p, moved)
+        if drop is not None and switches.filtered_gradient_average != "update":
+            moved = torch.where(drop, p if switches.filtered_gradient_average == "replace" else average, moved)
         kappa = moved if switches.backward_average in ("window_running", "running") else mean
-        kappa = kappa if drop is None else torch.where(drop, mean, kappa)  # B6
-        kappa = choose(usable, kappa, average)
+        kappa = choose(usable, kappa if drop is None else torch.where(drop, mean, kappa), average)  # B6
         average.copy_(choose(usable, moved, average))
         return kappa
 
-    def _center(
-        self, moments: Moments, iteration: Tensor, raw: Tensor, usable: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | float]:
+    def _center(self, moments: Moments, phase: Phase, usable: Tensor | None) -> tuple[Tensor | None, Tensor | float]:
         """S20: the mean to subtract and its derivative by the batch mean; (None, 0) without centering."""
         if moments.mean is None:
             return None, 0.0
         center, weight = moments.mean, torch.ones_like(moments.mean)
         if self.switches.centering == "window":
-            ring, slot = self.buffer_mean, iteration % self.window[0]
+            ring, slot, raw = self.buffer_mean, phase.forward_slot, phase.forward_raw
             write_slot(ring, slot, choose(usable, center, read_slot(ring, slot)))
             weight = torch.where(raw, weight, 1 / self.window[0])
-            center = torch.where(raw, center, ring.mean(0))
+            center = torch.where(raw, center, average_slots(ring))
         center = choose(usable, center, self.running_mean)
         weight = choose(usable, weight, torch.zeros_like(weight))
-        self.running_mean.lerp_(center.to(self.running_mean.dtype), 1 - self.momentum[0])
+        self.running_mean.lerp_(as_type(center, self.running_mean), 1 - self.momentum[0])
         return center, weight
 
     def _find_usable(self, moments: Moments) -> Tensor | None:
-        """Whether the batch may enter the state, (1,): it has rows and, unless admitted, finite statistics."""
-        count, usable = moments.count, None
-        if isinstance(count, Tensor):
-            usable = (count > 0).reshape(1)
-        elif count == 0:
-            usable = torch.zeros(1, dtype=torch.bool, device=moments.square.device)
+        """Whether the batch may enter the state; None for every batch (official) unless it is empty."""
         if self.switches.reject_nonfinite:
-            finite = is_finite(moments.square)
-            self.nonfinite_counter.add_(~finite)
-            usable = finite if usable is None else usable & finite
-        return usable
+            return count_usable(moments, self.nonfinite_counter)
+        return None if isinstance(moments.num_rows, int) and moments.num_rows else has_rows(moments)
 
     def _find_usable_gradient(self, p: Tensor, step: _Step) -> Tensor | None:
-        """Whether the batch's gradient statistic may enter the state, (1,)."""
+        """Whether the batch's gradient statistic may enter the state."""
         if not self.switches.reject_nonfinite:
             return step.usable
         finite = is_finite(p)
@@ -290,19 +290,22 @@ class UnifiedNorm(Norm):
         """F5: with a window of 1 the official code drops smoothing in every call (this is PN-V)."""
         return self.window[0] == 1 and self.switches.single_window == "unsmoothed"
 
-    def _last_raw_step(self, window: int) -> int:
-        """The last t whose statistic is not smoothed (S4)."""
-        if self.switches.smoothing_start == "after_window":
-            return max(window, self.warmup_steps - 1)
-        return max(window, self.warmup_steps) - 1
+    def _make_schedule(self) -> Schedule:
+        """S2 and S4: until which t statistics are raw, uncompensated and unfiltered."""
+        full_window = self.switches.smoothing_start == "full_window"
+        warmup = self.warmup_steps
+        forward_raw, backward_raw = (
+            max(size, warmup) - 1 if full_window else max(size, warmup - 1) for size in self.window
+        )
+        uncompensated = max(self.switches.compensation_start, warmup)
+        return Schedule(
+            self.window, (forward_raw, backward_raw), uncompensated, forward_raw if full_window else warmup - 1
+        )
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
-        scale = (self.running_var + self.eps).rsqrt()
-        shift = torch.zeros_like(scale) if self.bias is None else self.bias
-        if self.weight is not None:
-            scale = scale * self.weight
-        return scale, shift if self.switches.centering == "none" else shift - self.running_mean * scale
+        mean = None if self.switches.centering == "none" else self.running_mean
+        return self.combine_affine((self.running_var + self.eps).rsqrt(), mean)
 
     def reset_steps(self) -> None:
         """Enters warm-up anew and keeps all statistics (official advice before fine-tuning)."""

@@ -1,0 +1,54 @@
+"""DyT, Dynamic Tanh (jiachenzhu/DyT, arXiv 2503.10622): no statistics at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from un.norms.base import Norm, statistics_dtype
+
+
+class DynamicTanh(Norm):
+    """y = weight tanh(alpha x) + bias with one learnable scalar alpha; not offline, the tanh stays.
+
+    Args:
+        num_features: C.
+        initial_alpha: start of alpha (0.5; language models take it by width and position, e.g. 0.8 before attention).
+        eps: unused; every norm of this package takes one.
+        affine: learnable weight and bias.
+        bias: learnable bias; language models leave it out.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        initial_alpha: float = 0.5,
+        eps: float = 0.0,
+        affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype)
+        self.initial_alpha = initial_alpha
+        self.alpha = nn.Parameter(torch.full((1,), initial_alpha, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""
+        self.check_input(x, pad_mask)
+        y = torch.tanh(self.alpha * x.to(statistics_dtype(x.dtype)))
+        if self.weight is not None:
+            y = y * self.weight
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        """Sets the parameters to their initial values."""
+        super().reset_parameters()
+        nn.init.constant_(self.alpha, self.initial_alpha)
+
+    def extra_repr(self) -> str:
+        """Adds the start of alpha."""
+        return f"{super().extra_repr()}, initial_alpha={self.initial_alpha}"

@@ -1,0 +1,115 @@
+"""PRepBN: LayerNorm gives way to RepBN during training (xinghaochen/SLAB, arXiv 2405.11582)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from un.norms.base import Norm, check_at_least, check_choice, check_fraction
+from un.norms.batchnorm import RepBatchNorm
+from un.norms.rmsnorm import RMSNorm
+
+
+class ProgressiveRepBatchNorm(Norm):
+    """λ LN(x) + (1 - λ) RepBN(x) in training with λ falling to 0; RepBN alone at inference, whatever λ is.
+
+    Evaluation means nothing before λ has reached 0. Buffers, integers without axes: warm (pure LN calls left), iter
+    (steps left), total_step; calls, where the counters move once in several calls.
+
+    Args:
+        num_features: C.
+        steps: T over which λ falls from `start` to 0; the paper's runs: 300000, DeiT and Swin 60000, CSwin 120000.
+        layer_norm_steps: w, calls of pure LN before that.
+        start: λ at the first mixed call.
+        base: `layernorm` or `rmsnorm`.
+        calls_per_step: calls after which the counters move once; 16 in the language-model variant.
+        eps: inside the square roots of both norms.
+        affine: learnable weights and biases.
+        device: of parameters and buffers.
+        dtype: of the parameters.
+        **rep_options: further options of RepBatchNorm.
+    """
+
+    warm: Tensor
+    iter: Tensor
+    total_step: Tensor
+    calls: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        steps: int = 300000,
+        layer_norm_steps: int = 0,
+        start: float = 1.0,
+        base: str = "layernorm",
+        calls_per_step: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **rep_options: Any,
+    ) -> None:
+        super().__init__(num_features, eps=eps, affine=False, device=device, dtype=dtype)
+        check_at_least("steps", steps, 1)
+        check_at_least("layer_norm_steps", layer_norm_steps, 0)
+        check_at_least("calls_per_step", calls_per_step, 1)
+        check_fraction("start", start)
+        check_choice("base", base, ("layernorm", "rmsnorm"))
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.start, self.calls_per_step = start, calls_per_step
+        self.base_norm: nn.Module
+        if base == "rmsnorm":
+            self.base_norm = RMSNorm(num_features, eps=eps, affine=affine, **place)
+        else:
+            self.base_norm = nn.LayerNorm(num_features, eps=eps, elementwise_affine=affine, **place)
+        self.rep_norm = RepBatchNorm(num_features, eps=eps, affine=affine, **place, **rep_options)
+        for name, value in (("warm", layer_norm_steps), ("iter", steps), ("total_step", steps), ("calls", 0)):
+            self.register_state(name, value, integer=True)
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the batch statistics."""
+        self.check_input(x, pad_mask)
+        if not self.training:
+            return self.rep_norm(x, pad_mask)
+        share, mixing = self._advance()
+        y = share * self.base_norm(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _advance(self) -> tuple[Tensor, Tensor]:
+        """λ of this call and whether RepBN takes part; moves the counters on the device."""
+        mixing = self.warm == 0
+        share = self._share()
+        self.calls.add_(1)
+        moves = self.calls % self.calls_per_step == 0
+        self.iter.sub_(moves & mixing & (self.iter > 0))
+        self.warm.sub_(moves & ~mixing)
+        return share, mixing
+
+    def _share(self) -> Tensor:
+        """λ, the share of LN in the next training call."""
+        return torch.where(self.warm == 0, self.start * self.iter / self.total_step, 1.0)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """RepBN's inference map."""
+        return self.rep_norm.affine()
+
+    def copy_affine(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Copies a replaced norm's weight and bias into the LN (or RMSNorm), which λ starts with."""
+        for name, value in (("weight", weight), ("bias", bias)):
+            own = getattr(self.base_norm, name, None)
+            if own is not None and value is not None:
+                own.data.copy_(value)
+
+    def reset_parameters(self) -> None:
+        """Sets parameters and buffers of both norms and the counters to their initial values."""
+        super().reset_parameters()
+        self.base_norm.reset_parameters()  # type: ignore[operator]
+        self.rep_norm.reset_parameters()
+
+    def watch(self) -> dict[str, Tensor]:
+        """The next λ, and what RepBN watches."""
+        return {"layer_norm_share": self._share(), **self.rep_norm.watch()}

@@ -1,0 +1,50 @@
+"""Where a layer stands in its warm-up, decided on the device from its step counter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The official code switches the compensation ratio on after this many calls at the earliest (S2, MABN too).
+COMPENSATION_START = 1000
+
+
+class Phase(NamedTuple):
+    """Flags and ring slots of one call, tensors without axes on the layer's device."""
+
+    forward_slot: Tensor
+    backward_slot: Tensor
+    forward_raw: Tensor  # the forward statistic is not smoothed yet
+    backward_raw: Tensor
+    uncompensated: Tensor  # the ratio r is 1
+    unfiltered: Tensor  # filtration is not on yet
+
+
+class Schedule:
+    """Turns the step counter t into a `Phase` with two small operations.
+
+    Args:
+        windows: (M_f, M_b).
+        raw_until: last t of the (forward, backward) statistics that are not smoothed.
+        uncompensated_until: last t with r = 1.
+        unfiltered_until: last t without filtration.
+    """
+
+    def __init__(
+        self, windows: tuple[int, int], raw_until: tuple[int, int], uncompensated_until: int, unfiltered_until: int = 0
+    ) -> None:
+        self.windows = windows
+        self.limits = (*raw_until, uncompensated_until, unfiltered_until)
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def locate(self, iters: Tensor) -> Phase:
+        """The phase at t = iters (1,)."""
+        constants = self._constants.get(iters.device)
+        if constants is None:  # plain tensors beside the buffers: they survive meta device and state dicts
+            constants = tuple(torch.tensor(v, device=iters.device) for v in (self.windows, self.limits))  # type: ignore[assignment]
+            if not torch.compiler.is_compiling() and iters.device.type != "meta":
+                self._constants[iters.device] = constants  # type: ignore[assignment]
+        windows, limits = constants  # type: ignore[misc]
+        return Phase(*(iters % windows).unbind(), *(iters <= limits).unbind())
