@@ -50,23 +50,24 @@ class Norm(nn.Module):
             raise ValueError(f"eps must be at least 0, got {eps}")
         self.num_features = num_features
         self.eps = eps
+        self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
+        self._initial_state: dict[str, float] = {}
         for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
 
     def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
         """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""
-        like = self.weight if self.weight is not None else torch.empty(0)
-        dtype = torch.int64 if integer else statistics_dtype(like.dtype)
-        self.register_buffer(name, torch.full(shape, fill, device=like.device, dtype=dtype))
-        self.__dict__.setdefault("_initial_state", {})[name] = fill
+        dtype = torch.int64 if integer else self._state_dtype
+        self.register_buffer(name, torch.full(shape, fill, device=self._state_device, dtype=dtype))
+        self._initial_state[name] = fill
 
     def reset_parameters(self) -> None:
         """Sets parameters and buffers to their initial values, e.g. after `to_empty` from the meta device."""
         for value, fill in ((self.weight, 1.0), (self.bias, 0.0)):
             if value is not None:
                 nn.init.constant_(value, fill)
-        for name, fill in self.__dict__.get("_initial_state", {}).items():
+        for name, fill in self._initial_state.items():
             getattr(self, name).fill_(fill)
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
