@@ -1,0 +1,19 @@
+"""Trains one run, or a sweep with `-m`; `python train.py --help` lists the config groups and common commands."""
+
+import hydra
+from omegaconf import DictConfig
+
+from un.runtime.cli import report_errors, run_main
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> float | None:
+    """Runs one composed config; Hydra calls it once per job of a sweep."""
+    with report_errors():
+        from un.runtime.training import train  # imports torch, which --help and --cfg do without
+
+        return train(config)
+
+
+if __name__ == "__main__":
+    run_main(main)

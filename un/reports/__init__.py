@@ -1,0 +1,1 @@
+"""What runs leave behind, as data: the result schema. Nothing here imports torch."""

@@ -1,0 +1,145 @@
+"""The result of a run: what `result.json` holds, how it is written once and how it is checked when read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+SCHEMA_VERSION = 1
+STATUSES = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind as numbers.
+
+    Attributes:
+        status: "finished", or "diverged" when a loss became non-finite.
+        task: the LightningModule's dotted name.
+        experiment: name of the experiment config.
+        norm: {"name": choice, **options}; name "layernorm" is the untouched model.
+        model: {"name": choice, **options}.
+        data: {"name": choice, **options}.
+        seed: of the run.
+        overrides: as typed on the command line.
+        metrics: name with its split -> value, e.g. "test/acc1" in percent, of the best checkpoint by validation; its
+            validation metrics are here too. None where the value was not finite.
+        best_epoch: epoch of that checkpoint, the first is 0; None when there is none.
+        best_step: its optimizer step.
+        diverged_step: optimizer step (the first is 1) of the first non-finite loss; None when finished.
+        steps: optimizer steps done.
+        wall_time_seconds: of training and testing, summed over resumes.
+        parameters: number of trainable and frozen parameters of the model.
+        peak_memory_bytes: of the device on a GPU, of the process otherwise.
+        train_samples_per_second: over the whole training, loading included.
+        git: {"commit": hash or None, "dirty": bool or None}.
+        packages: distribution -> version.
+        hardware: {"cpu": name, "threads": int, "gpu": names}.
+        schema_version: of this file format.
+    """
+
+    status: str
+    task: str
+    experiment: str
+    norm: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    seed: int
+    overrides: list[str]
+    metrics: dict[str, float | None]
+    best_epoch: int | None
+    best_step: int | None
+    diverged_step: int | None
+    steps: int
+    wall_time_seconds: float
+    parameters: int
+    peak_memory_bytes: int
+    train_samples_per_second: float | None
+    git: dict[str, Any] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Checks what types cannot say.
+
+        Raises:
+            ValueError: unknown status or schema version, or a diverged run without its step.
+        """
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {self.schema_version}, this code reads {SCHEMA_VERSION}")
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}, allowed: {', '.join(STATUSES)}")
+        if (self.status == "diverged") != (self.diverged_step is not None):
+            raise ValueError(f"status is {self.status!r} with diverged_step {self.diverged_step}")
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Writes a result atomically; whoever finds the file finds all of it."""
+    write_json(asdict(result), path)
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a JSON file atomically; values that are not finite become null, because JSON has no NaN."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(_drop_non_finite(content), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_result(path: Path) -> Result:
+    """Reads and checks a result.
+
+    Raises:
+        ValueError: the file is cut short, lacks or has unknown fields, or a field has a wrong type or value.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no result file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no result file: it holds a {type(content).__name__}")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema_version is {version}, this code reads {SCHEMA_VERSION}")
+    names = {entry.name for entry in fields(Result)}
+    for problem, found in (("lacks", names - content.keys()), ("has unknown", content.keys() - names)):
+        if found:
+            raise ValueError(f"{path} {problem} {', '.join(sorted(found))}")
+    _check_types(content, path)
+    try:
+        return Result(**content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_types(content: Mapping[str, Any], path: Path) -> None:
+    for name, hint in get_type_hints(Result).items():
+        value = content[name]
+        kinds = [getattr(kind, "__origin__", kind) for kind in getattr(hint, "__args__", (hint,))]
+        if hasattr(hint, "__origin__"):  # dict[...], list[...]
+            kinds = [hint.__origin__]
+        if float in kinds:
+            kinds.append(int)
+        if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{path}: {name} is {value!r}, expected {hint}")
+    for name, value in content["metrics"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{path}: metrics.{name} is {value!r}, expected a number")
+
+
+def _drop_non_finite(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _drop_non_finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_drop_non_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

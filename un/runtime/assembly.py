@@ -1,0 +1,131 @@
+"""Builds what a config names, in the one order that is right.
+
+Data, model, outside weights, norms, step counters; then the task's module, whose optimizer and averaged weights see the
+final parameters. Our checkpoint is loaded by the caller once the module stands.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+
+from un.runtime.checks import check_config
+from un.runtime.errors import UserError, suggest
+from un.runtime.weights import check_state, drop_other_head, read_model_weights
+from un.surgery import NormFactory, replace_norms, reset_norm_steps
+
+PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
+log = logging.getLogger(__name__)
+
+
+def build(config: DictConfig) -> tuple[LightningDataModule, LightningModule]:
+    """Builds data and task module, the norms replaced, from a config with the groups of configs/train.yaml.
+
+    Raises:
+        UserError, ValueError: a wrong value or name; nothing heavy is built before the values are checked.
+    """
+    check_config(config)
+    factory = build_norm_factory(config.norm)
+    seed_everything(config.seed, verbose=False)
+    data = build_part(config, "data")
+    data.prepare_data()
+    data.setup("fit")
+    model = build_model(config, data.model_arguments(), factory)
+    parts = {name: build_part(config, name) for name in ("optimizer", "scheduler") if config.get(name) is not None}
+    return data, build_part(config, "task", model=model, **parts)
+
+
+def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormFactory | None) -> nn.Module:
+    """Builds the model with its norms and starting weights.
+
+    Outside weights are loaded before the norms are replaced, so that these carry the trained scale and shift over;
+    weights that were saved with such norms in place hold their state and are loaded after.
+    """
+    model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
+    weights = None
+    if config.init_weights is not None:
+        path = Path(config.init_weights)
+        weights = drop_other_head(model, read_model_weights(path))
+        if factory is None or model.state_dict().keys() >= weights.keys():
+            check_state(model, weights, path)
+            model.load_state_dict(weights)
+            weights = None
+    if factory is not None:
+        surgery = config.surgery
+        report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
+        log.info("%s", report)
+    if weights is not None:
+        check_state(model, weights, path)
+        model.load_state_dict(weights)
+    if config.surgery.reset_steps:
+        log.info("step counters of %d norms start over", reset_norm_steps(model))
+    return model
+
+
+def build_norm_factory(config: DictConfig) -> NormFactory | None:
+    """Returns the norm's constructor with its options, tried once without memory; None leaves the model untouched."""
+    if config.get("_target_") is None:
+        return None
+    factory: NormFactory = instantiate(config, _convert_="all")
+    try:
+        factory(PROBE_FEATURES, device="meta")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"norm: {error}") from None
+    return factory
+
+
+def build_trainer(config: DictConfig, folder: Path, loggers: list[Logger]) -> Trainer:
+    """Builds Lightning's Trainer with the callbacks of the config, in their order."""
+    callbacks: list[Callback] = [
+        build_part(config.callbacks, name) for name, entry in config.callbacks.items() if entry is not None
+    ]
+    return build_part(
+        config,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,  # a validation before the first step would be one more state to resume from
+        enable_model_summary=False,
+    )
+
+
+def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
+    """Builds one node of the config and hands it objects which a config cannot hold.
+
+    Raises:
+        UserError: the node has no `_target_`, or arguments which the target does not take.
+    """
+    node = config[key]
+    if node.get("_target_") is None:
+        raise UserError(f"{key} has no _target_, so nothing can be built from it: {node}")
+    partial = instantiate(node, _partial_=True, _convert_="all")
+    target = partial.func
+    if node.get("_partial_", False):
+        _check_arguments(key, target, partial.keywords, complete=False)
+        return partial
+    _check_arguments(key, target, {**partial.keywords, **objects}, complete=True)
+    return partial(**objects)
+
+
+def _check_arguments(key: str, target: Callable[..., Any], arguments: Mapping[str, Any], complete: bool) -> None:
+    """Compares arguments with the signature, so that a wrong name is told with the right one."""
+    signature = inspect.signature(target)
+    names = list(signature.parameters)
+    open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())
+    unknown = [] if open_ended else [name for name in arguments if name not in names]
+    if unknown:
+        raise UserError(f"{key} has no option '{unknown[0]}'{suggest(unknown[0], names) or f'; it takes {names}'}")
+    try:
+        (signature.bind if complete else signature.bind_partial)(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {error}") from None

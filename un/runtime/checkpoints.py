@@ -1,0 +1,120 @@
+"""checkpoints/last.ckpt to go on from, checkpoints/best.ckpt to evaluate.
+
+Lightning's ModelCheckpoint saves every n steps also where its loops cannot go on exactly: between the last batch before
+a validation and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here
+last.ckpt is saved only after a batch which no validation follows, and after a validation. Finished files are renamed
+into place: Lightning's own move, from the system's temporary folder, is a copy between disks and can be cut short.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class Checkpoints(Checkpoint):
+    """Saves the last and the best state; the task's `monitor` and `monitor_mode` say what is best.
+
+    Args:
+        every_n_steps: optimizer steps between two saves of last.ckpt inside an epoch; every validation saves it too.
+
+    Attributes:
+        best_metrics: validation metrics of best.ckpt; empty before the first validation.
+        best_epoch: its epoch, the first is 0.
+        best_step: its optimizer step.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.best_metrics: dict[str, float] = {}
+        self.best_epoch: int | None = None
+        self.best_step: int | None = None
+        self.validated_step = -1
+        self._saved_step = 0
+        self._step_before_batch = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Notes the step, to see whether the batch ends with one."""
+        self._step_before_batch = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves last.ckpt if it is due and this is a place to go on from."""
+        due = trainer.global_step - self._saved_step >= self.every_n_steps
+        if due and self._is_between_steps(trainer) and not self._ends_stretch(trainer, batch_idx):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves best.ckpt if this validation is the best so far, then last.ckpt, which knows about it."""
+        if trainer.sanity_checking:
+            return
+        self.validated_step = trainer.global_step
+        self._save_best(trainer, pl_module)
+        if trainer.state.fn == "fit" and self._is_between_steps(trainer):
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves last.ckpt, so that a kill while testing costs no training."""
+        self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known about best.ckpt."""
+        return {
+            "best_metrics": self.best_metrics,
+            "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
+            "validated_step": self.validated_step,
+            "saved_step": self._saved_step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best_metrics = state_dict["best_metrics"]
+        self.best_epoch, self.best_step = state_dict["best_epoch"], state_dict["best_step"]
+        self.validated_step, self._saved_step = state_dict["validated_step"], state_dict["saved_step"]
+
+    def _is_between_steps(self, trainer: Trainer) -> bool:
+        """Tells that the last batch ended with an optimizer step, so that no gradient is kept for the next."""
+        return trainer.global_step > self._step_before_batch
+
+    def _ends_stretch(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Tells that the epoch ends or a validation may follow; a validation that does saves by itself."""
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return True
+        every = trainer.val_check_batch
+        if every is None or every == float("inf"):
+            return False
+        total = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        return (total + 1) % int(every) == 0
+
+    def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        monitor, sign = str(pl_module.monitor), -1 if pl_module.monitor_mode == "min" else 1
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if monitor not in metrics:
+            raise ValueError(f"the task monitors {monitor!r} but logged {', '.join(sorted(metrics)) or 'nothing'}")
+        # Written so that NaN never beats anything, and everything beats NaN.
+        best = self.best_metrics.get(monitor)
+        if best is not None and best == best and not sign * metrics[monitor] > sign * best:
+            return
+        self.best_metrics, self.best_epoch, self.best_step = metrics, trainer.current_epoch, trainer.global_step
+        self._save(trainer, "best.ckpt")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        self._saved_step = trainer.global_step
+        self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        """Saves on all processes; the first moves the complete file into place."""
+        path = Path(trainer.default_root_dir) / "checkpoints" / name
+        temporary = path.with_name(f"{name}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)

@@ -1,0 +1,41 @@
+"""Values that are checked before anything is built; parts with a constructor check their own."""
+
+from numbers import Real
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from un.runtime.errors import UserError
+
+# key -> (type, least value, other allowed values). Lightning meets wrong ones late or with a traceback.
+LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
+    "seed": (int, 0, ()),
+    "trainer.max_epochs": (int, 1, (-1, None)),
+    "trainer.max_steps": (int, 1, (-1,)),
+    "trainer.accumulate_grad_batches": (int, 1, ()),
+    "trainer.log_every_n_steps": (int, 1, ()),
+    "trainer.check_val_every_n_epoch": (int, 1, (None,)),
+    "trainer.gradient_clip_val": (Real, 0, (None,)),
+    "trainer.limit_train_batches": (Real, 0, (None,)),
+    "trainer.limit_val_batches": (Real, 0, (None,)),
+    "trainer.limit_test_batches": (Real, 0, (None,)),
+    "callbacks.checkpoints.every_n_steps": (int, 1, ()),
+}
+
+
+def check_config(config: DictConfig) -> None:
+    """Checks types and ranges.
+
+    Raises:
+        UserError: names the key, its value and what is allowed.
+    """
+    for key, (kind, least, others) in LIMITS.items():
+        value = OmegaConf.select(config, key)
+        if value in others or (value is None and key not in config):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or value < least:  # type: ignore[operator]
+            name = "an integer" if kind is int else "a number"
+            alternatives = "".join(f" or {'null' if other is None else other}" for other in others)
+            raise UserError(f"{key}={value} must be {name} of at least {least}{alternatives}")
+    if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
+        raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: give one of them")

@@ -1,0 +1,106 @@
+"""What `train.py` and `eval.py` share: mistakes of the user end in one line on stderr and exit code 2."""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from un.runtime.errors import UserError, describe_error, is_user_error
+from un.runtime.run_folder import register_resolvers
+
+CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
+WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
+EXIT_CODE = 2
+
+
+class ReportedError(UserError):
+    """A mistake in another process of a sweep, whose line was printed when its job ended."""
+
+
+_failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Calls a function made by `hydra.main` and ends the process."""
+    global _failed_jobs
+    _failed_jobs = []
+    register_resolvers()
+    sys.argv[1:] = [quote_override(argument) for argument in sys.argv[1:]]
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving with code 1
+    try:
+        main()
+    except ReportedError:
+        sys.exit(EXIT_CODE)
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_user_error(error):
+            raise
+        _print_error(error)
+        sys.exit(EXIT_CODE)
+    if _failed_jobs:
+        sys.exit(EXIT_CODE)
+
+
+def quote_override(argument: str) -> str:
+    """Quotes a value that holds "=", such as the path of a run folder, which Hydra's grammar takes only in quotes."""
+    key, separator, value = argument.partition("=")
+    if not separator or argument.startswith("-") or "=" not in value or value[0] in "'\"[{" or "(" in value:
+        return argument
+    return f"""{key}="{value.replace('"', chr(92) + '"')}\""""
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Prints a job's mistake when the job ends; a sweep goes on with its other jobs and fails at the end.
+
+    Hydra would add a line of its own to an exception that leaves a job of this process.
+    """
+    try:
+        yield
+    except Exception as error:
+        _write_to_log_file(traceback.format_exc())
+        if WANTS_TRACEBACK or not is_user_error(error):
+            raise
+        _print_error(error)
+        if _failed_jobs is None:
+            raise ReportedError(str(error)) from None
+        _failed_jobs.append(str(error))
+
+
+def _print_error(error: BaseException) -> None:
+    print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
+
+
+def _write_to_log_file(text: str) -> None:
+    """Writes a traceback to the run's log but not to the console."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, None, None))
+
+
+def _list_keys() -> list[str]:
+    """Returns every dotted key and group that can be overridden; nothing when the config itself is broken."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose(Path(sys.argv[0]).stem)
+    except Exception:
+        return []
+    groups = [path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir()]
+    return [*groups, *_flatten_keys(config)]
+
+
+def _flatten_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, config):
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _flatten_keys(node, f"{prefix}{key}.")

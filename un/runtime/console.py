@@ -1,0 +1,25 @@
+"""Keeps what libraries say apart from what a user needs to read."""
+
+import logging
+import warnings
+
+# Advice that does not apply: the loaders are in memory, and log_every_n_steps may be longer than a short epoch.
+IGNORED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*treespec, LeafSpec.*",
+    ".*exists and is not empty.*",
+)
+LIBRARY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+
+
+def quiet_libraries() -> None:
+    """Leaves only warnings of the libraries, each once and in the log, too."""
+    for name in LIBRARY_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = True
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    logging.captureWarnings(True)

@@ -1,0 +1,63 @@
+"""Turns what a user can get wrong into one line; imports neither torch nor Lightning, so that errors come fast."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+# Errors of these kinds name a wrong input. Everything else is a fault of the program and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
+USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not imported here
+UNEXPECTED_ARGUMENT = "unexpected keyword argument"
+
+
+class UserError(ValueError):
+    """A mistake of the user; the message is one line with the offending value and what is allowed."""
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the nearest allowed name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Tells whether an error is the user's to correct, so that one line is enough."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return is_user_error(error.__cause__)
+    known = isinstance(error, USER_ERRORS) or type(error).__name__ in USER_ERROR_NAMES
+    return known or (isinstance(error, TypeError) and UNEXPECTED_ARGUMENT in str(error))
+
+
+def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
+    """Returns one line for an error.
+
+    Args:
+        error: any exception for which `is_user_error` holds.
+        keys: dotted names of the config, from which the nearest is suggested for an unknown one.
+    """
+    if isinstance(error, MissingConfigException):
+        return _describe_missing_choice(error)
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        key = re.search(r"full_key: (\S+)", str(error))
+        return (f"{key.group(1)}: " if key else "") + describe_error(error.__cause__, keys)
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return f"there is no config key or group '{unknown.group(1)}'" + suggest(unknown.group(1), keys)
+    cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return " ".join((str(error) + cause).split()) or type(error).__name__
+
+
+def _describe_missing_choice(error: MissingConfigException) -> str:
+    """Returns the line for a group that has no option of that name."""
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not group or not options:
+        return " ".join(str(error).split())
+    return f"{group}={choice} is unknown{suggest(choice, options)} Allowed: {', '.join(options)}".replace(
+        "unknown Allowed", "unknown. Allowed"
+    )

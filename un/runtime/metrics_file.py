@@ -1,0 +1,117 @@
+"""metrics.csv: one row per logged step, and a resumed run writes the same file as one that never stopped.
+
+Lightning's own CSV logger deletes the file of an earlier process, and its row for a step comes after the checkpoint of
+that step, so that a kill in between loses the row. Here the row comes first, and the checkpoint says how many count.
+"""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+EVALUATION_PREFIXES = ("val/", "test/")
+FIRST_COLUMNS = ["epoch", "step"]
+
+
+class MetricsFile(Callback):
+    """Writes `<run folder>/metrics.csv`; every row has an epoch (the first is 0) and a step (optimizer steps done).
+
+    Training metrics have a row every `trainer.log_every_n_steps`, validation metrics one per validation. Cells of other
+    metrics are empty. The file is complete on disk after every row.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._rows = 0
+        self._columns: list[str] = []
+        self._last_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learns where the run folder is."""
+        self._path = Path(trainer.default_root_dir) / "metrics.csv"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drops rows of steps after the checkpoint this process started from."""
+        if trainer.is_global_zero:
+            self._keep_rows(self._rows)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes the row of this step if it is due; accumulated batches of one step have one row."""
+        step = trainer.global_step
+        if step == self._last_step or step % trainer.log_every_n_steps != 0:  # type: ignore[attr-defined]
+            return
+        self._last_step = step
+        metrics = trainer.logged_metrics
+        self.write(trainer, {k: v for k, v in metrics.items() if not k.startswith(EVALUATION_PREFIXES)})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the row of a validation."""
+        if not trainer.sanity_checking:
+            self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
+
+    def write(self, trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
+        """Appends a row."""
+        if not metrics or not trainer.is_global_zero:
+            return
+        row = {name: float(value) for name, value in sorted(metrics.items())}
+        self._append({"epoch": trainer.current_epoch, "step": trainer.global_step, **row})
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows belong to the checkpoint."""
+        return {"rows": self._rows, "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after that many rows."""
+        self._rows, self._last_step = state_dict["rows"], state_dict["last_step"]
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        assert self._path is not None
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = self._read()
+            self._columns += new
+            self._rewrite(rows)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+        self._rows += 1
+
+    def _keep_rows(self, number: int) -> None:
+        """Leaves the first rows and the columns which these use, as if nothing had come after."""
+        rows = self._read()[:number]
+        self._rows = len(rows)
+        used = {name for row in rows for name, value in row.items() if value}
+        header = list(rows[0]) if rows else []
+        self._columns = [name for name in header if name in used]
+        self._rewrite([{name: row[name] for name in self._columns} for row in rows])
+
+    def _read(self) -> list[dict[str, str]]:
+        assert self._path is not None
+        if not self._path.exists():
+            return []
+        with self._path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        assert self._path is not None
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if self._columns:
+                writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self._path)
+
+
+def log_values(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Sends values that no LightningModule logs to metrics.csv and to every logger."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, MetricsFile):
+            callback.write(trainer, values)
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=trainer.global_step)

@@ -1,0 +1,191 @@
+"""The folder of a run: its name, what it holds, and whether a config may continue in it.
+
+Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt, result.json (written last), and
+wandb/ or tensorboard/ where asked for. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from un.runtime.errors import UserError
+
+DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
+# Keys which change nothing about the science of a run, with everything below them.
+OTHER_KEYS = (
+    *("experiment", "ablation", "table", "force", "logger", "paths", "hydra"),
+    *("data.path", "data.num_workers"),
+    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("callbacks.watch_norms", "callbacks.metrics_file", "callbacks.progress", "callbacks.checkpoints"),
+)
+MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
+HASH_LENGTH = 10
+SHOWN_DIFFERENCES = 3
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What Hydra knows about a run and its config does not say.
+
+    Attributes:
+        folder: the run folder.
+        experiment: name of the experiment.
+        choices: chosen option by config group, e.g. {"norm": "un"}.
+        overrides: the overrides as typed.
+    """
+
+    folder: Path
+    experiment: str
+    choices: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def from_hydra(cls) -> RunIdentity:
+        """Reads the identity of the running job."""
+        hydra = HydraConfig.get()
+        choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None}
+        return cls(
+            Path(hydra.runtime.output_dir),
+            choices.get("experiment", DEFAULT_EXPERIMENT),
+            choices,
+            tuple(hydra.overrides.task),
+        )
+
+
+def register_resolvers() -> None:
+    """Makes `${run_name:}` and `${experiment_name:}` available to configs."""
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)
+
+
+def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
+    """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science."""
+    parts = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not _is_science(key.lstrip("+~")) or key in ("norm", "seed"):
+            continue
+        parts[key] = _sanitise(f"{key}={value}" if value else key)
+    middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
+    if len(middle) > MAX_NAME_LENGTH:
+        digest = hashlib.sha256(middle.encode()).hexdigest()[:HASH_LENGTH]
+        middle = f"{middle[: MAX_NAME_LENGTH - HASH_LENGTH - 1]}-{digest}"
+    return f"{_sanitise(experiment)}/{middle}/seed={seed}"
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        path: the folder; it is created by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.result = path / "result.json"
+        self.evaluation = path / "eval.json"
+        self.metrics = path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Takes the folder for this process until it ends.
+
+        Raises:
+            UserError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
+
+    def clear(self) -> None:
+        """Removes what an earlier run left, except the log."""
+        for name in ("result.json", "eval.json", "checkpoints", "metrics.csv", "config.yaml", "wandb", "tensorboard"):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes the resolved config, after checking that the folder does not hold a run of another one.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.config.exists():
+            self._check_same(self.read_config(), config)
+            return
+        temporary = self.config.with_suffix(".tmp")
+        OmegaConf.save(OmegaConf.create(dict(config)), temporary)
+        os.replace(temporary, self.config)
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads the resolved config.
+
+        Raises:
+            UserError: there is none, so the folder is no run folder.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+        loaded = OmegaConf.to_container(OmegaConf.load(self.config))
+        if not isinstance(loaded, dict):
+            raise UserError(f"{self.config} is no config: delete the folder or use force=true")
+        return {str(key): value for key, value in loaded.items()}
+
+    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        before, now = dict(_flatten(old)), dict(_flatten(new))
+        keys = sorted(key for key in before.keys() | now.keys() if _is_science(key))
+        changed = [key for key in keys if before.get(key) != now.get(key)]
+        if (before.get("data.path") is None) != (now.get("data.path") is None):
+            changed.append("data.path")  # generated data are not those of a folder
+        if changed:
+            listed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:SHOWN_DIFFERENCES]]
+            more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+            raise UserError(
+                f"{self.path} holds a run of another config ({'; '.join(listed)}{more}): "
+                "use force=true to start over or another paths.runs"
+            )
+
+
+def _is_science(key: str) -> bool:
+    return not any(re.match(rf"{re.escape(other)}(?:[./@]|$)", key) for other in OTHER_KEYS)
+
+
+def _sanitise(text: str) -> str:
+    """Leaves only characters that are harmless in a folder name."""
+    return re.sub(r"[^\w.,=+~@-]+", "_", text).strip("_")
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _resolve_run_name(*, _root_: DictConfig) -> str:
+    choices, overrides = _root_.hydra.runtime.choices, list(_root_.hydra.overrides.task)
+    return name_run(choices.get("experiment") or DEFAULT_EXPERIMENT, choices.get("norm"), overrides, _root_.seed)
+
+
+def _resolve_experiment(*, _root_: DictConfig) -> str:
+    return RunIdentity.from_hydra().experiment if HydraConfig.initialized() else DEFAULT_EXPERIMENT

@@ -1,0 +1,57 @@
+"""How long a run took and how many samples per second it trained."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+
+
+class Stopwatch(Callback):
+    """Counts training samples and seconds; both go on where a killed run's last checkpoint was."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.train_seconds = 0.0
+        self._earlier_seconds = 0.0
+        self._start = self._tick = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, with those of earlier processes."""
+        return self._earlier_seconds + time.monotonic() - self._start
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training samples per second, loading included, validation excluded; None before the first step."""
+        return self.samples / self.train_seconds if self.train_seconds > 0 else None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to count."""
+        self._tick = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts a batch, on all devices."""
+        now = time.monotonic()
+        self.samples += extract_batch_size(batch) * trainer.world_size
+        self.train_seconds += now - self._tick
+        self._tick = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the time of the validation out."""
+        self._tick = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to count where a run goes on in the middle of an epoch."""
+        self._tick = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far."""
+        return {"samples": self.samples, "train_seconds": self.train_seconds, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.samples, self.train_seconds = state_dict["samples"], state_dict["train_seconds"]
+        self._earlier_seconds = state_dict["seconds"]

@@ -1,0 +1,163 @@
+"""One training run, from config to result.json."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from un.reports.result import Result, read_result, write_result
+from un.runtime import environment
+from un.runtime.assembly import build, build_trainer
+from un.runtime.checkpoints import Checkpoints
+from un.runtime.console import quiet_libraries
+from un.runtime.divergence import DivergedError
+from un.runtime.errors import UserError
+from un.runtime.loggers import build_loggers
+from un.runtime.run_folder import RunFolder, RunIdentity
+from un.runtime.stopwatch import Stopwatch
+from un.runtime.weights import check_state, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, identity: RunIdentity | None = None) -> float | None:
+    """Trains, tests the best checkpoint and writes result.json; resumes where an earlier process was killed.
+
+    Args:
+        config: composed from configs/train.yaml.
+        identity: of the run; None asks Hydra.
+
+    Returns:
+        The best validation value of what the task monitors; None for a diverged run.
+    """
+    quiet_libraries()
+    identity = identity or RunIdentity.from_hydra()
+    folder = RunFolder(identity.folder)
+    finished = _open_folder(folder, config)
+    if finished is not None:
+        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, finished.status)
+        return None
+    data, module = build(config)
+    trainer = build_trainer(config, folder.path, build_loggers(config.logger, identity))
+    result = _run(config, identity, folder, data, module, trainer)
+    if trainer.is_global_zero:
+        write_result(result, folder.result)
+    log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
+    return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
+
+
+def _open_folder(folder: RunFolder, config: DictConfig) -> Result | None:
+    """Prepares the folder in the first process; returns the result if there is one."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return None  # started by a first process that has seen to the folder
+    folder.lock()
+    if config.force:
+        folder.clear()
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    folder.write_config({str(key): value for key, value in resolved.items()})
+    return read_result(folder.result) if folder.result.exists() else None
+
+
+def _run(
+    config: DictConfig,
+    identity: RunIdentity,
+    folder: RunFolder,
+    data: LightningDataModule,
+    module: LightningModule,
+    trainer: Trainer,
+) -> Result:
+    """Fits and tests; a non-finite loss ends both."""
+    resume = _check_last(folder, module)
+    metrics: dict[str, float] = {}
+    diverged_step = None
+    checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
+            trainer.validate(module, datamodule=data, verbose=False)
+        load_best(folder, module)
+        metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+    except DivergedError as error:
+        diverged_step = error.step
+        log.warning("stopped: %s", error)
+    facts = _describe_config(config, identity)
+    return Result(
+        status="finished" if diverged_step is None else "diverged",
+        **facts,
+        metrics={**checkpoints.best_metrics, **metrics},
+        best_epoch=checkpoints.best_epoch,
+        best_step=checkpoints.best_step,
+        diverged_step=diverged_step,
+        steps=trainer.global_step,
+        wall_time_seconds=stopwatch.seconds,
+        train_samples_per_second=stopwatch.samples_per_second,
+        parameters=_count_parameters(module.model),
+        peak_memory_bytes=environment.measure_peak_memory(),
+        git=environment.describe_git(),
+        packages=environment.list_packages(),
+        hardware=environment.describe_hardware(),
+    )
+
+
+def load_best(folder: RunFolder, module: LightningModule) -> None:
+    """Loads best.ckpt into the module.
+
+    Not by `Trainer.test(ckpt_path=...)`, which would take the callbacks back to that time, too.
+
+    Raises:
+        UserError: the file is missing, cut short or of another model.
+    """
+    checkpoint = read_checkpoint(folder.best)
+    if "state_dict" not in checkpoint:
+        raise UserError(f"{folder.best} is no checkpoint of a run")
+    module.on_load_checkpoint(checkpoint)
+    check_state(module, checkpoint["state_dict"], folder.best)
+    module.load_state_dict(checkpoint["state_dict"])
+
+
+def _check_last(folder: RunFolder, module: LightningModule) -> str | None:
+    """Returns the path of last.ckpt, if there is one, after making sure that it can be loaded."""
+    if not folder.last.exists():
+        return None
+    checkpoint = read_checkpoint(folder.last)
+    check_state(module, checkpoint.get("state_dict", {}), folder.last)
+    log.info("resuming %s after step %d", folder.path, checkpoint["global_step"])
+    return str(folder.last)
+
+
+def _describe_config(config: DictConfig, identity: RunIdentity) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
+    for group in ("norm", "model", "data"):
+        options = OmegaConf.to_container(config[group], resolve=True)
+        assert isinstance(options, dict)
+        plain = {str(key): value for key, value in options.items() if not str(key).startswith("_")}
+        groups[group] = {"choice": identity.choices.get(group, ""), **plain}
+    return {
+        "task": config.task._target_,
+        "experiment": identity.experiment,
+        "seed": config.seed,
+        "overrides": list(identity.overrides),
+        **groups,
+    }
+
+
+def _describe_metrics(result: Result) -> str:
+    if result.status == "diverged":
+        return f"the loss became non-finite at step {result.diverged_step}"
+    return "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if value is not None)
+
+
+def _count_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _find(trainer: Trainer, kind: type[Any]) -> Any:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, kind):
+            return callback
+    raise UserError(f"callbacks lacks {kind.__name__}, without which no run can be kept")
