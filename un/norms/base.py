@@ -150,13 +150,15 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
-def make_pair(name: str, value: Any) -> tuple[Any, Any]:
+def make_pair(name: str, value: Any, *, whole: bool = False) -> tuple[Any, Any]:
     """A (forward, backward) pair from one number or from two.
 
     Raises:
-        ValueError: for anything but a number or two of them.
+        ValueError: for anything but a number or two of them, or one that is not whole where `whole` is asked for.
     """
     pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair):
         raise ValueError(f"{name} must be a number or a (forward, backward) pair, got {value}")
+    if whole and not all(isinstance(v, int) for v in pair):
+        raise ValueError(f"{name} must be a whole number or two, got {value}")
     return pair

@@ -68,7 +68,7 @@ class MovingAverageBatchNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        self.window = make_pair("window", window)
+        self.window = make_pair("window", window, whole=True)
         for size in self.window:
             check_at_least("window", size, 1)
         check_at_least("warmup_steps", warmup_steps, 0)

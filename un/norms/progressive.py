@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from un.norms.base import Norm, check_at_least, check_choice, check_fraction
+from un.norms.base import Norm, check_at_least, check_choice, check_fraction, statistics_dtype
 from un.norms.batchnorm import RepBatchNorm
 from un.norms.rmsnorm import RMSNorm
 
@@ -60,7 +61,7 @@ class ProgressiveRepBatchNorm(Norm):
         check_choice("base", base, ("layernorm", "rmsnorm"))
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.start, self.calls_per_step = start, calls_per_step
-        self.base_norm: nn.Module
+        self.base_norm: RMSNorm | nn.LayerNorm
         if base == "rmsnorm":
             self.base_norm = RMSNorm(num_features, eps=eps, affine=affine, **place)
         else:
@@ -75,8 +76,17 @@ class ProgressiveRepBatchNorm(Norm):
         if not self.training:
             return self.rep_norm(x, pad_mask)
         share, mixing = self._advance()
-        y = share * self.base_norm(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
+        y = share * self._apply_base(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
         return y.to(x.dtype)
+
+    def _apply_base(self, x: Tensor) -> Tensor:
+        """The LN or RMSNorm of x in statistics precision, whatever the types of x and the parameters."""
+        base = self.base_norm
+        if isinstance(base, RMSNorm):
+            return base(x)
+        dtype = statistics_dtype(x.dtype)
+        weight, bias = (None if p is None else p.to(dtype) for p in (base.weight, base.bias))
+        return F.layer_norm(x.to(dtype), base.normalized_shape, weight, bias, base.eps)
 
     @torch.no_grad()
     def _advance(self) -> tuple[Tensor, Tensor]:
@@ -85,13 +95,13 @@ class ProgressiveRepBatchNorm(Norm):
         share = self._share()
         self.calls.add_(1)
         moves = self.calls % self.calls_per_step == 0
-        self.iter.sub_(moves & mixing & (self.iter > 0))
-        self.warm.sub_(moves & ~mixing)
+        self.iter.sub_((moves & mixing & (self.iter > 0)).long())
+        self.warm.sub_((moves & ~mixing).long())
         return share, mixing
 
     def _share(self) -> Tensor:
         """λ, the share of LN in the next training call."""
-        return torch.where(self.warm == 0, self.start * self.iter / self.total_step, 1.0)
+        return torch.where(self.warm == 0, self.start * self.iter.double() / self.total_step, 1.0)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """RepBN's inference map."""
@@ -107,7 +117,7 @@ class ProgressiveRepBatchNorm(Norm):
     def reset_parameters(self) -> None:
         """Sets parameters and buffers of both norms and the counters to their initial values."""
         super().reset_parameters()
-        self.base_norm.reset_parameters()  # type: ignore[operator]
+        self.base_norm.reset_parameters()
         self.rep_norm.reset_parameters()
 
     def watch(self) -> dict[str, Tensor]:

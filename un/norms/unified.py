@@ -97,7 +97,7 @@ class UnifiedNorm(Norm):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         self.switches = build_switches(**switches)
-        self.window = make_pair("window", window)
+        self.window = make_pair("window", window, whole=True)
         self.momentum = make_pair("momentum", momentum)
         self.warmup_steps = warmup_steps
         self.filtration = filtration
@@ -249,7 +249,7 @@ class UnifiedNorm(Norm):
         center, weight = moments.mean, torch.ones_like(moments.mean)
         if self.switches.centering == "window":
             ring, slot, raw = self.buffer_mean, phase.forward_slot, phase.forward_raw
-            write_slot(ring, slot, choose(usable, center, read_slot(ring, slot)))
+            write_slot(ring, slot, choose(usable, as_type(center, ring), read_slot(ring, slot)))
             weight = torch.where(raw, weight, 1 / self.window[0])
             center = torch.where(raw, center, average_slots(ring))
         center = choose(usable, center, self.running_mean)

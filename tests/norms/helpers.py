@@ -1,0 +1,57 @@
+"""Shared by the norm tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from un import norms
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+
+# Every norm with options that reach its interesting branches within a few calls.
+BUILDERS = {
+    "un": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, filtration=True, **k),
+    "un_paper": lambda c, **k: norms.UnifiedNorm(c, **paper_options(), filtration=True, **k),
+    "un_centered": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, centering="batch", **k),
+    "un_window_centered": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, centering="window", **k),
+    "batchnorm": norms.BatchNorm,
+    "powernorm": lambda c, **k: norms.PowerNorm(c, warmup_steps=3, num_groups=2 if c % 2 == 0 else 1, **k),
+    "powernorm_offline": lambda c, **k: norms.PowerNorm(c, warmup_steps=3, group_scaling=False, **k),
+    "mabn": lambda c, **k: norms.MovingAverageBatchNorm(c, window=4, warmup_steps=2, **k),
+    "rmsnorm": norms.RMSNorm,
+    "rep_batchnorm": norms.RepBatchNorm,
+    "prepbn": lambda c, **k: norms.ProgressiveRepBatchNorm(c, steps=3, layer_norm_steps=1, **k),
+    "dyt": norms.DynamicTanh,
+}
+STATISTICAL = [name for name in BUILDERS if name not in ("rmsnorm", "dyt")]
+
+
+def paper_options() -> dict:
+    """The switches of configs/norm/un_paper.yaml."""
+    text = yaml.safe_load((ROOT / "configs/norm/un_paper.yaml").read_text())
+    return {key: value for key, value in text.items() if key != "defaults"}
+
+
+def step(norm, x, grad, mask=None):
+    """One training call: output and gradients of input, weight and bias."""
+    norm.zero_grad()
+    x = x.clone().requires_grad_()
+    y = norm(x, mask)
+    y.backward(grad)
+    parameters = [None if p is None else p.grad for p in (norm.weight, norm.bias)]
+    return y.detach(), x.grad, *parameters
+
+
+def relative_error(ours, theirs) -> float:
+    ours, theirs = (torch.as_tensor(np.asarray(v)).double() for v in (ours, theirs))
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()
+
+
+def copy_state(norm):
+    return {name: value.clone() for name, value in norm.state_dict().items()}

@@ -1,0 +1,186 @@
+"""BN, RepBN, PRepBN, RMSNorm, DyT and calibration against torch or their own formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.norms.helpers import step
+from un.norms import (
+    BatchNorm,
+    DynamicTanh,
+    MovingAverageBatchNorm,
+    PowerNorm,
+    ProgressiveRepBatchNorm,
+    RepBatchNorm,
+    RMSNorm,
+    UnifiedNorm,
+    calibrate,
+)
+
+B, N, C = 4, 5, 6
+DOUBLE = {"dtype": torch.float64}
+
+
+def batches(count=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield tuple(torch.randn(B, N, C, generator=generator, **DOUBLE) * 2 + 1 for _ in range(2))
+
+
+def test_batchnorm_equals_torch():
+    ours, theirs = BatchNorm(C, **DOUBLE), nn.BatchNorm1d(C, **DOUBLE)
+    for x, grad in batches():
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y = ours(a)
+        z = theirs(b.flatten(0, 1)).view_as(b)
+        ours.zero_grad()
+        theirs.zero_grad()
+        y.backward(grad)
+        z.backward(grad)
+        for one, other in ((y, z), (a.grad, b.grad), (ours.weight.grad, theirs.weight.grad)):
+            assert torch.allclose(one, other, rtol=1e-11, atol=1e-13)
+    for key, value in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[key], value, rtol=1e-12), key
+    assert torch.allclose(ours.eval()(x), theirs.eval()(x.flatten(0, 1)).view_as(x), rtol=1e-12)
+
+
+def test_batchnorm_loads_a_torch_checkpoint():
+    theirs = nn.BatchNorm1d(C)
+    theirs(torch.randn(10, C))
+    ours = BatchNorm(C)
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.running_var, theirs.running_var)
+
+
+def test_batchnorm_gradient_is_exact_under_a_mask():
+    torch.manual_seed(0)
+    norm = BatchNorm(C, **DOUBLE)
+    nn.init.normal_(norm.weight)
+    x, grad = next(batches())
+    mask = torch.rand(B, N) < 0.4
+    _, ours, weight_grad, _ = step(norm, x, grad, mask)
+    x.requires_grad_()
+    weight = norm.weight.detach().clone().requires_grad_()
+    mean, variance = x[~mask].mean(0), x[~mask].var(0, correction=0)
+    theirs = torch.autograd.grad(weight * (x - mean) / (variance + norm.eps).sqrt(), (x, weight), grad)
+    assert torch.allclose(ours, theirs[0], rtol=1e-10, atol=1e-12)
+    assert torch.allclose(weight_grad, theirs[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.0, -0.5])
+def test_rep_batchnorm_is_batchnorm_plus_a_multiple(eta):
+    ours, plain = RepBatchNorm(C, initial_eta=eta, **DOUBLE), BatchNorm(C, **DOUBLE)
+    for x, grad in batches():
+        ours.zero_grad()
+        a = step(ours, x, grad)
+        b = step(plain, x, grad)
+        assert torch.allclose(a[0], b[0] + eta * x)
+        assert torch.allclose(a[1], b[1] + eta * grad)
+        assert torch.allclose(ours.eta.grad, (grad * x).sum())
+    assert torch.allclose(ours.eval()(x), plain.eval()(x) + eta * x)
+
+
+def test_rep_batchnorm_language_variant_starts_at_zero():
+    norm = RepBatchNorm(C, initial_eta=0.0, initial_weight=0.0)
+    assert (norm(torch.randn(B, N, C)) == 0).all()
+    nn.init.ones_(norm.weight)
+    norm.reset_parameters()
+    assert (norm.weight == 0).all()
+
+
+@pytest.mark.parametrize("base", ["layernorm", "rmsnorm"])
+def test_progressive_counters_and_mixture(base):
+    """w = 2, T = 5: two calls of pure LN, then λ = 1, 0.8, ..., 0 and it stays 0."""
+    norm = ProgressiveRepBatchNorm(C, steps=5, layer_norm_steps=2, base=base, **DOUBLE)
+    rep = RepBatchNorm(C, **DOUBLE)
+    shares = [1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0]
+    for call, (share, (x, _)) in enumerate(zip(shares, batches(len(shares)), strict=True)):
+        assert norm.watch()["layer_norm_share"].item() == pytest.approx(share)
+        y = norm(x)
+        if call < 2:
+            assert norm.rep_norm.num_batches_tracked == 0  # untouched before the first mixed call
+            expected = norm.base_norm(x)
+        else:
+            expected = share * norm.base_norm(x) + (1 - share) * rep(x)
+            assert torch.allclose(norm.rep_norm.running_var, rep.running_var)
+        assert torch.allclose(y, expected, rtol=1e-12)
+    assert norm.iter == 0
+    assert torch.allclose(norm.eval()(x), rep.eval()(x))
+
+
+def test_progressive_inference_is_rep_batchnorm_whatever_the_share():
+    norm = ProgressiveRepBatchNorm(C, steps=100, **DOUBLE)
+    x, _ = next(batches())
+    norm(x)
+    norm.eval()
+    scale, shift = norm.affine()
+    assert torch.allclose(norm(x), scale * x + shift)
+    assert not torch.allclose(norm(x), norm.base_norm(x))
+
+
+def test_progressive_counts_once_in_several_calls():
+    norm = ProgressiveRepBatchNorm(C, steps=5, calls_per_step=2)
+    seen = []
+    for _ in range(6):
+        norm(torch.randn(B, N, C))
+        seen.append(norm.iter.item())
+    assert seen == [5, 4, 4, 3, 3, 2]
+
+
+def test_progressive_takes_the_replaced_weights_into_its_layernorm():
+    norm = ProgressiveRepBatchNorm(C)
+    norm.copy_affine(torch.full((C,), 3.0), torch.full((C,), 2.0))
+    assert (norm.base_norm.weight == 3).all()
+    assert (norm.base_norm.bias == 2).all()
+
+
+def test_rmsnorm_equals_torch():
+    ours, theirs = RMSNorm(C, **DOUBLE), nn.RMSNorm(C, eps=1e-6, **DOUBLE)
+    x, _ = next(batches())
+    assert torch.allclose(ours(x), theirs(x), rtol=1e-13)
+    assert ours.bias is None
+
+
+def test_rmsnorm_statistics_of_half_input_are_float32():
+    x = torch.full((2, C), 3e3, dtype=torch.float16)  # its square overflows float16
+    assert torch.allclose(RMSNorm(C)(x).float(), torch.ones(2, C), atol=1e-2)
+
+
+def test_dynamic_tanh():
+    norm = DynamicTanh(C, initial_alpha=0.7, **DOUBLE)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, _ = next(batches())
+    assert torch.allclose(norm(x), norm.weight * torch.tanh(0.7 * x) + norm.bias)
+    assert DynamicTanh(C, bias=False).bias is None
+
+
+def test_powernorm_groups_must_divide():
+    with pytest.raises(ValueError, match="num_groups must divide num_features = 6, got 4"):
+        PowerNorm(6, num_groups=4)
+
+
+@pytest.mark.parametrize("build", [UnifiedNorm, BatchNorm, MovingAverageBatchNorm, PowerNorm, RepBatchNorm])
+@pytest.mark.parametrize("masked", [False, True])
+def test_calibration_pools_over_batches(build, masked):
+    norm = build(C, **DOUBLE)
+    xs = [x for x, _ in batches(3)]
+    masks = [torch.rand(B, N, generator=torch.Generator().manual_seed(i)) < 0.3 for i in range(3)]
+    run = (lambda m, b: m(b[0], pad_mask=b[1])) if masked else (lambda m, b: m(b[0]))
+    assert calibrate(norm, zip(xs, masks, strict=True), run) == 1
+    rows = torch.cat([x[~m] if masked else x.flatten(0, 1) for x, m in zip(xs, masks, strict=True)])
+    if isinstance(norm, PowerNorm):
+        rows = norm.scale_groups(rows)
+        assert torch.allclose(norm.running_phi.flatten(), rows.square().mean(0))
+    elif isinstance(norm, BatchNorm):
+        assert torch.allclose(norm.running_mean, rows.mean(0))
+        assert torch.allclose(norm.running_var, rows.var(0, correction=0))
+    else:
+        assert torch.allclose(norm.running_var.flatten(), rows.square().mean(0))
+
+
+def test_calibration_needs_norms_and_batches():
+    with pytest.raises(ValueError, match="no norm with running statistics"):
+        calibrate(nn.Linear(2, 2), [])
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(BatchNorm(C), [])
