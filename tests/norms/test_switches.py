@@ -4,6 +4,7 @@ A scenario of 12 calls with one spike is run with the default and with one switc
 """
 
 import math
+import re
 
 import pytest
 import torch
@@ -253,7 +254,7 @@ def test_s20_gradient_through_the_mean_is_exact(centering):
 
 
 def test_s20_window_mean_passes_its_share_of_the_gradient():
-    """Past warm-up the mean is that of 4 batches: of the summed gradient of the centred rows a quarter is taken away."""
+    """Past warm-up the mean is that of 4 batches: a quarter of the centred rows' summed gradient is taken away."""
     norm = Trace(centering="window", filtration=False, spike=False, compensation="none").norm
     x = torch.randn(B, N, C, dtype=torch.float64, requires_grad=True)
     grad = torch.randn_like(x)
@@ -292,7 +293,6 @@ def test_s20_inference_uses_the_running_mean():
     ],
 )
 def test_bad_options_say_what_is_allowed(options, words):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
         UnifiedNorm(C, **options)
-    assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -14,8 +14,8 @@ from un.norms.passes import reduce_products
 class Moments(NamedTuple):
     """Statistics over the rows that count.
 
-    `square` (C,) is the mean of squares, around `mean` if that is not None; `num_rows` is |V|, an int where the host knows
-    it and a tensor without axes otherwise.
+    `square` (C,) is the mean of squares, around `mean` if that is not None; `num_rows` is |V|, an int where the host
+    knows it and a tensor without axes otherwise.
     """
 
     square: Tensor
