@@ -4,15 +4,15 @@ import hydra
 from omegaconf import DictConfig
 
 from un.runtime.cli import report_errors, run_main
+from un.runtime.start import start_run
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Runs one composed config; Hydra calls it once per job of a sweep."""
     with report_errors():
-        from un.runtime.training import train  # imports torch, which --help and --cfg do without
-
-        return train(config)
+        return start_run(config)
+    return None
 
 
 if __name__ == "__main__":

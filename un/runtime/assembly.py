@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
-from un.runtime.checks import check_config
 from un.runtime.errors import UserError, suggest
 from un.runtime.weights import check_state, drop_other_head, read_model_weights
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
@@ -33,7 +32,6 @@ def build(config: DictConfig) -> tuple[LightningDataModule, LightningModule]:
     Raises:
         UserError, ValueError: a wrong value or name; nothing heavy is built before the values are checked.
     """
-    check_config(config)
     factory = build_norm_factory(config.norm)
     seed_everything(config.seed, verbose=False)
     data = build_part(config, "data")

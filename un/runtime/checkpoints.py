@@ -39,10 +39,11 @@ class Checkpoints(Checkpoint):
         self.validated_step = -1
         self._saved_step = 0
         self._step_before_batch = 0
+        self._epoch = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes the step, to see whether the batch ends with one."""
-        self._step_before_batch = trainer.global_step
+        """Notes step and epoch; Lightning advances the epoch when a training ends inside one."""
+        self._step_before_batch, self._epoch = trainer.global_step, trainer.current_epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,6 +74,7 @@ class Checkpoints(Checkpoint):
             "best_step": self.best_step,
             "validated_step": self.validated_step,
             "saved_step": self._saved_step,
+            "epoch": self._epoch,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -80,6 +82,7 @@ class Checkpoints(Checkpoint):
         self.best_metrics = state_dict["best_metrics"]
         self.best_epoch, self.best_step = state_dict["best_epoch"], state_dict["best_step"]
         self.validated_step, self._saved_step = state_dict["validated_step"], state_dict["saved_step"]
+        self._epoch = state_dict["epoch"]
 
     def _is_between_steps(self, trainer: Trainer) -> bool:
         """Tells that the last batch ended with an optimizer step, so that no gradient is kept for the next."""
@@ -104,7 +107,7 @@ class Checkpoints(Checkpoint):
         best = self.best_metrics.get(monitor)
         if best is not None and best == best and not sign * metrics[monitor] > sign * best:
             return
-        self.best_metrics, self.best_epoch, self.best_step = metrics, trainer.current_epoch, trainer.global_step
+        self.best_metrics, self.best_epoch, self.best_step = metrics, self._epoch, trainer.global_step
         self._save(trainer, "best.ckpt")
 
     def _save_last(self, trainer: Trainer) -> None:

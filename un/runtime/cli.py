@@ -13,10 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from un.runtime.errors import UserError, describe_error, is_user_error
+from un.runtime.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
 from un.runtime.run_folder import register_resolvers
 
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 EXIT_CODE = 2
@@ -34,7 +33,7 @@ def run_main(main: Callable[[], Any]) -> None:
     global _failed_jobs
     _failed_jobs = []
     register_resolvers()
-    sys.argv[1:] = [quote_override(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
     os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving with code 1
     try:
         main()
@@ -47,6 +46,11 @@ def run_main(main: Callable[[], Any]) -> None:
         sys.exit(EXIT_CODE)
     if _failed_jobs:
         sys.exit(EXIT_CODE)
+
+
+def sort_arguments(arguments: list[str]) -> list[str]:
+    """Moves `-m` to the front: behind an override, argparse takes the overrides after it for unknown arguments."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def quote_override(argument: str) -> str:

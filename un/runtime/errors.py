@@ -3,10 +3,12 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 # Errors of these kinds name a wrong input. Everything else is a fault of the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
 USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not imported here
@@ -54,10 +56,12 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
 
 def _describe_missing_choice(error: MissingConfigException) -> str:
     """Returns the line for a group that has no option of that name."""
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or ())
-    if not group or not options:
+    name = error.missing_cfg_file or ""
+    if not error.options:  # one of several choices, as in logger=[csv,x]
+        found = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+        name = found.group(1) if found else ""
+    group, _, choice = name.rpartition("/")
+    options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")) if group else []
+    if not options:
         return " ".join(str(error).split())
-    return f"{group}={choice} is unknown{suggest(choice, options)} Allowed: {', '.join(options)}".replace(
-        "unknown Allowed", "unknown. Allowed"
-    )
+    return f"{group}={choice} is unknown{suggest(choice, options) or '.'} Allowed: {', '.join(options)}"

@@ -29,6 +29,7 @@ class MetricsFile(Callback):
         self._rows = 0
         self._columns: list[str] = []
         self._last_step = -1
+        self._epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learns where the run folder is."""
@@ -38,6 +39,10 @@ class MetricsFile(Callback):
         """Drops rows of steps after the checkpoint this process started from."""
         if trainer.is_global_zero:
             self._keep_rows(self._rows)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Notes the epoch, which Lightning advances when a training ends inside one."""
+        self._epoch = trainer.current_epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,15 +65,15 @@ class MetricsFile(Callback):
         if not metrics or not trainer.is_global_zero:
             return
         row = {name: float(value) for name, value in sorted(metrics.items())}
-        self._append({"epoch": trainer.current_epoch, "step": trainer.global_step, **row})
+        self._append({"epoch": self._epoch, "step": trainer.global_step, **row})
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows belong to the checkpoint."""
-        return {"rows": self._rows, "last_step": self._last_step}
+        return {"rows": self._rows, "last_step": self._last_step, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after that many rows."""
-        self._rows, self._last_step = state_dict["rows"], state_dict["last_step"]
+        self._rows, self._last_step, self._epoch = state_dict["rows"], state_dict["last_step"], state_dict["epoch"]
 
     def _append(self, row: Mapping[str, float]) -> None:
         assert self._path is not None

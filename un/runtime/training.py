@@ -6,10 +6,9 @@ import logging
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from un.reports.result import Result, read_result, write_result
+from un.reports.result import Result, write_result
 from un.runtime import environment
 from un.runtime.assembly import build, build_trainer
 from un.runtime.checkpoints import Checkpoints
@@ -24,43 +23,25 @@ from un.runtime.weights import check_state, read_checkpoint
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, identity: RunIdentity | None = None) -> float | None:
+def train(config: DictConfig, identity: RunIdentity) -> float | None:
     """Trains, tests the best checkpoint and writes result.json; resumes where an earlier process was killed.
 
     Args:
         config: composed from configs/train.yaml.
-        identity: of the run; None asks Hydra.
+        identity: of the run; its folder is ready (`un.runtime.start`).
 
     Returns:
         The best validation value of what the task monitors; None for a diverged run.
     """
     quiet_libraries()
-    identity = identity or RunIdentity.from_hydra()
     folder = RunFolder(identity.folder)
-    finished = _open_folder(folder, config)
-    if finished is not None:
-        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, finished.status)
-        return None
-    data, module = build(config)
     trainer = build_trainer(config, folder.path, build_loggers(config.logger, identity))
+    data, module = build(config)
     result = _run(config, identity, folder, data, module, trainer)
     if trainer.is_global_zero:
         write_result(result, folder.result)
     log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
     return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
-
-
-def _open_folder(folder: RunFolder, config: DictConfig) -> Result | None:
-    """Prepares the folder in the first process; returns the result if there is one."""
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return None  # started by a first process that has seen to the folder
-    folder.lock()
-    if config.force:
-        folder.clear()
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    folder.write_config({str(key): value for key, value in resolved.items()})
-    return read_result(folder.result) if folder.result.exists() else None
 
 
 def _run(

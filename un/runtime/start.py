@@ -1,0 +1,54 @@
+"""The first steps of a run, before torch is imported: a mistake or a finished run costs one second, not ten."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+from un.reports.result import Result, read_result
+from un.runtime.checks import check_config
+from un.runtime.run_folder import RunFolder, RunIdentity
+
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, Slurm and Lightning's own launcher
+log = logging.getLogger(__name__)
+
+
+def start_run(config: DictConfig) -> float | None:
+    """Trains what a config composed from configs/train.yaml says, unless its folder holds a result already.
+
+    Returns:
+        The best validation value of what the task monitors, for Hydra's optimizing sweepers; None for a run that
+        diverged or was finished before.
+
+    Raises:
+        UserError: a value out of range, or a folder that is in use or holds a run of another config.
+    """
+    check_config(config)
+    identity = RunIdentity.from_hydra()
+    folder = RunFolder(identity.folder)
+    if is_first_process():
+        finished = open_folder(folder, config)
+        if finished is not None:
+            log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, finished.status)
+            return None
+    from un.runtime.training import train
+
+    return train(config, identity)
+
+
+def open_folder(folder: RunFolder, config: DictConfig) -> Result | None:
+    """Takes the folder, writes the resolved config and returns the result of an earlier start, if there is one."""
+    folder.lock()
+    if config.force:
+        folder.clear()
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    folder.write_config({str(key): value for key, value in resolved.items()})
+    return read_result(folder.result) if folder.result.exists() else None
+
+
+def is_first_process() -> bool:
+    """Tells whether this is the only or the first of several processes of a run."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
