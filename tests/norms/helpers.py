@@ -13,6 +13,8 @@ from un import norms
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
+C = 6  # channels
+
 # Every norm with options that reach its interesting branches within a few calls.
 BUILDERS = {
     "un": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, filtration=True, **k),
@@ -55,3 +57,12 @@ def relative_error(ours, theirs) -> float:
 
 def copy_state(norm):
     return {name: value.clone() for name, value in norm.state_dict().items()}
+
+
+def advance(norm, calls=5, seed=1):
+    """Some training calls on random batches."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.get_default_dtype()
+    for _ in range(calls):
+        x = torch.randn(4, 3, C, generator=generator, dtype=dtype)
+        step(norm, x, torch.randn(4, 3, C, generator=generator, dtype=dtype))

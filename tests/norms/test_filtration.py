@@ -4,11 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from un.norms import Switches
 from un.norms.filtration import find_outliers, measure_gap, measure_threshold
 
 
+def population_threshold(ring, scope, factor=None):
+    switches = Switches(threshold_scope=scope, threshold_divisor="population", threshold_factor=factor)
+    return measure_threshold(ring, switches)
+
+
 def fires(ring, scope, factor=None):
-    threshold = measure_threshold(ring, scope=scope, divisor="population", factor=factor or ring.shape[0])
+    threshold = population_threshold(ring, scope, factor)
     return bool(find_outliers(measure_gap(ring), threshold * (1 + 1e-9) + 1e-12, "any"))
 
 
@@ -28,7 +34,7 @@ def test_per_channel_threshold_on_the_same_window_never_fires(window, channels, 
 
 def test_the_bound_is_reached_where_one_entry_is_zero():
     ring = torch.tensor([[0.0], [1.0], [1.0], [1.0]], dtype=torch.float64)
-    threshold = measure_threshold(ring, scope="channel", divisor="population", factor=4)
+    threshold = population_threshold(ring, "channel")
     assert torch.allclose(measure_gap(ring), threshold)
 
 
@@ -37,9 +43,9 @@ def test_pooling_over_channels_suffices_to_fire():
     ring = torch.ones(4, 384, dtype=torch.float64)
     ring[3, 0] = 1600
     assert round(measure_gap(ring)[0].item()) == 394
-    pooled = measure_threshold(ring, scope="layer", divisor="population", factor=4)
+    pooled = population_threshold(ring, "layer")
     assert round(pooled.item(), 2) == 3.96
-    assert round(measure_threshold(ring, scope="channel", divisor="population", factor=4)[0].item()) == 1141
+    assert round(population_threshold(ring, "channel")[0].item()) == 1141
     assert fires(ring, "layer")
     assert not fires(ring, "channel")
 
@@ -47,5 +53,5 @@ def test_pooling_over_channels_suffices_to_fire():
 def test_a_nonfinite_entry_switches_the_test_off():
     ring = torch.ones(4, 3)
     ring[1, 1] = float("nan")
-    threshold = measure_threshold(ring, scope="layer", divisor="sample", factor=4)
+    threshold = measure_threshold(ring, Switches())
     assert not find_outliers(measure_gap(ring), threshold, "any")

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from un.norms.switches import Switches
 from un.norms.window import average_geometrically, average_slots
 
 
-def measure_threshold(ring: Tensor, *, scope: str, divisor: str, factor: float) -> Tensor:
-    """Factor * variance of sqrt(ring) for ring (M, C).
-
-    Args:
-        ring: the window of second moments.
-        scope: `layer` pools all M * C values into one scalar (official), `channel` gives (C,).
-        divisor: `sample` divides by one less than the number of values (official), `population` by that number.
-        factor: M in the paper.
-    """
-    correction = 1 if divisor == "sample" else 0
+def measure_threshold(ring: Tensor, switches: Switches) -> Tensor:
+    """M times the variance of sqrt(ring) for ring (M, C): a scalar for the layer, or (C,) (S6, S7)."""
+    correction = 1 if switches.threshold_divisor == "sample" else 0
     roots = ring.sqrt()
-    variance = roots.var(correction=correction) if scope == "layer" else roots.var(0, correction=correction)
-    return factor * variance
+    pooled = switches.threshold_scope == "layer"
+    variance = roots.var(correction=correction) if pooled else roots.var(0, correction=correction)
+    return variance * (ring.shape[0] if switches.threshold_factor is None else switches.threshold_factor)
 
 
 def measure_gap(ring: Tensor) -> Tensor:

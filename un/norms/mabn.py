@@ -69,8 +69,7 @@ class MovingAverageBatchNorm(Norm):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         self.window = make_pair("window", window, whole=True)
-        for size in self.window:
-            check_at_least("window", size, 1)
+        check_at_least("window", min(self.window), 1)
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("momentum", momentum)
         self.warmup_steps, self.momentum, self.sync = warmup_steps, momentum, sync

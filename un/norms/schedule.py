@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from un.norms.switches import Switches
+
 # The official code switches the compensation ratio on after this many calls at the earliest (S2, MABN too).
 COMPENSATION_START = 1000
 
@@ -48,3 +50,14 @@ class Schedule:
                 self._constants[iters.device] = constants  # type: ignore[assignment]
         windows, limits = constants  # type: ignore[misc]
         return Phase(*(iters % windows).unbind(), *(iters <= limits).unbind())
+
+
+def make_schedule(windows: tuple[int, int], warmup_steps: int, switches: Switches) -> Schedule:
+    """UN's schedule (S2, S4): smooth once the window was passed and filter from W on, or both on a full window."""
+    if switches.smoothing_start == "full_window":
+        raw_until = (max(windows[0], warmup_steps) - 1, max(windows[1], warmup_steps) - 1)
+        unfiltered_until = raw_until[0]
+    else:
+        raw_until = (max(windows[0], warmup_steps - 1), max(windows[1], warmup_steps - 1))
+        unfiltered_until = warmup_steps - 1
+    return Schedule(windows, raw_until, max(switches.compensation_start, warmup_steps), unfiltered_until)

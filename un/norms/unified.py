@@ -29,7 +29,7 @@ from un.norms.moments import (
     sum_over_processes,
 )
 from un.norms.passes import Coefficients, normalize
-from un.norms.schedule import Phase, Schedule
+from un.norms.schedule import Phase, make_schedule
 from un.norms.switches import build_switches
 from un.norms.window import average_slots, average_window, read_slot, write_slot
 
@@ -99,10 +99,8 @@ class UnifiedNorm(Norm):
         self.switches = build_switches(**switches)
         self.window = make_pair("window", window, whole=True)
         self.momentum = make_pair("momentum", momentum)
-        self.warmup_steps = warmup_steps
-        self.filtration = filtration
-        for size in self.window:
-            check_at_least("window", size, 1)
+        self.warmup_steps, self.filtration = warmup_steps, filtration
+        check_at_least("window", min(self.window), 1)
         for value in self.momentum:
             check_fraction("momentum", value)
         check_at_least("warmup_steps", warmup_steps, 0)
@@ -115,7 +113,7 @@ class UnifiedNorm(Norm):
         if self.switches.centering != "none":
             self.register_state("running_mean", 0, num_features)
             self.register_state("buffer_mean", 0, self.window[0], num_features)
-        self.schedule = self._make_schedule()
+        self.schedule = make_schedule(self.window, warmup_steps, self.switches)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the statistics.
@@ -174,11 +172,10 @@ class UnifiedNorm(Norm):
         if not self.filtration:
             write_slot(ring, slot, entry)
             return torch.where(phase.forward_raw, q, average_window(ring, switches.forward_average, q)), None
-        threshold = self._threshold() if switches.threshold_window == "before" else None  # F3
+        before = measure_threshold(ring, switches) if switches.threshold_window == "before" else None  # F3
         write_slot(ring, slot, entry)  # F4
-        filtered = find_outliers(
-            measure_gap(ring), self._threshold() if threshold is None else threshold, switches.filter_decision
-        )
+        threshold = measure_threshold(ring, switches) if before is None else before
+        filtered = find_outliers(measure_gap(ring), threshold, switches.filter_decision)
         filtered = choose(usable, filtered & ~phase.unfiltered, torch.zeros_like(filtered))
         self.skip_counter.add_(filtered.any())
         kept = {"running": self.running_var, "batch": entry, "keep": old}[switches.filtered_moment]
@@ -221,7 +218,9 @@ class UnifiedNorm(Norm):
     def _smooth_gradient(self, p: Tensor, step: _Step) -> Tensor:
         """B3 to B6: takes p into window and running average and returns κ."""
         switches, ring, slot, average = self.switches, self.buffer_gz, step.phase.backward_slot, self.ema_gz
-        usable, raw = self._find_usable_gradient(p, step), step.phase.backward_raw
+        usable, raw = step.usable, step.phase.backward_raw
+        if switches.reject_nonfinite:
+            usable = is_finite(p) if usable is None else usable & is_finite(p)
         old = read_slot(ring, slot)
         drop = torch.ones_like(raw) if self._is_unsmoothed() else step.filtered
         entry = as_type(p, ring)
@@ -263,13 +262,6 @@ class UnifiedNorm(Norm):
             return count_usable(moments, self.nonfinite_counter)
         return None if isinstance(moments.num_rows, int) and moments.num_rows else has_rows(moments)
 
-    def _find_usable_gradient(self, p: Tensor, step: _Step) -> Tensor | None:
-        """Whether the batch's gradient statistic may enter the state."""
-        if not self.switches.reject_nonfinite:
-            return step.usable
-        finite = is_finite(p)
-        return finite if step.usable is None else finite & step.usable
-
     def _find_corrected_rows(self, mask: Tensor | None) -> Tensor | None:
         """Rows (R, 1) that take part in the gradient statistic; None for all."""
         switches = self.switches
@@ -279,28 +271,9 @@ class UnifiedNorm(Norm):
             excluded = switches.pad_gradient == "excluded"
         return None if mask is None or not excluded else mask.logical_not().unsqueeze(-1)
 
-    def _threshold(self) -> Tensor:
-        switches = self.switches
-        factor = self.window[0] if switches.threshold_factor is None else switches.threshold_factor
-        return measure_threshold(
-            self.buffer_x2, scope=switches.threshold_scope, divisor=switches.threshold_divisor, factor=factor
-        )
-
     def _is_unsmoothed(self) -> bool:
         """F5: with a window of 1 the official code drops smoothing in every call (this is PN-V)."""
         return self.window[0] == 1 and self.switches.single_window == "unsmoothed"
-
-    def _make_schedule(self) -> Schedule:
-        """S2 and S4: until which t statistics are raw, uncompensated and unfiltered."""
-        full_window = self.switches.smoothing_start == "full_window"
-        warmup = self.warmup_steps
-        forward_raw, backward_raw = (
-            max(size, warmup) - 1 if full_window else max(size, warmup - 1) for size in self.window
-        )
-        uncompensated = max(self.switches.compensation_start, warmup)
-        return Schedule(
-            self.window, (forward_raw, backward_raw), uncompensated, forward_raw if full_window else warmup - 1
-        )
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
