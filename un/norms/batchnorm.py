@@ -78,13 +78,12 @@ class BatchNorm(Norm):
         self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
-        rows = x.reshape(-1, self.num_features)
+        rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        step = self._observe(measure_moments(rows.detach(), mask, centered=True, sync=self.sync), update)
+        step = self._observe(measure_moments(rows, mask, centered=True, sync=self.sync), update)
         rule = partial(self._differentiate, step)
         corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
-        y = normalize(rows, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=corrected)
-        return y.view(x.shape)
+        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=corrected)
 
     @torch.no_grad()
     def _observe(self, moments: Moments, update: Tensor | None) -> _Step:
@@ -100,7 +99,6 @@ class BatchNorm(Norm):
         self.num_batches_tracked.add_(tracked)
         return _Step((variance + self.eps).rsqrt_(), mean, usable, count)
 
-    @torch.no_grad()
     def _differentiate(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
         """The exact gradient: a row that counted loses its share of the summed gradients of mean and variance."""
         outer = step.scale if self.weight is None else step.scale * self.weight

@@ -86,12 +86,12 @@ class MovingAverageBatchNorm(Norm):
         self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
-        rows = x.reshape(-1, self.num_features)
+        rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        moments = measure_moments(rows.detach(), mask, sync=self.sync)
+        moments = measure_moments(rows, mask, sync=self.sync)
         scale, ratio, phase, usable = self._observe(moments)
         rule = partial(self._correct_gradient, scale, ratio, phase, usable, max(len(rows), 1))
-        return normalize(rows, self.weight, self.bias, scale * ratio, rule).view(x.shape)
+        return normalize(x, self.weight, self.bias, scale * ratio, rule)
 
     @torch.no_grad()
     def _observe(self, moments: Moments) -> tuple[Tensor, Tensor, Phase, Tensor]:
@@ -108,7 +108,6 @@ class MovingAverageBatchNorm(Norm):
         running.lerp_(as_type(s, running), 1 - self.momentum)
         return scale, ratio, phase, usable
 
-    @torch.no_grad()
     def _correct_gradient(
         self, scale: Tensor, ratio: Tensor, phase: Phase, usable: Tensor, count: int, products: Tensor, total: Tensor
     ) -> Coefficients:

@@ -79,20 +79,22 @@ class _Normalize(torch.autograd.Function):
         shift = bias
         if mean is not None:
             shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-        ctx.save_for_backward(x)
+        rows = x.reshape(-1, x.shape[-1])  # views inside the function cost no autograd nodes
+        ctx.save_for_backward(rows)
         ctx.mean, ctx.corrected, ctx.rule = mean, corrected, rule
         ctx.parameter_types = [None if p is None else p.dtype for p in (weight, bias)]
-        return apply_scale(x, scale, shift)
+        return apply_scale(rows, scale, shift).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
+        shape, grad = grad.shape, grad.reshape(x.shape)
         products, total = reduce_products(grad, x, ctx.mean)
         outer, inner, offset, weight_grad = ctx.rule(products, total)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected)
+            x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected).view(shape)
         weight_type, bias_type = ctx.parameter_types
         return (
             x_grad,
@@ -139,7 +141,7 @@ def normalize(
     Saves x and nothing else of its size. The sums the rule receives run over all rows.
 
     Args:
-        x: (R, C).
+        x: (..., C).
         weight: (C,) or None for 1.
         bias: (C,) or None for 0.
         factor: (C,), a constant to autograd.

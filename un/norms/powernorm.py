@@ -91,15 +91,15 @@ class PowerNorm(Norm):
         x = self.scale_groups(x)
         if not self.training:
             return self._apply_running(x)
-        rows = x.reshape(-1, self.num_features)
+        rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        moments = measure_moments(rows.detach(), mask, sync=self.sync)
+        moments = measure_moments(rows, mask, sync=self.sync)
         # The gradient statistic runs over all rows, padded ones too (official code).
-        all_rows = moments if mask is None else measure_moments(rows.detach(), None, sync=self.sync)
+        all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
         factor, usable = self._observe(moments)
         batch_scale = (choose(usable, moments.square, self.running_phi.view(-1)) + self.eps).rsqrt_()
         rule = partial(self._correct_gradient, factor, batch_scale, all_rows.square, usable, max(len(rows), 1))
-        return normalize(rows, self.weight, self.bias, factor, rule).view(x.shape)
+        return normalize(x, self.weight, self.bias, factor, rule)
 
     def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""
@@ -121,7 +121,6 @@ class PowerNorm(Norm):
         phi.copy_(choose(usable, updated, phi))
         return factor, usable
 
-    @torch.no_grad()
     def _correct_gradient(
         self,
         factor: Tensor,

@@ -125,10 +125,10 @@ class UnifiedNorm(Norm):
         if not self.training:
             return self.apply_affine(x)
         switches = self.switches
-        rows = x.reshape(-1, self.num_features)
+        rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
         moments = measure_moments(
-            rows.detach(),
+            rows,
             mask if switches.pad_moment == "excluded" else None,
             centered=switches.centering != "none",
             sync=switches.sync,
@@ -137,8 +137,7 @@ class UnifiedNorm(Norm):
         step = self._observe(moments)
         corrected = self._find_corrected_rows(mask)
         rule = partial(self._correct_gradient, step, len(rows) if corrected is None else corrected.sum())
-        y = normalize(rows, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=corrected)
-        return y.view(x.shape)
+        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=corrected)
 
     @torch.no_grad()
     def _observe(self, moments: Moments) -> _Step:
@@ -193,7 +192,6 @@ class UnifiedNorm(Norm):
             ratio.clamp_(*switches.compensation_limits)
         return ratio.masked_fill_(phase.uncompensated if filtered is None else phase.uncompensated | filtered, 1)
 
-    @torch.no_grad()
     def _correct_gradient(self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor) -> Coefficients:
         """B1 to B8 on (C,) vectors: `products` = Σ D (x - center), `total` = Σ D over all rows."""
         switches = self.switches
