@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from un.runtime.errors import UserError
@@ -26,7 +27,7 @@ DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes wi
 OTHER_KEYS = (
     *("experiment", "ablation", "table", "force", "logger", "paths", "hydra"),
     *("data.path", "data.num_workers"),
-    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
     *("callbacks.watch_norms", "callbacks.metrics_file", "callbacks.progress", "callbacks.checkpoints"),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
@@ -72,10 +73,11 @@ def register_resolvers() -> None:
 def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science."""
     parts = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if not _is_science(key.lstrip("+~")) or key in ("norm", "seed"):
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        if not _is_science(override.key_or_group) or key in ("norm", "seed"):
             continue
+        value = override.get_value_element_as_str()  # 1e-3 becomes 0.001, as in the jobs of a sweep
         parts[key] = _sanitise(f"{key}={value}" if value else key)
     middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
     if len(middle) > MAX_NAME_LENGTH:
@@ -109,7 +111,7 @@ class RunFolder:
             UserError: another process works in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,185 @@
+"""The commands of a user's day: run, run again, sweep, evaluate, and the mistakes, each of which ends in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.commands import REPOSITORY, Outcome, run, run_here
+from un.reports.result import read_result
+
+FAST = ("debug=fast", "trainer.accelerator=cpu")
+
+
+def find_folders(runs: Path) -> dict[str, Path]:
+    """The run folders by the part of their name that changed."""
+    return {path.parent.parent.name: path.parent for path in sorted(runs.rglob("config.yaml"))}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A sweep over two norms and two learning rates, of which one makes the loss explode."""
+    runs = tmp_path_factory.mktemp("sweep")
+    return runs, run_here("train.py", f"paths.runs={runs}", *FAST, "-m", "norm=un,layernorm", "optimizer.lr=1e-3,1e38")
+
+
+@pytest.fixture
+def finished(sweep: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """A finished run in a folder of its own."""
+    source = find_folders(sweep[0])["norm=un,debug=fast,optimizer.lr=0.001"]
+    folder = tmp_path / "digits_vit/norm=un,debug=fast,optimizer.lr=0.001/seed=0"
+    return Path(shutil.copytree(source, folder))
+
+
+def test_sweep_leaves_results(sweep: tuple[Path, Outcome]) -> None:
+    runs, outcome = sweep
+    assert outcome.code == 0, outcome
+    statuses = {name: read_result(folder / "result.json").status for name, folder in find_folders(runs).items()}
+    assert statuses == {
+        "norm=layernorm,debug=fast,optimizer.lr=0.001": "finished",
+        "norm=layernorm,debug=fast,optimizer.lr=1e+38": "diverged",
+        "norm=un,debug=fast,optimizer.lr=0.001": "finished",
+        "norm=un,debug=fast,optimizer.lr=1e+38": "diverged",
+    }
+
+
+def test_run_folder(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} >= {
+        *("config.yaml", "result.json", "metrics.csv", "train.log", "checkpoints")
+    }
+    result = read_result(finished / "result.json")
+    assert (result.experiment, result.norm["choice"], result.model["choice"]) == ("digits_vit", "un", "vit_digits")
+    assert (result.seed, result.steps, result.best_epoch, result.best_step) == (0, 3, 0, 3)
+    assert {"test/acc1", "test/loss", "val/acc1"} <= result.metrics.keys()
+    assert {"debug=fast", "norm=un", "optimizer.lr=0.001"} <= set(result.overrides)
+    header, *rows = (finished / "metrics.csv").read_text().splitlines()
+    assert {"norm/filtered_fraction", "norm/blocks.0.norm1/window_ratio", "train/loss"} <= set(header.split(","))
+    assert len(rows) == 7  # of three steps a row of the loss and one of the norms, then the validation
+
+
+def test_finished_run_is_left_alone(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".log"}
+    command = (f"paths.runs={finished.parents[2]}", *FAST, "norm=un", "optimizer.lr=1e-3")
+    again = run("train.py", *command)
+    assert again.code == 0, again
+    assert "is finished already" in again.output
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.suffix != ".log"}
+    forced = run_here("train.py", *command, "force=true")
+    assert forced.code == 0, forced
+    assert (finished / "result.json").stat().st_mtime_ns != before[finished / "result.json"]
+
+
+def test_evaluation_uses_only_the_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = read_result(finished / "result.json")
+    monkeypatch.chdir(finished)  # nothing is read relative to the repository
+    outcome = run_here("eval.py", f"run={finished}")
+    assert outcome.code == 0, outcome
+    assert "the same to the last bit" in outcome.output
+    evaluation = json.loads((finished / "eval.json").read_text())
+    tests = {name: value for name, value in recorded.metrics.items() if name.startswith("test/")}
+    assert evaluation["metrics"] == tests
+
+
+def test_evaluation_is_not_a_copy(finished: Path) -> None:
+    """With another model in the config the checkpoint does not fit: the model really is rebuilt and loaded."""
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["model"]["depth"] = 3
+    (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    run_here("eval.py", f"run={finished}").check_error("best.ckpt is of another model", "blocks.3.")
+
+
+def test_evaluation_without_a_model(sweep: tuple[Path, Outcome], finished: Path, tmp_path: Path) -> None:
+    diverged = find_folders(sweep[0])["norm=un,debug=fast,optimizer.lr=1e+38"]
+    run_here("eval.py", f"run={diverged}").check_error("diverged at step")
+    run_here("eval.py", f"run={tmp_path / 'nowhere'}").check_error("no such folder")
+    run_here("eval.py", f"run={tmp_path}").check_error("no run folder")
+    run_here("eval.py").check_error("run is missing")
+    best = finished / "checkpoints/best.ckpt"
+    best.write_bytes(best.read_bytes()[:1000])
+    run_here("eval.py", f"run={finished}").check_error("best.ckpt is cut short")
+    (finished / "result.json").unlink()
+    run_here("eval.py", f"run={finished}").check_error("is not finished")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["norm=unn"], ["norm=unn is unknown", "did you mean 'un'?", "layernorm"]),
+        (["-m", "norm=un,layernrm"], ["norm=layernrm is unknown", "did you mean 'layernorm'?"]),
+        (["seed=1", "-m", "norm=un,layernrm"], ["did you mean 'layernorm'?"]),
+        (["model=vit_digit"], ["did you mean 'vit_digits'?"]),
+        (["experiment=cifar_vit_tiny"], ["did you mean 'cifar10_vit_tiny'?"]),
+        (["logger=[csv,wand]"], ["logger=wand is unknown", "did you mean 'wandb'?"]),
+        (["nrom=un"], ["'nrom'", "did you mean 'norm'?"]),
+        (["trainer.max_epoch=3"], ["'trainer.max_epoch'", "did you mean 'trainer.max_epochs'?"]),
+        (["+trainer.max_epoch=3"], ["trainer has no option 'max_epoch'", "did you mean 'max_epochs'?"]),
+        (["+norm.widow=3"], ["norm:", "widow"]),
+        (["trainer.max_epochs=abc"], ["trainer.max_epochs=abc must be an integer"]),
+        (["trainer.precision=8"], ["recision"]),
+        (["seed=-1"], ["seed=-1 must be an integer of at least 0"]),
+        (["norm.window=0"], ["norm", "window must be at least 1", "0"]),
+        (["norm.warmup_steps=-1"], ["warmup_steps must be at least 0", "-1"]),
+        (["data.batch_size=0"], ["data.batch_size=0"]),
+        (["data.path=/nowhere"], ["/nowhere"]),
+        (["model.name=vit_tiny_patch1_224"], ["vit_tiny_patch16_224"]),
+        (["optimizer.lr=-1"], ["-1"]),
+        (["init_weights=/nowhere/best.ckpt"], ["/nowhere/best.ckpt: no such checkpoint"]),
+        (["norm=un seed=1"], ["norm=un seed=1"]),
+    ],
+    ids=" ".join,
+)
+def test_mistakes(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    run_here("train.py", f"paths.runs={tmp_path}", *FAST, *arguments).check_error(*parts)
+
+
+def test_mistakes_with_folders(finished: Path, tmp_path: Path) -> None:
+    command = (f"paths.runs={finished.parents[2]}", *FAST, "norm=un", "optimizer.lr=1e-3")
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    (finished / "config.yaml").write_text(yaml.safe_dump({**config, "init_weights": "other.ckpt"}))
+    run_here("train.py", *command).check_error("another config", "init_weights was 'other.ckpt', is None", "force=true")
+    (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    (finished / "result.json").unlink()
+    last = finished / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    run_here("train.py", *command).check_error("last.ckpt is cut short")
+    (tmp_path / "file").touch()
+    run_here("train.py", f"paths.runs={tmp_path / 'file'}").check_error("Not a directory")
+    run_here("train.py", f"paths.runs=/proc/runs{os.getpid()}").check_error("/proc")
+
+
+def test_model_without_norm(tmp_path: Path) -> None:
+    config = yaml.safe_load((REPOSITORY / "configs/model/vit_digits.yaml").read_text())
+    arguments = [f"~model.{key}" for key in config if key not in ("_target_", "name")]
+    run_here("train.py", f"paths.runs={tmp_path}", *FAST, *arguments, "model.name=resnet10t").check_error(
+        "no LayerNorm"
+    )
+
+
+def test_sweep_goes_on_after_a_mistake(tmp_path: Path) -> None:
+    jobs = "init_weights=/nowhere/best.ckpt,null"
+    outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, jobs)
+    outcome.check_error("/nowhere/best.ckpt: no such checkpoint")
+    assert [read_result(path).status for path in tmp_path.rglob("result.json")] == ["finished"]
+
+
+@pytest.mark.parametrize(("argument", "part"), [("--help", "Common commands"), ("--cfg=job", "un.norms.UnifiedNorm")])
+def test_help_and_config_do_without_torch(argument: str, part: str) -> None:
+    """Whose import takes seconds."""
+    code = f"import runpy, sys; sys.argv[1:] = ['{argument}']; runpy.run_path('train.py', run_name='__main__')"
+    check = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+    outcome = subprocess.run([sys.executable, "-c", f"{check}; {code}"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert part in outcome.stdout
+    assert outcome.stdout.endswith("False\n")
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield

@@ -1,0 +1,83 @@
+"""A real process, killed without warning at a random step, and the same command again."""
+
+import csv
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.integration.commands import run, start
+from un.reports.result import read_result
+
+# Dropped paths, Mixup and averaged weights: everything that draws numbers or keeps a state besides optimizer and norms.
+SETTINGS = [
+    "data.limit=320",
+    "data.batch_size=16",
+    "trainer.max_epochs=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "callbacks.checkpoints.every_n_steps=7",
+    "callbacks.watch_norms.every_n_steps=5",
+    "task.ema_decay=0.9",
+    "task.mixup={mixup_alpha: 0.4}",
+    "model.drop_path_rate=0.1",
+]
+NUM_STEPS = 4 * 320 // 16
+SEED = 20220803  # of the step at which the process is killed
+
+
+def test_killed_run(tmp_path: Path) -> None:
+    whole = start("train.py", f"paths.runs={tmp_path / 'whole'}", *SETTINGS)
+    killed = start("train.py", f"paths.runs={tmp_path / 'killed'}", *SETTINGS)
+    step = random.Random(SEED).randrange(10, NUM_STEPS - 20)
+    while killed.poll() is None and count_steps(tmp_path / "killed") < step:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    errors = killed.communicate()[1]
+    assert killed.returncode == -signal.SIGKILL, errors
+    again = run("train.py", f"paths.runs={tmp_path / 'killed'}", *SETTINGS)
+    assert again.code == 0, again.errors
+    assert "resuming" in again.output
+    errors = whole.communicate()[1]
+    assert whole.returncode == 0, errors
+    expected, outcome = read_outcome(tmp_path / "whole"), read_outcome(tmp_path / "killed")
+    for part, value in expected.items():
+        assert outcome[part] == value, part
+
+
+def find_run(runs: Path) -> Path | None:
+    return next((path.parent for path in runs.rglob("config.yaml")), None)
+
+
+def count_steps(runs: Path) -> int:
+    folder = find_run(runs)
+    if folder is None or not (folder / "metrics.csv").exists():
+        return 0
+    with (folder / "metrics.csv").open(newline="") as file:
+        return max((int(row["step"] or 0) for row in csv.DictReader(file)), default=0)
+
+
+def read_outcome(runs: Path) -> dict[str, Any]:
+    folder = find_run(runs)
+    assert folder is not None
+    result = read_result(folder / "result.json")
+    last, best = (torch.load(folder / "checkpoints" / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
+    return {
+        "metrics.csv": (folder / "metrics.csv").read_text(),
+        "result": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
+        "weights, averages and norm state": flatten(last["state_dict"]),
+        "optimizer": flatten(last["optimizer_states"]),
+        "scheduler": last["lr_schedulers"],
+        "best": flatten(best["state_dict"]),
+    }
+
+
+def flatten(node: Any) -> Any:
+    if isinstance(node, torch.Tensor):
+        return node.tolist()
+    if isinstance(node, dict):
+        return {key: flatten(value) for key, value in node.items()}
+    return [flatten(value) for value in node] if isinstance(node, list | tuple) else node
