@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from un.norms.constants import get_zeros
 from un.norms.passes import reduce_products
 
 
@@ -98,7 +99,7 @@ def is_finite(value: Tensor) -> Tensor:
 
     Anything finite times 0 is 0; infinities and NaN give NaN, which differs from itself.
     """
-    zero = torch.dot(value, torch.zeros_like(value))
+    zero = torch.dot(value, get_zeros(value))
     return zero == zero
 
 
@@ -119,6 +120,11 @@ def count_usable(moments: Moments, nonfinite_counter: Tensor) -> Tensor:
 def as_type(value: Tensor, like: Tensor) -> Tensor:
     """`value` in the type of `like`; the test is cheaper than a `to` that does nothing."""
     return value if value.dtype == like.dtype else value.to(like.dtype)
+
+
+def gate(usable: Tensor | None, flag: Tensor) -> Tensor:
+    """`flag` where the batch may enter the state."""
+    return flag if usable is None else flag & usable
 
 
 def choose(flag: Tensor | None, value: Tensor, other: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from un.norms.base import statistics_dtype
+from un.norms.constants import get_zeros
 
 
 class Coefficients(NamedTuple):
@@ -40,12 +41,13 @@ def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: i
     on CPU than a product followed by sums.
     """
     dtype = statistics_dtype(x.dtype)
-    zeros = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
     if g.numel() == 0:
-        return zeros, zeros.clone()
+        zeros = torch.zeros(2, x.shape[-1], device=x.device, dtype=dtype)
+        return zeros[0], zeros[1]
     same = g is x
     x = _as_statistics(x, dtype)
     g = x if same else _as_statistics(g, dtype)
+    zeros = get_zeros(x)
     mean = zeros if mean is None else mean.to(dtype)
     _, products, total = torch.ops.aten.native_batch_norm_backward(
         g, x, None, mean, zeros, None, None, False, float(divisor) ** 2, [False, True, True]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from un.norms.constants import get_constant
 from un.norms.switches import Switches
 
 # The official code switches the compensation ratio on after this many calls at the earliest (S2, MABN too).
@@ -39,16 +40,12 @@ class Schedule:
     ) -> None:
         self.windows = windows
         self.limits = (*raw_until, uncompensated_until, unfiltered_until)
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def locate(self, iters: Tensor) -> Phase:
         """The phase at t = iters (1,)."""
-        constants = self._constants.get(iters.device)
-        if constants is None:  # plain tensors beside the buffers: they survive meta device and state dicts
-            constants = tuple(torch.tensor(v, device=iters.device) for v in (self.windows, self.limits))  # type: ignore[assignment]
-            if not torch.compiler.is_compiling() and iters.device.type != "meta":
-                self._constants[iters.device] = constants  # type: ignore[assignment]
-        windows, limits = constants  # type: ignore[misc]
+        device = iters.device
+        windows = get_constant((self.windows, device), lambda: torch.tensor(self.windows, device=device))
+        limits = get_constant((self.limits, device), lambda: torch.tensor(self.limits, device=device))
         return Phase(*(iters % windows).unbind(), *(iters <= limits).unbind())
 
 

@@ -22,6 +22,7 @@ from un.norms.moments import (
     as_type,
     choose,
     count_usable,
+    gate,
     has_rows,
     is_distributed,
     is_finite,
@@ -195,12 +196,9 @@ class UnifiedNorm(Norm):
     def _correct_gradient(self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor) -> Coefficients:
         """B1 to B8 on (C,) vectors: `products` = Σ D (x - center), `total` = Σ D over all rows."""
         switches = self.switches
-        outer = step.scale if self.weight is None else step.scale * self.weight
-        if step.ratio is not None:
-            outer = outer * step.ratio
-        weight_grad = products * step.scale
-        if step.ratio is not None and switches.compensation == "full":
-            weight_grad = weight_grad * step.ratio
+        factor = step.scale if step.ratio is None else step.scale * step.ratio
+        outer = factor if self.weight is None else factor * self.weight
+        weight_grad = products * (factor if switches.compensation == "full" else step.scale)  # B8
         if is_distributed(switches.sync):
             products, total, count = sum_over_processes(products, total, count, like=products)
         count = max(count, 1) if isinstance(count, int) else count.clamp_min(1)
@@ -229,15 +227,15 @@ class UnifiedNorm(Norm):
         mean = p
         if switches.backward_average in ("window_running", "window"):
             mean = torch.where(raw if drop is None else raw | drop, p, average_slots(ring))  # B4
-        moved = torch.lerp(average, as_type(mean, average), 1 - self.momentum[1])  # B5
+        old_average = average if drop is None else average.clone()
+        average.lerp_(choose(usable, as_type(mean, average), average), 1 - self.momentum[1])  # B5
         if switches.warmup_gradient == "instant":
-            moved = torch.where(raw if drop is None else raw & ~drop, p, moved)
+            average.copy_(torch.where(gate(usable, raw if drop is None else raw & ~drop), p, average))
         if drop is not None and switches.filtered_gradient_average != "update":
-            moved = torch.where(drop, p if switches.filtered_gradient_average == "replace" else average, moved)
-        kappa = moved if switches.backward_average in ("window_running", "running") else mean
-        kappa = choose(usable, kappa if drop is None else torch.where(drop, mean, kappa), average)  # B6
-        average.copy_(choose(usable, moved, average))
-        return kappa
+            target = p if switches.filtered_gradient_average == "replace" else old_average
+            average.copy_(torch.where(gate(usable, drop), target, average))
+        kappa = average if switches.backward_average in ("window_running", "running") else choose(usable, mean, average)
+        return kappa if drop is None else torch.where(gate(usable, drop), mean, kappa)  # B6
 
     def _center(self, moments: Moments, phase: Phase, usable: Tensor | None) -> tuple[Tensor | None, Tensor | float]:
         """S20: the mean to subtract and its derivative by the batch mean; (None, 0) without centering."""
