@@ -138,6 +138,7 @@ class WorkerBatches:
             batch_sampler=SeededIndices(sampler, start),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise each epoch would draw a number from the global random state
         )
 
 

@@ -57,7 +57,8 @@ class ImageClassification(lightning.LightningModule):
             self.mixup = Mixup(num_classes=num_classes, label_smoothing=label_smoothing, **mixup)
         self.ema = None
         if ema_decay is not None:
-            self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
+            # Never trained, but in training mode with the rest, or Lightning warns; it changes the mode of both.
+            self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False).train()
         self.evaluate_ema = evaluate_ema
         scores: dict[str, Metric | MetricCollection] = {
             "acc1": MulticlassAccuracy(num_classes, top_k=1, average="micro")

@@ -117,7 +117,10 @@ def read_source(path: str, image_column: str, label_column: str) -> datasets.Dat
     try:
         return datasets.load_dataset(path)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split()) or type(cause).__name__
         what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
         raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
 

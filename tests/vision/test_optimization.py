@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from timm.optim import create_optimizer_v2
+
+from un.vision.models import create_model
+from un.vision.optimization import create_scheduler, group_for_transfer
+
+
+def make_optimizer(lr=1.0):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def list_rates(scheduler, times):
+    """Returns the rate of the first group at each time, the present one as it stands for time 0."""
+    rates = []
+    for time in times:
+        if time:
+            scheduler.step(time) if scheduler.t_in_epochs else scheduler.step_update(time)
+        rates.append(scheduler.optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_t2t_vit_schedule():
+    """recipes.md 3.2: constant within an epoch, cosine not shifted by the warm-up, ten epochs at the minimum."""
+    updates = 2502
+    options = {"interval": "epoch", "warmup_epochs": 10, "warmup_lr": 1e-6, "min_lr": 1e-5, "cooldown_epochs": 10}
+    scheduler = create_scheduler(make_optimizer(5e-4), 310 * updates, updates, **options)
+
+    def expect(epoch):
+        if epoch < 10:
+            return 1e-6 + epoch * (5e-4 - 1e-6) / 10
+        return 1e-5 + (5e-4 - 1e-5) / 2 * (1 + math.cos(math.pi * epoch / 300)) if epoch < 300 else 1e-5
+
+    epochs = [0, 5, 9, 10, 150, 299, 300, 309]
+    assert list_rates(scheduler, epochs) == pytest.approx([expect(epoch) for epoch in epochs], rel=1e-12)
+
+
+def test_transfer_schedule_moves_both_groups_to_the_same_minimum():
+    """recipes.md 5: cosine per epoch over 60 epochs to 2e-4."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[0], "lr": 0.05}, {"params": parameters[1], "lr": 5e-4}])
+    scheduler = create_scheduler(optimizer, 60 * 390, 390, interval="epoch", min_lr=2e-4)
+    for epoch in (1, 30, 59):
+        scheduler.step(epoch)
+        factor = (1 + math.cos(math.pi * epoch / 60)) / 2
+        expected = [2e-4 + (base - 2e-4) * factor for base in (0.05, 5e-4)]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
+
+
+def test_swin_schedule_starts_the_cosine_after_the_warm_up():
+    options = {"warmup_epochs": 20, "warmup_lr": 1e-6, "min_lr": 1e-5, "warmup_prefix": True}
+    scheduler = create_scheduler(make_optimizer(1e-3), 300 * 100, 100, **options)
+    middle = 1e-5 + (1e-3 - 1e-5) / 2
+    expected = [1e-6, 1e-6 + (1e-3 - 1e-6) / 2, 1e-3, middle, 1e-5]
+    assert list_rates(scheduler, [0, 1000, 2000, 16000, 30000]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_schedule_by_step_ends_at_the_minimum():
+    scheduler = create_scheduler(make_optimizer(), 1755, 351, warmup_steps=300, warmup_lr=0.0)
+    expected = [0.0, 0.5, (1 + math.cos(math.pi * 300 / 1755)) / 2, 0.0]
+    assert list_rates(scheduler, [0, 150, 300, 1755]) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize(
+    "options", [{"warmup_epochs": 5}, {"warmup_epochs": 5, "warmup_prefix": True}, {"cooldown_epochs": 9}]
+)
+def test_training_shorter_than_its_warm_up(interval, options):
+    scheduler = create_scheduler(make_optimizer(), 3, 8, interval=interval, **options)
+    assert all(math.isfinite(rate) and rate >= 0 for rate in list_rates(scheduler, range(4)))
+
+
+def test_constant_rate_after_the_warm_up():
+    scheduler = create_scheduler(make_optimizer(), 100, 10, sched="constant", warmup_epochs=1, warmup_lr=0.0)
+    assert list_rates(scheduler, [0, 5, 10, 99]) == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+def test_bad_schedules():
+    with pytest.raises(ValueError, match=r"scheduler.interval='update' must be step or epoch"):
+        create_scheduler(make_optimizer(), 10, 5, interval="update")
+    with pytest.raises(ValueError, match=r"scheduler.warmup_steps=3 needs scheduler.interval=step"):
+        create_scheduler(make_optimizer(), 10, 5, interval="epoch", warmup_steps=3)
+    with pytest.raises(ValueError, match="cosin"):
+        create_scheduler(make_optimizer(), 10, 5, sched="cosin")
+
+
+@pytest.fixture
+def model():
+    return create_model("t2t_vit_7", img_size=32, num_classes=3)
+
+
+def name_groups(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in groups]
+
+
+def test_transfer_groups_hold_every_trained_parameter_once(model):
+    head, body = name_groups(model, group_for_transfer(model, head_lr=0.05, body_lr_factor=0.01))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert head == {"head.weight", "head.bias"}
+    assert body == trained - head
+    assert {"cls_token", "norm.weight", "norm.bias"} <= body
+
+
+def test_transfer_rates_and_decay_reach_the_optimizer(model):
+    optimizer = create_optimizer_v2(
+        model,
+        "momentum",
+        lr=0.05,
+        weight_decay=5e-4,
+        param_group_fn=lambda model: group_for_transfer(model, 0.05, 0.01),
+    )
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.05, 5e-4), (5e-4, 5e-4)]
+    assert not any(group["nesterov"] for group in optimizer.param_groups)
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_official_omissions_freeze_final_norm_and_class_token(model):
+    body = OmegaConf.load("configs/optimizer/sgd.yaml").param_group_fn.body
+    head, rest = name_groups(model, group_for_transfer(model, 0.05, 0.01, body, freeze_ungrouped=True))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"cls_token", "norm.weight", "norm.bias", "pos_embed"} | {
+        name for name in frozen if name.endswith(".w")
+    }
+    assert head | rest | frozen == {name for name, _ in model.named_parameters()}
+
+
+def test_decay_spares_norms_biases_and_class_token(model):
+    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05)
+    spared, decayed = name_groups(model, optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
+    assert "cls_token" in spared
+    assert all("norm" not in name and not name.endswith("bias") for name in decayed)
+    assert {"head.weight", "blocks.0.attn.qkv.weight"} <= decayed
