@@ -36,12 +36,14 @@ class Outcome:
 def run_here(script: str, *arguments: str) -> Outcome:
     """Runs a script in this process."""
     output, errors, code = io.StringIO(), io.StringIO(), 0
-    with _keep_logging(), mock.patch.dict(os.environ), mock.patch.object(sys, "argv", [script, *arguments]):
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            try:
-                runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    arranged = (_keep_logging(), mock.patch.dict(os.environ), mock.patch.object(sys, "argv", [script, *arguments]))
+    with contextlib.ExitStack() as stack:
+        for context in (*arranged, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)):
+            stack.enter_context(context)
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Outcome(code, output.getvalue(), errors.getvalue())
 
 

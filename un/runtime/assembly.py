@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
         surgery = config.surgery
         report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
         log.info("%s", report)
+    else:
+        log.info("the model is left untouched")
     if weights is not None:
         check_state(model, weights, path)
         model.load_state_dict(weights)
@@ -81,7 +83,7 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
     return factory
 
 
-def build_trainer(config: DictConfig, folder: Path, loggers: list[Logger]) -> Trainer:
+def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
     """Builds Lightning's Trainer with the callbacks of the config, in their order."""
     callbacks: list[Callback] = [
         build_part(config.callbacks, name) for name, entry in config.callbacks.items() if entry is not None
@@ -90,7 +92,7 @@ def build_trainer(config: DictConfig, folder: Path, loggers: list[Logger]) -> Tr
         config,
         "trainer",
         callbacks=callbacks,
-        logger=loggers or False,
+        logger=list(loggers) or False,
         default_root_dir=str(folder),
         num_sanity_val_steps=0,  # a validation before the first step would be one more state to resume from
         enable_model_summary=False,

@@ -1,29 +1,89 @@
-"""Loggers beside metrics.csv; a logger that cannot start costs a warning, never the run."""
+"""Loggers beside metrics.csv; one that cannot start or breaks costs a warning, never the run."""
 
+import hashlib
 import logging
 import netrc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
 
 from un.runtime.run_folder import RunIdentity
 
+ID_LENGTH = 16
 WANDB_HOST = "api.wandb.ai"
 log = logging.getLogger(__name__)
 
 
-def build_loggers(config: Mapping[str, Any] | None, identity: RunIdentity) -> list[Logger]:
-    """Builds the loggers of `config.logger`; those that fail are left out with a warning."""
-    loggers = []
-    for name, entry in (config or {}).items():
+class GuardedLogger(Logger):
+    """Passes everything on to another logger until that raises; then warns and goes quiet.
+
+    Args:
+        label: what the warning calls it.
+        logger: the other one.
+    """
+
+    def __init__(self, label: str, logger: Logger) -> None:
+        super().__init__()
+        self.label, self.logger = label, logger
+        self._broken = False
+
+    @property
+    def name(self) -> str | None:
+        """Of the other logger."""
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        """Of the other logger."""
+        return self.logger.version
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Passes metrics on."""
+        self._try(self.logger.log_metrics, metrics, step)
+
+    def log_hyperparams(self, params: Any, *arguments: Any, **keywords: Any) -> None:
+        """Passes the config on."""
+        self._try(self.logger.log_hyperparams, params, *arguments, **keywords)
+
+    def save(self) -> None:
+        """Passes it on."""
+        self._try(self.logger.save)
+
+    def finalize(self, status: str) -> None:
+        """Passes it on."""
+        self._try(self.logger.finalize, status)
+
+    def close(self) -> None:
+        """Ends a wandb run, which the next job of a sweep would go on with otherwise."""
+        if isinstance(self.logger, WandbLogger):
+            self._try(lambda: self.logger.experiment.finish())  # type: ignore[attr-defined]
+
+    def _try(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        if self._broken:
+            return
         try:
-            loggers.append(instantiate(entry, _partial_=True, _convert_="all")(identity=identity))
-        except Exception as error:  # whatever a service or its package raises, training goes on
-            log.warning("logger=%s does not start, going on without it: %s", name, " ".join(str(error).split()))
+            call(*arguments, **keywords)
+        except Exception as error:  # whatever a service or its package raises
+            self._broken = True
+            _warn(self.label, "broke", error)
+
+
+def build_loggers(config: DictConfig, identity: RunIdentity) -> list[GuardedLogger]:
+    """Builds the loggers of `config.logger` and tells them the config; those that fail are left out with a warning."""
+    loggers = []
+    for name, entry in (config.logger or {}).items():
+        try:
+            logger = instantiate(entry, _partial_=True, _convert_="all")(identity=identity)
+        except Exception as error:
+            _warn(name, "does not start", error)
+            continue
+        loggers.append(GuardedLogger(name, logger))
+        loggers[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))
     return loggers
 
 
@@ -47,27 +107,31 @@ def build_wandb_logger(
     name = "/".join(identity.folder.parts[-3:])
     logger = WandbLogger(
         name=name,
-        id=name.replace("/", "--"),
+        id=hashlib.sha256(name.encode()).hexdigest()[:ID_LENGTH],  # wandb forbids the signs a name may have
         resume="allow",
         save_dir=identity.folder,
         project=project,
         entity=entity,
         group=group or identity.experiment,
         tags=list(tags),
-        mode=_choose_wandb_mode(),
+        mode=choose_wandb_mode(os.environ),
     )
     logger.experiment  # noqa: B018  starts the service now, so that its failure is noticed here
     return logger
 
 
-def _choose_wandb_mode() -> str:
+def choose_wandb_mode(environment: Mapping[str, str]) -> str:
     """Returns WANDB_MODE if it is set, "online" for a user who is logged in, else "offline"."""
-    if mode := os.environ.get("WANDB_MODE"):
+    if mode := environment.get("WANDB_MODE"):
         return mode
-    if os.environ.get("WANDB_API_KEY"):
+    if environment.get("WANDB_API_KEY"):
         return "online"
     try:
-        known = netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(WANDB_HOST)
+        known = netrc.netrc(environment.get("NETRC", Path.home() / ".netrc")).authenticators(WANDB_HOST)
     except (OSError, netrc.NetrcParseError):
         known = None
     return "online" if known else "offline"
+
+
+def _warn(label: str, what: str, error: Exception) -> None:
+    log.warning("logger=%s %s, going on without it: %s", label, what, " ".join(str(error).split()))

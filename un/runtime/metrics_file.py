@@ -83,7 +83,7 @@ class MetricsFile(Callback):
             self._columns += new
             self._rewrite(rows)
         with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         self._rows += 1
 
     def _keep_rows(self, number: int) -> None:
@@ -106,7 +106,7 @@ class MetricsFile(Callback):
         assert self._path is not None
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if self._columns:
                 writer.writeheader()
             writer.writerows(rows)
@@ -119,4 +119,4 @@ def log_values(trainer: Trainer, values: Mapping[str, float]) -> None:
         if isinstance(callback, MetricsFile):
             callback.write(trainer, values)
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=trainer.global_step)
+        logger.log_metrics(dict(values), step=trainer.global_step - 1)  # Lightning counts from 0 for its loggers

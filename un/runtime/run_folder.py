@@ -77,8 +77,8 @@ def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str],
         key = override.get_key_element()
         if not _is_science(override.key_or_group) or key in ("norm", "seed"):
             continue
-        value = override.get_value_element_as_str()  # 1e-3 becomes 0.001, as in the jobs of a sweep
-        parts[key] = _sanitise(f"{key}={value}" if value else key)
+        value = _sanitise(override.get_value_element_as_str())  # 1e-3 becomes 0.001, as in the jobs of a sweep
+        parts[key] = _sanitise(key) if override.is_delete() else f"{_sanitise(key)}={value}"
     middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
     if len(middle) > MAX_NAME_LENGTH:
         digest = hashlib.sha256(middle.encode()).hexdigest()[:HASH_LENGTH]

@@ -35,9 +35,14 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)
-    trainer = build_trainer(config, folder.path, build_loggers(config.logger, identity))
-    data, module = build(config)
-    result = _run(config, identity, folder, data, module, trainer)
+    loggers = build_loggers(config, identity)
+    try:
+        trainer = build_trainer(config, folder.path, loggers)
+        data, module = build(config)
+        result = _run(config, identity, folder, data, module, trainer)
+    finally:
+        for logger in loggers:
+            logger.close()
     if trainer.is_global_zero:
         write_result(result, folder.result)
     log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))

@@ -1,5 +1,6 @@
 """Reads checkpoints and outside weights, and says in one line what is wrong with them."""
 
+import logging
 import pickle
 import re
 import zipfile
@@ -17,6 +18,7 @@ NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Prefixes of the model in a state dict, averaged weights first: our task modules, then torch's parallel wrappers.
 MODEL_PREFIXES = ("ema.module.", "model.", "module.")
 SHOWN_NAMES = 3
+log = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,6 +105,8 @@ def drop_other_head(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Ten
         and state[name].shape[1:] == own[name].shape[1:]
         and state[name].shape[0] != own[name].shape[0]
     ]
+    if dropped:
+        log.info("left out, being for another number of classes: %s", ", ".join(dropped))
     return {name: own[name] if name in dropped else value for name, value in state.items()}
 
 

@@ -1,0 +1,61 @@
+import pytest
+from hydra.errors import InstantiationException
+
+from un.runtime.cli import quote_override, sort_arguments
+from un.runtime.errors import describe_error, is_user_error
+
+
+class MisconfigurationException(Exception):  # noqa: N818  named as Lightning's
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("a"), True),
+        (FileNotFoundError("a"), True),
+        (ModuleNotFoundError("a"), True),
+        (MisconfigurationException("a"), True),
+        (TypeError("f() got an unexpected keyword argument 'a'"), True),
+        (TypeError("a"), False),
+        (RuntimeError("a"), False),
+        (KeyError("a"), False),
+    ],
+)
+def test_whose_fault(error: Exception, expected: bool) -> None:
+    assert is_user_error(error) is expected
+    wrapped = InstantiationException("Error in call to target 'x':\nfull_key: model")
+    wrapped.__cause__ = error
+    assert is_user_error(wrapped) is expected
+
+
+def test_descriptions_are_one_line() -> None:
+    wrapped = InstantiationException("Error in call to target 'x':\nfull_key: model")
+    wrapped.__cause__ = ValueError("depth=0\nmust be at least 1")
+    assert describe_error(wrapped) == "model: depth=0 must be at least 1"
+    assert describe_error(ValueError()) == "ValueError"
+    assert (
+        describe_error(PermissionError(13, "Permission denied", "/x/config.yaml"))
+        == "/x/config.yaml: Permission denied"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "quoted"),
+    [
+        ("run=runs/e/norm=un/seed=0", 'run="runs/e/norm=un/seed=0"'),
+        ("run=runs/e/norm=un,a=1/seed=0", 'run="runs/e/norm=un,a=1/seed=0"'),
+        ("init_weights='a=b'", "init_weights='a=b'"),
+        ("norm=un,layernorm", "norm=un,layernorm"),
+        ("seed=range(start=0,stop=3)", "seed=range(start=0,stop=3)"),
+        ("--config-dir=a=b", "--config-dir=a=b"),
+        ("run=", "run="),
+    ],
+)
+def test_values_with_equal_signs(argument: str, quoted: str) -> None:
+    assert quote_override(argument) == quoted
+    assert quote_override(quoted) == quoted
+
+
+def test_multirun_may_stand_anywhere() -> None:
+    assert sort_arguments(["a=1", "-m", "b=2", "--multirun"]) == ["-m", "--multirun", "a=1", "b=2"]
