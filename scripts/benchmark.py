@@ -47,8 +47,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 1 << 30
 def keep_freed_memory() -> None:
     """Stops glibc from returning freed memory to the system, as a training process in its stride hardly does.
 
-    Otherwise page faults of the next allocation, up to three times the work itself at 13 MB, hit one arm or the other by
-    chance. Does nothing on other C libraries.
+    Otherwise page faults of the next allocation, up to three times the work itself at 13 MB, hit one arm or the other
+    by chance. Does nothing on other C libraries.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
