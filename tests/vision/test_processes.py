@@ -38,7 +38,7 @@ if __name__ == "__main__":
     data = ImageDataModule(None, transform, 12, 3, 8 // world_size, num_classes=3, val_size=1, limit=21)
     module = ImageClassification(Model(), lambda model: create_optimizer_v2(model, "sgd", lr=0.0))
     trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=world_size, num_sanity_val_steps=0,
-        strategy="ddp_spawn" if world_size > 1 else "auto", callbacks=[Recorder()], logger=False,
+        strategy="ddp" if world_size > 1 else "auto", callbacks=[Recorder()], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(module, datamodule=data)
 """
