@@ -111,13 +111,19 @@ def test_values_reach_file_and_loggers(tmp_path: Path) -> None:
     logger.log_metrics.assert_called_once_with({"norm/x": 1.0}, step=6)
 
 
+def make_step(step: int) -> Any:
+    """A trainer of one process, after a step."""
+    strategy = mock.Mock(reduce_boolean_decision=lambda decision, all: decision)
+    return mock.Mock(global_step=step, strategy=strategy)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_tells_the_first_step(bad: float) -> None:
     stop = DivergenceStop(every_n_steps=5)
 
     def end_batch(step: int) -> None:
         loss = torch.tensor(bad if step in (7, 9) else 1.0)
-        stop.on_train_batch_end(mock.Mock(global_step=step), mock.Mock(), {"loss": loss}, None, 0)
+        stop.on_train_batch_end(make_step(step), mock.Mock(), {"loss": loss}, None, 0)
 
     for step in range(1, 10):
         end_batch(step)
@@ -127,14 +133,20 @@ def test_divergence_tells_the_first_step(bad: float) -> None:
     again = DivergenceStop(every_n_steps=5)
     again.load_state_dict(stop.state_dict())
     with pytest.raises(DivergedError, match="step 7"):
-        again.on_validation_start(mock.Mock(), mock.Mock())
+        again.on_validation_start(make_step(11), mock.Mock())
+
+
+def test_divergence_in_another_process_stops_this_one() -> None:
+    trainer = mock.Mock(global_step=10, strategy=mock.Mock(reduce_boolean_decision=lambda decision, all: True))
+    with pytest.raises(DivergedError, match="step 10"):
+        DivergenceStop(every_n_steps=5).on_validation_start(trainer, mock.Mock())
 
 
 def test_divergence_leaves_numbers_alone() -> None:
     stop = DivergenceStop(every_n_steps=1)
     for loss in (torch.tensor(1e30), None):
-        stop.on_train_batch_end(mock.Mock(global_step=1), mock.Mock(), {"loss": loss}, None, 0)
-    stop.on_train_end(mock.Mock(), mock.Mock())
+        stop.on_train_batch_end(make_step(1), mock.Mock(), {"loss": loss}, None, 0)
+    stop.on_train_end(make_step(1), mock.Mock())
     assert stop.state_dict() == {"first": -1}
 
 
@@ -147,14 +159,13 @@ def test_divergence_leaves_numbers_alone() -> None:
         ("min", [2.0, float("nan"), 1.0], 3),
     ],
 )
-def test_best_checkpoint(mode: str, values: list[float], best: int, tmp_path: Path) -> None:
+def test_best_checkpoint(mode: str, values: list[float], best: int) -> None:
     checkpoints = Checkpoints(every_n_steps=1)
     module = mock.Mock(monitor="val/x", monitor_mode=mode)
-    with mock.patch.object(Checkpoints, "_save"):
-        for step, value in enumerate(values, 1):
-            metrics = {"val/x": torch.tensor(value), "train/loss": torch.tensor(0.0)}
-            trainer = mock.Mock(global_step=step, callback_metrics=metrics, sanity_checking=False)
-            checkpoints.on_validation_end(trainer, module)
+    for step, value in enumerate(values, 1):
+        metrics = {"val/x": torch.tensor(value), "train/loss": torch.tensor(0.0)}
+        trainer = mock.Mock(global_step=step, callback_metrics=metrics, default_root_dir="x", sanity_checking=False)
+        checkpoints.on_validation_end(trainer, module)
     assert checkpoints.best_step == best
     assert checkpoints.best_metrics == {"val/x": values[best - 1]}
 

@@ -51,7 +51,7 @@ class SnapshotPoint(Checkpoint):
 
 def run(folder: Path, overrides: list[str]) -> None:
     config = make_config(folder, *overrides)
-    assert open_folder(RunFolder(folder), config) is None
+    open_folder(RunFolder(folder), config)
     training.train(config, make_identity(folder))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
+from un.runtime.checkpoints import AtomicCheckpointIO
 from un.runtime.errors import UserError, suggest
+from un.runtime.progress import ProgressBar
 from un.runtime.weights import check_state, drop_other_head, read_model_weights
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 
@@ -84,15 +87,20 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
 
 
 def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
-    """Builds Lightning's Trainer with the callbacks of the config, in their order."""
+    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
     callbacks: list[Callback] = [
         build_part(config.callbacks, name) for name, entry in config.callbacks.items() if entry is not None
     ]
+    has_bar = config.trainer.enable_progress_bar and sys.stdout.isatty()
+    if not has_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     return build_part(
         config,
         "trainer",
         callbacks=callbacks,
         logger=list(loggers) or False,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=has_bar,
         default_root_dir=str(folder),
         num_sanity_val_steps=0,  # a validation before the first step would be one more state to resume from
         enable_model_summary=False,

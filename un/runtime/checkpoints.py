@@ -2,8 +2,7 @@
 
 Lightning's ModelCheckpoint saves every n steps also where its loops cannot go on exactly: between the last batch before
 a validation and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here
-last.ckpt is saved only after a batch which no validation follows, and after a validation. Finished files are renamed
-into place: Lightning's own move, from the system's temporary folder, is a copy between disks and can be cut short.
+last.ckpt is saved only after a batch which no validation follows, and after a validation.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 class Checkpoints(Checkpoint):
@@ -108,16 +109,29 @@ class Checkpoints(Checkpoint):
         if best is not None and best == best and not sign * metrics[monitor] > sign * best:
             return
         self.best_metrics, self.best_epoch, self.best_step = metrics, self._epoch, trainer.global_step
-        self._save(trainer, "best.ckpt")
+        trainer.save_checkpoint(self._place(trainer, "best.ckpt"), weights_only=True)
 
     def _save_last(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
-        self._save(trainer, "last.ckpt")
+        trainer.save_checkpoint(self._place(trainer, "last.ckpt"), weights_only=False)
 
-    def _save(self, trainer: Trainer, name: str) -> None:
-        """Saves on all processes; the first moves the complete file into place."""
-        path = Path(trainer.default_root_dir) / "checkpoints" / name
-        temporary = path.with_name(f"{name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+    def _place(self, trainer: Trainer, name: str) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints" / name
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Renames finished files into place.
+
+    Lightning's own moves them from the system's temporary folder; between disks that is a copy and can be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes beside the final place, then renames."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)

@@ -37,5 +37,8 @@ def check_config(config: DictConfig) -> None:
             name = "an integer" if kind is int else "a number"
             alternatives = "".join(f" or {'null' if other is None else other}" for other in others)
             raise UserError(f"{key}={value} must be {name} of at least {least}{alternatives}")
+    for split in ("train", "val", "test"):
+        if OmegaConf.select(config, f"trainer.limit_{split}_batches") == 0:
+            raise UserError(f"trainer.limit_{split}_batches=0 leaves nothing: a run trains, validates and tests")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: give one of them")

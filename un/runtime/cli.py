@@ -1,7 +1,6 @@
 """What `train.py` and `eval.py` share: mistakes of the user end in one line on stderr and exit code 2."""
 
 import contextlib
-import logging
 import os
 import sys
 import traceback
@@ -13,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from un.runtime.console import log_to_files
 from un.runtime.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
-from un.runtime.run_folder import register_resolvers
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
@@ -32,7 +31,6 @@ def run_main(main: Callable[[], Any]) -> None:
     """Calls a function made by `hydra.main` and ends the process."""
     global _failed_jobs
     _failed_jobs = []
-    register_resolvers()
     sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
     os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving with code 1
     try:
@@ -70,7 +68,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _write_to_log_file(traceback.format_exc())
+        log_to_files(traceback.format_exc())
         if WANTS_TRACEBACK or not is_user_error(error):
             raise
         _print_error(error)
@@ -81,13 +79,6 @@ def report_errors() -> Iterator[None]:
 
 def _print_error(error: BaseException) -> None:
     print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
-
-
-def _write_to_log_file(text: str) -> None:
-    """Writes a traceback to the run's log but not to the console."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, None, None))
 
 
 def _list_keys() -> list[str]:

@@ -13,6 +13,13 @@ IGNORED_WARNINGS = (
 LIBRARY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 
 
+def log_to_files(text: str) -> None:
+    """Writes to the run's log but not to the console."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
+
+
 def quiet_libraries() -> None:
     """Leaves only warnings of the libraries, each once and in the log, too."""
     for name in LIBRARY_LOGGERS:

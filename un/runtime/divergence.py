@@ -48,15 +48,15 @@ class DivergenceStop(Callback):
         bad = ~torch.isfinite(loss.detach()).all() & (self._first == NEVER)
         self._first = torch.where(bad, trainer.global_step, self._first)
         if trainer.global_step % self.every_n_steps == 0:
-            self._check()
+            self._check(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks before numbers of a broken model are taken for a result."""
-        self._check()
+        self._check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the steps since the last look."""
-        self._check()
+        self._check(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The first bad step, for a run killed before it was noticed."""
@@ -66,6 +66,8 @@ class DivergenceStop(Callback):
         """Restores the first bad step."""
         self._first = None if state_dict["first"] == NEVER else torch.tensor(state_dict["first"])
 
-    def _check(self) -> None:
-        if self._first is not None and int(self._first) != NEVER:
-            raise DivergedError(int(self._first))
+    def _check(self, trainer: Trainer) -> None:
+        """Raises in all processes when it is so in one."""
+        first = NEVER if self._first is None else int(self._first)
+        if trainer.strategy.reduce_boolean_decision(first != NEVER, all=False):
+            raise DivergedError(trainer.global_step if first == NEVER else first)

@@ -42,7 +42,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             if value is not None:
                 run_config[group][key] = value
     run_config.init_weights = None  # best.ckpt holds all weights
-    run_config.callbacks = {"progress": run_config.callbacks.get("progress")}
+    run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
     data, module = build(run_config)
     load_best(folder, module)
     trainer = build_trainer(run_config, folder.path, loggers=[])

@@ -1,12 +1,12 @@
-"""Progress on a terminal as a bar; in the log, and where there is no terminal, as a line per validation."""
+"""Progress: a bar on a terminal, and a line per validation in the log."""
 
 import logging
-import sys
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from un.runtime.console import log_to_files
 from un.runtime.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class ProgressBar(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int) -> None:
-        super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0)
+        super().__init__(refresh_rate=refresh_rate)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""
@@ -28,15 +28,25 @@ class ProgressBar(TQDMProgressBar):
         metrics.pop("v_num", None)
         return {**metrics, "samples/s": _describe_speed(trainer)}
 
+
+class ProgressLog(Callback):
+    """Writes loss, metrics and samples per second after each validation; to the console, too, where there is no bar."""
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the line."""
-        super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("train/loss", "val/"))}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}" if trainer.state.fn == "fit" else "end"
-        log.info("%s  step %d  %s  %s samples/s", epoch, trainer.global_step, numbers, _describe_speed(trainer))
+        inside = trainer.state.fn == "fit"
+        epoch = (
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if inside and trainer.max_epochs != -1 else ""
+        )
+        line = f"{epoch}step {trainer.global_step}  {numbers}  {_describe_speed(trainer)} samples/s"
+        if trainer.progress_bar_callback is None:
+            log.info(line)
+        else:
+            log_to_files(line)
 
 
 def _describe_speed(trainer: Trainer) -> str:

@@ -28,7 +28,13 @@ OTHER_KEYS = (
     *("experiment", "ablation", "table", "force", "logger", "paths", "hydra"),
     *("data.path", "data.num_workers"),
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
-    *("callbacks.watch_norms", "callbacks.metrics_file", "callbacks.progress", "callbacks.checkpoints"),
+    *(
+        "callbacks.checkpoints",
+        "callbacks.watch_norms",
+        "callbacks.metrics_file",
+        "callbacks.progress_bar",
+        "callbacks.progress_log",
+    ),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
 HASH_LENGTH = 10
@@ -62,12 +68,6 @@ class RunIdentity:
             choices,
             tuple(hydra.overrides.task),
         )
-
-
-def register_resolvers() -> None:
-    """Makes `${run_name:}` and `${experiment_name:}` available to configs."""
-    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
-    OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)
 
 
 def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
@@ -191,3 +191,8 @@ def _resolve_run_name(*, _root_: DictConfig) -> str:
 
 def _resolve_experiment(*, _root_: DictConfig) -> str:
     return RunIdentity.from_hydra().experiment if HydraConfig.initialized() else DEFAULT_EXPERIMENT
+
+
+# When imported, because the processes of a parallel sweep import this module but do not start in `run_main`.
+OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)

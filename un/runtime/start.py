@@ -7,7 +7,7 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
-from un.reports.result import Result, read_result
+from un.reports.result import read_result
 from un.runtime.checks import check_config
 from un.runtime.run_folder import RunFolder, RunIdentity
 
@@ -29,24 +29,24 @@ def start_run(config: DictConfig) -> float | None:
     identity = RunIdentity.from_hydra()
     folder = RunFolder(identity.folder)
     if is_first_process():
-        finished = open_folder(folder, config)
-        if finished is not None:
-            log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, finished.status)
-            return None
+        open_folder(folder, config)
+    if folder.result.exists() and not config.force:
+        status = read_result(folder.result).status
+        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)
+        return None
     from un.runtime.training import train
 
     return train(config, identity)
 
 
-def open_folder(folder: RunFolder, config: DictConfig) -> Result | None:
-    """Takes the folder, writes the resolved config and returns the result of an earlier start, if there is one."""
+def open_folder(folder: RunFolder, config: DictConfig) -> None:
+    """Takes the folder for this process, clears it if asked to, and writes the resolved config."""
     folder.lock()
     if config.force:
         folder.clear()
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     folder.write_config({str(key): value for key, value in resolved.items()})
-    return read_result(folder.result) if folder.result.exists() else None
 
 
 def is_first_process() -> bool:

@@ -58,7 +58,7 @@ def _run(
     trainer: Trainer,
 ) -> Result:
     """Fits and tests; a non-finite loss ends both."""
-    resume = _check_last(folder, module)
+    resume = None if config.force else _check_last(folder, module)
     metrics: dict[str, float] = {}
     diverged_step = None
     checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
