@@ -1,4 +1,4 @@
-"""Every experiment composes, says what its recipe says, builds and runs. The numbers are those of spec/recipes.md."""
+"""Every experiment composes, says what its recipe says, builds and runs. The numbers are those of the published recipes."""
 
 from pathlib import Path
 

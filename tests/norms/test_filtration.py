@@ -1,4 +1,4 @@
-"""Facts about the filtration test (spec 4.1)."""
+"""Facts about the filtration test."""
 
 import torch
 from hypothesis import given, settings
@@ -39,7 +39,7 @@ def test_the_bound_is_reached_where_one_entry_is_zero():
 
 
 def test_pooling_over_channels_suffices_to_fire():
-    """The spec's example: gap 394 against a pooled bound of 3.96 and a per-channel bound of 1141."""
+    """Gap 394 against a pooled bound of 3.96 and a per-channel bound of 1141."""
     ring = torch.ones(4, 384, dtype=torch.float64)
     ring[3, 0] = 1600
     assert round(measure_gap(ring)[0].item()) == 394

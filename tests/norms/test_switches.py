@@ -121,7 +121,7 @@ def test_s4_paper_smooths_one_call_earlier():
 
 
 def test_s4_paper_filters_only_a_full_window():
-    """With W = 0 the official code filters the very first call, when the window is empty (spec 3.7)."""
+    """With W = 0 the official code filters the very first call, when the window is empty."""
     assert Trace(warmup_steps=0).skips[0] == 1
     assert Trace(warmup_steps=0, smoothing_start="full_window").skips[2] == 0
 

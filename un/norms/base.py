@@ -128,7 +128,7 @@ class Norm(nn.Module):
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float64 for float64, float32 for everything else (spec: never half precision)."""
+    """Float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
