@@ -3,12 +3,13 @@
 import logging
 import warnings
 
-# Advice that does not apply: the loaders are in memory, and log_every_n_steps may be longer than a short epoch.
+# Advice that does not apply here.
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
     ".*treespec, LeafSpec.*",
     ".*exists and is not empty.*",
+    ".*sync_dist=True.*",  # torchmetrics has reduced them already
 )
 LIBRARY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 

@@ -45,7 +45,7 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
             logger.close()
     if trainer.is_global_zero:
         write_result(result, folder.result)
-    log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
+        log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
     return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
 
 
