@@ -128,6 +128,7 @@ def test_evaluation_without_a_model(sweep: tuple[Path, Outcome], finished: Path,
         (["data.path=/nowhere"], ["/nowhere"]),
         (["model.name=vit_tiny_patch1_224"], ["vit_tiny_patch16_224"]),
         (["optimizer.lr=-1"], ["-1"]),
+        (["task.mixup=3"], ["task:", "mapping"]),
         (["init_weights=/nowhere/best.ckpt"], ["/nowhere/best.ckpt: no such checkpoint"]),
         (["norm=un seed=1"], ["norm=un seed=1"]),
     ],
@@ -135,6 +136,13 @@ def test_evaluation_without_a_model(sweep: tuple[Path, Outcome], finished: Path,
 )
 def test_mistakes(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
     run_here("train.py", f"paths.runs={tmp_path}", *FAST, *arguments).check_error(*parts)
+
+
+def test_traceback_for_those_who_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = run("train.py", f"paths.runs={tmp_path}", "norm=unn")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.errors
 
 
 def test_mistakes_with_folders(finished: Path, tmp_path: Path) -> None:
@@ -167,7 +175,9 @@ def test_sweep_goes_on_after_a_mistake(tmp_path: Path) -> None:
     assert [read_result(path).status for path in tmp_path.rglob("result.json")] == ["finished"]
 
 
-@pytest.mark.parametrize(("argument", "part"), [("--help", "Common commands"), ("--cfg=job", "un.norms.UnifiedNorm")])
+@pytest.mark.parametrize(
+    ("argument", "part"), [("--help", "a sweep of nine runs"), ("--cfg=job", "un.norms.UnifiedNorm")]
+)
 def test_help_and_config_do_without_torch(argument: str, part: str) -> None:
     """Whose import takes seconds."""
     code = f"import runpy, sys; sys.argv[1:] = ['{argument}']; runpy.run_path('train.py', run_name='__main__')"

@@ -122,7 +122,10 @@ def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
         _check_arguments(key, target, partial.keywords, complete=False)
         return partial
     _check_arguments(key, target, {**partial.keywords, **objects}, complete=True)
-    return partial(**objects)
+    try:
+        return partial(**objects)
+    except TypeError as error:  # a value of the wrong kind
+        raise UserError(f"{key}: {error}") from error
 
 
 def _check_arguments(key: str, target: Callable[..., Any], arguments: Mapping[str, Any], complete: bool) -> None:
