@@ -22,9 +22,9 @@ class Result:
         status: "finished", or "diverged" when a loss became non-finite.
         task: the LightningModule's dotted name.
         experiment: name of the experiment config.
-        norm: {"name": choice, **options}; name "layernorm" is the untouched model.
-        model: {"name": choice, **options}.
-        data: {"name": choice, **options}.
+        norm: {"choice": option of the group, **options}; "layernorm" is the untouched model.
+        model: {"choice": option of the group, **options}.
+        data: {"choice": option of the group, **options}.
         seed: of the run.
         overrides: as typed on the command line.
         metrics: name with its split -> value, e.g. "test/acc1" in percent, of the best checkpoint by validation; its
