@@ -288,6 +288,7 @@ def test_s20_inference_uses_the_running_mean():
         ({"compensation": "half"}, "compensation must be one of full, input, none, got half"),
         ({"centring": "batch"}, "did you mean centering?"),
         ({"sync": "yes"}, "sync must be true or false, got yes"),
+        ({"filtration": "maybe"}, "filtration must be true or false, got maybe"),
         ({"compensation_limits": [2, 5]}, "compensation_limits must be a pair around 1"),
         ({"threshold_factor": -1}, "threshold_factor must be at least 0"),
     ],

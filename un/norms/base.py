@@ -138,6 +138,13 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
 
 
+def check_flags(**values: object) -> None:
+    """Raises a ValueError where a value is not true or false."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value}")
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
     """Raises a ValueError where value < least."""
     if value < least:

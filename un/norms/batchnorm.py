@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from un.norms.base import Norm, check_fraction
+from un.norms.base import Norm, check_flags, check_fraction
 from un.norms.moments import (
     Moments,
     choose,
@@ -61,6 +61,7 @@ class BatchNorm(Norm):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         check_fraction("momentum", momentum)
+        check_flags(sync=sync)
         self.momentum, self.sync = momentum, sync
         self.register_state("running_mean", 0, num_features)
         self.register_state("running_var", 1, num_features)

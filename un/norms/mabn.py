@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, check_at_least, check_fraction, make_pair
+from un.norms.base import Norm, check_at_least, check_flags, check_fraction, make_pair
 from un.norms.moments import (
     Moments,
     as_type,
@@ -72,6 +72,7 @@ class MovingAverageBatchNorm(Norm):
         check_at_least("window", min(self.window), 1)
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("momentum", momentum)
+        check_flags(sync=sync)
         self.warmup_steps, self.momentum, self.sync = warmup_steps, momentum, sync
         self.register_state("running_var", 1, 1, num_features, 1, 1)
         self.register_state("buffer_x2", 0, self.window[0], num_features)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, check_at_least, check_fraction, statistics_dtype
+from un.norms.base import Norm, check_at_least, check_flags, check_fraction, statistics_dtype
 from un.norms.moments import (
     Moments,
     as_type,
@@ -72,6 +72,7 @@ class PowerNorm(Norm):
             raise ValueError(f"num_groups must divide num_features = {num_features}, got {num_groups}")
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("alpha_forward", alpha_forward)
+        check_flags(group_scaling=group_scaling, sync=sync)
         check_fraction("alpha_backward", alpha_backward)
         self.num_groups, self.warmup_steps, self.group_scaling, self.sync = (
             num_groups,

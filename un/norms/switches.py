@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from un.norms.base import check_choice, check_flags
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -74,10 +76,10 @@ class Switches:
         """Raises a ValueError that names the switch, the value and what is allowed."""
         for name, hint in get_type_hints(Switches).items():
             value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value}")
-            if hint is bool and not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value}")
+            if get_origin(hint) is Literal:
+                check_choice(name, value, get_args(hint))
+            if hint is bool:
+                check_flags(**{name: value})
         if self.compensation_limits is not None:
             low_high = tuple(self.compensation_limits)
             if len(low_high) != 2 or not 0 <= low_high[0] <= 1 <= low_high[1]:

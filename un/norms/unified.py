@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, check_at_least, check_fraction, make_pair
+from un.norms.base import Norm, check_at_least, check_flags, check_fraction, make_pair
 from un.norms.filtration import find_outliers, measure_gap, measure_threshold
 from un.norms.moments import (
     Moments,
@@ -105,6 +105,7 @@ class UnifiedNorm(Norm):
         for value in self.momentum:
             check_fraction("momentum", value)
         check_at_least("warmup_steps", warmup_steps, 0)
+        check_flags(filtration=filtration)
         self.register_state("running_var", 1, num_features)
         self.register_state("ema_gz", 0, num_features)
         self.register_state("buffer_x2", 0, self.window[0], num_features)
