@@ -147,6 +147,15 @@ def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"root:x:0:0:root:/root:/bin/sh\n", b"", b"PK\x03\x04 cut", b"\x80\x02."])
+def test_foreign_bytes_are_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cut short or no checkpoint") as error:
+        read_model_weights(path)
+    assert "\n" not in str(error.value)
+
+
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     state = {"model.a": torch.zeros(1), "ema.module.a": torch.ones(1)}
     assert read_model_weights(Path(save(tmp_path / "a.ckpt", {"state_dict": state}))) == {"a": torch.ones(1)}

@@ -1,7 +1,6 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
 import warnings
-from collections import Counter
 from time import perf_counter
 from typing import Any
 
@@ -118,10 +117,6 @@ class ImageDataModule(lightning.LightningDataModule):
         """Return what the data decide about a model: `num_classes`, `img_size`, `in_chans`."""
         self.setup()
         return {"num_classes": self.num_classes, "img_size": self.image_size, "in_chans": self.num_channels}
-
-    def count_examples(self) -> dict[str, Counter[int]]:
-        """Return the number of examples of each class in each split."""
-        return {name: Counter(split.labels.tolist()) for name, split in self.splits.items()}
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
