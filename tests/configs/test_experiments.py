@@ -1,4 +1,4 @@
-"""Every experiment composes, says what its recipe says, builds and runs. The numbers are those of the published recipes."""
+"""Every experiment composes, says what its recipe says, builds and runs. The numbers are the published recipes'."""
 
 from pathlib import Path
 
