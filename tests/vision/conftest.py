@@ -1,6 +1,6 @@
 import datasets
 import pytest
-from image_samples import draw_images, make_dataset
+from tests.vision.image_samples import draw_images, make_dataset
 from PIL import Image
 
 from un.vision.data import ImageDataModule

@@ -2,7 +2,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from image_samples import draw_images, make_dataset
+from tests.vision.image_samples import draw_images, make_dataset
 from PIL import Image
 
 from un.vision.data import ImageDataModule, measure_loader
