@@ -1,0 +1,1 @@
+"""Translation: parallel text, fairseq's Transformer, beam search and BLEU."""

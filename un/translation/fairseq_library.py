@@ -1,0 +1,69 @@
+"""The one place that imports fairseq.
+
+Its import registers some thirty entries in Hydra's ConfigStore, among them `config`, `task` and `optimizer/adam`, which
+Hydra would from then on merge into files of the same name, and configures the root logger. Both are put back here.
+Whoever needs a name of fairseq imports it from this module. The import takes seconds, so task code comes here late, when
+its target is built.
+"""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+
+from hydra.core.config_store import ConfigStore
+
+INSTALL_COMMAND = "make translation"
+
+
+@contextlib.contextmanager
+def restore_global_state() -> Iterator[None]:
+    """Puts Hydra's ConfigStore and the root logger back as they were, and hides warnings meanwhile."""
+    store, root = ConfigStore.instance(), logging.getLogger()
+    repo, handlers, level = copy.deepcopy(store.repo), root.handlers[:], root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        store.repo = repo
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+with restore_global_state():
+    try:
+        import fairseq  # noqa: F401  its parts are complete only after the whole
+    except ImportError as error:
+        raise ImportError(
+            f"translation needs fairseq, which cannot be imported ({error}): {INSTALL_COMMAND}"
+        ) from error
+    from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
+    from fairseq.data import Dictionary, LanguagePairDataset, data_utils, indexed_dataset
+    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, register_model, register_model_architecture
+    from fairseq.models.transformer import (
+        TransformerConfig,
+        TransformerDecoderBase,
+        TransformerEncoderBase,
+        TransformerModel,
+    )
+    from fairseq.sequence_generator import SequenceGenerator
+
+__all__ = [
+    "ARCH_CONFIG_REGISTRY",
+    "ARCH_MODEL_REGISTRY",
+    "Dictionary",
+    "FileBinarizer",
+    "LanguagePairDataset",
+    "SequenceGenerator",
+    "TransformerConfig",
+    "TransformerDecoderBase",
+    "TransformerEncoderBase",
+    "TransformerModel",
+    "VocabularyDatasetBinarizer",
+    "data_utils",
+    "indexed_dataset",
+    "register_model",
+    "register_model_architecture",
+]
