@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 # part of `un` -> the other parts it may import. Tasks are reached by `_target_` only, so runtime does not list them.
 ALLOWED_PARTS = {
     "norms": set(),
+    "loading": set(),  # what loading of data has in common, so that the tasks need not import each other
     "surgery": {"norms"},
     "folding": {"norms"},
-    "vision": {"norms"},
-    "translation": {"norms"},
+    "vision": {"norms", "loading"},
+    "translation": {"norms", "loading"},
     "analysis": {"norms"},
     "reports": set(),
     "runtime": {"norms", "surgery", "folding", "analysis", "reports"},
@@ -96,6 +97,8 @@ def test_entry_points_import_only_the_runtime(name):
         ("folding/verify.py", "import numpy", "folding must not import numpy"),
         ("vision/data.py", "import timm\nfrom un.vision import models", None),
         ("vision/data.py", "from un import translation", "vision must not import un.translation"),
+        ("vision/data.py", "from un.loading import BatchLoader", None),
+        ("loading.py", "from un.vision.batches import Batch", "loading must not import un.vision.batches"),
         ("vision/data.py", "import un.runtime", "vision must not import un.runtime"),
         ("reports/result.py", "import pandas, json", None),
         ("reports/result.py", "from lightning import pytorch", "reports must not import lightning"),

@@ -1,4 +1,4 @@
-"""Loaders that can stop anywhere and go on: batch i of epoch e depends on (seed, e, i) and the process only.
+"""Batches of images: batch i of epoch e depends on (seed, e, i) and the process only.
 
 Shapes: B batch, C channels, S image size.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C channels, S image size.
 import math
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,15 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from un.loading import derive_seed
 from un.vision.sources import ImageSplit
 from un.vision.transforms import BatchTransform, ImageTransform
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) float32, labels (B,) int64
-
-
-def derive_seed(*numbers: int) -> int:
-    """Mix non-negative integers into one 64-bit seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class EpochSampler:
@@ -176,53 +172,3 @@ class SeededImages(Dataset):
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
             return self.transform(image, training=True), int(self.split.labels[index])
-
-
-class BatchLoader:
-    """Iterates over batches; its state is the epoch and the number of batches handed out, nothing else.
-
-    An iterator asks for epoch and position when its first batch is wanted, because Lightning makes the iterator
-    before it sets the epoch.
-
-    Attributes:
-        sampler: Where Lightning finds `set_epoch`.
-        batch_sampler: None; Lightning looks for it where there is a sampler.
-    """
-
-    batch_sampler = None
-
-    def __init__(self, source: BatchSource, sampler: EpochSampler) -> None:
-        self.source, self.sampler = source, sampler
-        self._epoch, self._position = 0, 0
-        self._resume: tuple[int, int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[Batch]:
-        self._epoch, self._position = self.sampler.epoch, 0
-        if self._resume is not None:
-            epoch, position = self._resume
-            self._resume = None
-            self._position = position if epoch == self._epoch else 0
-        for batch in self.source.make_batches(self.sampler, self._position):
-            self._position += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position after the batch handed out last."""
-        return {"epoch": self._epoch, "batch": self._position, "num_batches": len(self)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iterator, if it is of the same epoch, start where the state was taken.
-
-        Raises:
-            ValueError: The state is of a loader with another number of batches.
-        """
-        if state["num_batches"] != len(self):
-            raise ValueError(
-                f"the checkpoint was written with {state['num_batches']} batches per epoch, this run has {len(self)}; "
-                "resume with the same data, data.batch_size and number of devices"
-            )
-        self._resume = (state["epoch"], state["batch"])
-        self._epoch, self._position = self._resume

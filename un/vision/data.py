@@ -1,13 +1,14 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
 import warnings
+from functools import partial
 from time import perf_counter
 from typing import Any
 
-import lightning
 from datasets import DatasetDict
 
-from un.vision.batches import BatchLoader, BatchSource, EpochSampler, MemoryBatches, WorkerBatches
+from un.loading import BatchLoader, ResumableDataModule
+from un.vision.batches import BatchSource, EpochSampler, MemoryBatches, WorkerBatches
 from un.vision.sources import ImageSplit, count_classes, generate_source, open_split, read_source
 from un.vision.transforms import BatchTransform, ImageTransform
 
@@ -16,7 +17,7 @@ GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gi
 PIL_MODES = {1: "L", 3: "RGB"}
 
 
-class ImageDataModule(lightning.LightningDataModule):
+class ImageDataModule(ResumableDataModule):
     """Train, validation and test images with labels.
 
     Args:
@@ -78,8 +79,6 @@ class ImageDataModule(lightning.LightningDataModule):
         self.num_workers, self.num_repeats = num_workers, num_repeats
         self.splits: dict[str, ImageSplit] = {}
         self._sources: dict[str, BatchSource] = {}
-        self._train_loader: BatchLoader | None = None
-        self._train_state: dict[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check all splits, once; images are decoded when their loader is first asked for."""
@@ -118,53 +117,21 @@ class ImageDataModule(lightning.LightningDataModule):
         self.setup()
         return {"num_classes": self.num_classes, "img_size": self.image_size, "in_chans": self.num_channels}
 
-    def train_dataloader(self) -> BatchLoader:
-        """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
-        self._train_loader = self._make_loader("train", training=not self._overfits)
-        if self._train_state is not None:
-            self._train_loader.load_state_dict(self._train_state)
-            self._train_state = None
-        return self._train_loader
-
-    def val_dataloader(self) -> BatchLoader:
-        """Return a loader over every validation example."""
-        return self._make_loader("train" if self._overfits else "val", training=False)
-
-    def test_dataloader(self) -> BatchLoader:
-        """Return a loader over every test example."""
-        return self._make_loader("test", training=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training data; Lightning puts it into the checkpoint.
-
-        Lightning asks the loader too, but gives that state back too late when the length of a schedule made it build
-        the loader before it restored the loops.
-        """
-        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the position for the next training loader."""
-        self._train_state = state_dict.get("train_loader")
-
-    @property
-    def _overfits(self) -> bool:
-        """Whether `trainer.overfit_batches` asks for the same few plain batches in training and validation."""
-        return bool(getattr(self.trainer, "overfit_batches", 0))
-
-    def _make_loader(self, name: str, training: bool) -> BatchLoader:
+    def make_loader(self, split: str, training: bool) -> BatchLoader:
+        """Return a loader of one split."""
         self.setup()
-        if name not in self._sources:
-            self._sources[name] = self._make_source(self.splits[name])
+        if split not in self._sources:
+            self._sources[split] = self._make_source(self.splits[split])
         sampler = EpochSampler(
-            len(self.splits[name]),
+            len(self.splits[split]),
             self.batch_size,
             training=training,
             seed=self.seed,
             num_repeats=self.num_repeats,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self.rank,
+            world_size=self.world_size,
         )
-        return BatchLoader(self._sources[name], sampler)
+        return BatchLoader(sampler, partial(self._sources[split].make_batches, sampler))
 
     def _make_source(self, split: ImageSplit) -> BatchSource:
         mode = PIL_MODES[self.num_channels]

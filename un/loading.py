@@ -1,0 +1,135 @@
+"""Loading data so that a training can stop anywhere and go on, whatever the task.
+
+Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import lightning
+import numpy as np
+
+
+def derive_seed(*numbers: int) -> int:
+    """Mix non-negative integers into one 64-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class Sampler(Protocol):
+    """Knows what the batches of an epoch are made of; every epoch has the same number."""
+
+    epoch: int
+
+    def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+
+class BatchLoader:
+    """Iterates over batches; its state is the epoch and the number of batches handed out, nothing else.
+
+    An iterator asks for epoch and position when its first batch is wanted, because Lightning makes the iterator
+    before it sets the epoch.
+
+    Args:
+        sampler: Of the epochs; Lightning finds `set_epoch` there.
+        make_batches: Makes the batches of the sampler's current epoch, from the given number on.
+
+    Attributes:
+        batch_sampler: None; Lightning looks for it where there is a sampler.
+    """
+
+    batch_sampler = None
+
+    def __init__(self, sampler: Sampler, make_batches: Callable[[int], Iterable[Any]]) -> None:
+        self.sampler, self.make_batches = sampler, make_batches
+        self._epoch, self._position = 0, 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._epoch, self._position = self.sampler.epoch, 0
+        if self._resume is not None:
+            epoch, position = self._resume
+            self._resume = None
+            self._position = position if epoch == self._epoch else 0
+        for batch in self.make_batches(self._position):
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position after the batch handed out last."""
+        return {"epoch": self._epoch, "batch": self._position, "num_batches": len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iterator, if it is of the same epoch, start where the state was taken.
+
+        Raises:
+            ValueError: The state is of a loader with another number of batches.
+        """
+        if state["num_batches"] != len(self):
+            raise ValueError(
+                f"the checkpoint was written with {state['num_batches']} batches per epoch, this run has {len(self)}; "
+                "resume with the same data, batch size and number of devices"
+            )
+        self._resume = (state["epoch"], state["batch"])
+        self._epoch, self._position = self._resume
+
+
+class ResumableDataModule(lightning.LightningDataModule, ABC):
+    """Splits `train`, `val` and `test` whose training loader goes on where a checkpoint was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._train_loader: BatchLoader | None = None
+        self._train_state: dict[str, Any] | None = None
+
+    @abstractmethod
+    def make_loader(self, split: str, training: bool) -> BatchLoader:
+        """Return a new loader: of shuffled epochs for training, else of every example in a fixed order."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the data."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
+        self._train_loader = self.make_loader("train", training=not self._overfits)
+        if self._train_state is not None:
+            self._train_loader.load_state_dict(self._train_state)
+            self._train_state = None
+        return self._train_loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return a loader over every validation example."""
+        return self.make_loader("train" if self._overfits else "val", training=False)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return a loader over every test example."""
+        return self.make_loader("test", training=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data; Lightning puts it into the checkpoint.
+
+        Lightning asks the loader too, but gives that state back too late when the length of a schedule made it build
+        the loader before it restored the loops.
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the position for the next training loader."""
+        self._train_state = state_dict.get("train_loader")
+
+    @property
+    def _overfits(self) -> bool:
+        """Whether `trainer.overfit_batches` asks for the same few plain batches in training and validation."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
