@@ -5,16 +5,22 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS    := pyproject.toml constraints.txt
 BASE    := $(VENV)/.installed
+TRANSLATION := $(VENV)/.installed-translation
 DEV     := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo demo-translation translation test test-all lint format clean
 
 help:  ## show this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(BASE)  ## train the embedded default (ViT with UN on handwritten digits), installing what is missing
 	$(BIN)/python train.py
+
+demo-translation: $(TRANSLATION)  ## train a small translator with UN on generated sentences, installing what is missing
+	$(BIN)/python train.py experiment=phrasebook_tiny
+
+translation: $(TRANSLATION)  ## install what translation needs; fairseq is compiled, which takes some minutes
 
 test: $(DEV)  ## run the tests, installing what is missing
 	$(BIN)/python -m pytest
@@ -42,6 +48,12 @@ $(BASE): $(PINS) | $(BIN)/python
 	$(INSTALL) --editable .
 	@touch $@
 
-$(DEV): $(PINS) | $(BIN)/python
-	$(INSTALL) --editable '.[dev]'
-	@touch $(BASE) $@
+# fairseq-fixed comes as source and does not say what its build needs: that goes first.
+$(TRANSLATION): $(PINS) | $(BASE)
+	$(INSTALL) numpy cython ninja wheel setuptools
+	$(INSTALL) --no-build-isolation --editable '.[translation]'
+	@touch $@
+
+$(DEV): $(PINS) $(TRANSLATION)
+	$(INSTALL) --editable '.[dev,export]'
+	@touch $(BASE) $(TRANSLATION) $@
