@@ -29,7 +29,7 @@ class CountingData(ResumableDataModule):
 
 
 def test_seeds_depend_on_every_number_and_their_order():
-    seeds = {derive_seed(*numbers) for numbers in [(0,), (1,), (0, 0), (0, 1), (1, 0), (2**40, 1)]}
+    seeds = {derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (2**40, 1)]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert derive_seed(3, 4) == derive_seed(3, 4)
