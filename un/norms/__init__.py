@@ -6,6 +6,7 @@ from un.norms.calibration import calibrate
 from un.norms.dynamic_tanh import DynamicTanh
 from un.norms.layout import ChannelFirst
 from un.norms.mabn import MovingAverageBatchNorm
+from un.norms.masking import share_pad_mask
 from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
 from un.norms.rmsnorm import RMSNorm
@@ -25,4 +26,5 @@ __all__ = [
     "Switches",
     "UnifiedNorm",
     "calibrate",
+    "share_pad_mask",
 ]

@@ -32,6 +32,7 @@ class Norm(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     optional_state: tuple[str, ...] = ()  # buffers that checkpoints of the official code lack
+    shared_pad_mask: Tensor | None = None  # used where no mask is passed; set by `un.norms.masking`
 
     def __init__(
         self,
@@ -96,16 +97,23 @@ class Norm(nn.Module):
             if own is not None and value is not None:
                 own.data.copy_(value)
 
-    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> None:
-        """Raises a ValueError where x is not (..., C) or pad_mask is not a boolean (...)."""
+    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> Tensor | None:
+        """The mask to use: the one passed, or else the shared one.
+
+        Raises:
+            ValueError: where x is not (..., C) or the mask is not a boolean (...).
+        """
         if x.dim() == 0 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
         if pad_mask is None:
-            return
+            pad_mask = self.shared_pad_mask
+        if pad_mask is None:
+            return None
         if pad_mask.dtype != torch.bool:
             raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
         if pad_mask.shape != x.shape[:-1]:
             raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
+        return pad_mask
 
     def extra_repr(self) -> str:
         """Channels, eps and whether weight and bias are there; subclasses add theirs."""

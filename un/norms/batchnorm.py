@@ -76,7 +76,7 @@ class BatchNorm(Norm):
             pad_mask: (...), True = padding.
             update: boolean without axes; False leaves the running statistics alone (used by ProgressiveRepBatchNorm).
         """
-        self.check_input(x, pad_mask)
+        pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
         rows = x.detach().reshape(-1, self.num_features)

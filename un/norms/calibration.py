@@ -65,6 +65,7 @@ def _call(model: nn.Module, batch: Any) -> Any:
 def _collect(totals: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Adds one call's count, sum and sum of squares, in float64."""
     x, pad_mask = args[0], kwargs.get("pad_mask", args[1] if len(args) > 1 else None)
+    pad_mask = norm.check_input(x, pad_mask)
     if isinstance(norm, PowerNorm):
         x = norm.scale_groups(x)
     rows = x.reshape(-1, norm.num_features).double()

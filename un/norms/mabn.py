@@ -84,7 +84,7 @@ class MovingAverageBatchNorm(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
-        self.check_input(x, pad_mask)
+        pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
         rows = x.detach().reshape(-1, self.num_features)

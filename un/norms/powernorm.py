@@ -88,7 +88,7 @@ class PowerNorm(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
-        self.check_input(x, pad_mask)
+        pad_mask = self.check_input(x, pad_mask)
         x = self.scale_groups(x)
         if not self.training:
             return self._apply_running(x)

@@ -72,7 +72,7 @@ class ProgressiveRepBatchNorm(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the batch statistics."""
-        self.check_input(x, pad_mask)
+        pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.rep_norm(x, pad_mask)
         share, mixing = self._advance()

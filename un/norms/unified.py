@@ -123,7 +123,7 @@ class UnifiedNorm(Norm):
         Raises:
             ValueError: for a wrong shape of x or pad_mask, or a mask that is not boolean.
         """
-        self.check_input(x, pad_mask)
+        pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
         switches = self.switches

@@ -2,8 +2,7 @@
 
 Its import registers some thirty entries in Hydra's ConfigStore, among them `config`, `task` and `optimizer/adam`, which
 Hydra would from then on merge into files of the same name, and configures the root logger. Both are put back here.
-Whoever needs a name of fairseq imports it from this module. The import takes seconds, so task code comes here late, when
-its target is built.
+Whoever needs a name of fairseq imports it from this module. That takes seconds.
 """
 
 import contextlib
@@ -19,9 +18,11 @@ INSTALL_COMMAND = "make translation"
 
 @contextlib.contextmanager
 def restore_global_state() -> Iterator[None]:
-    """Puts Hydra's ConfigStore and the root logger back as they were, and hides warnings meanwhile."""
+    """Puts Hydra's ConfigStore and logging back as they were; meanwhile there are no warnings and no log."""
     store, root = ConfigStore.instance(), logging.getLogger()
     repo, handlers, level = copy.deepcopy(store.repo), root.handlers[:], root.level
+    disabled = root.manager.disable
+    logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -30,6 +31,7 @@ def restore_global_state() -> Iterator[None]:
         store.repo = repo
         root.handlers[:] = handlers
         root.setLevel(level)
+        logging.disable(disabled)
 
 
 with restore_global_state():

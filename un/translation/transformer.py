@@ -1,0 +1,160 @@
+"""fairseq's Transformer with padding masks for its norms. Shapes: B batch, T length, C width.
+
+The norms of an encoder or decoder see (T, B, C), but `layernorm_embedding` sees (B, T, C). The masks are handed over in
+the methods which training and beam search share: beam search calls neither the model nor, through hooks, its halves.
+"""
+
+import contextlib
+import difflib
+from argparse import Namespace
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from un.norms import share_pad_mask
+from un.translation.fairseq_library import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    Dictionary,
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModel,
+)
+
+NUM_SUGGESTIONS = 3
+SHARED_OPTIONS = frozenset(field.name for field in fields(TransformerConfig().encoder))  # of encoder and decoder
+
+
+class Encoder(TransformerEncoderBase):
+    """fairseq's encoder; its norms get the padding mask of the source if `masks_norms` is set."""
+
+    masks_norms = False
+
+    def forward(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Encodes src_tokens (B, T); arguments and result as in fairseq."""
+        with _mask_norms(self, src_tokens):
+            return super().forward(src_tokens, *args, **kwargs)
+
+
+class Decoder(TransformerDecoderBase):
+    """fairseq's decoder; its norms get the padding mask of its input if `masks_norms` is set."""
+
+    masks_norms = False
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, Any] | None,
+        incremental_state: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Maps prev_output_tokens (B, T) to features (B, T, C), with incremental state (B, 1, C) of the last one."""
+        seen = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
+        with _mask_norms(self, seen):
+            return super().extract_features(prev_output_tokens, encoder_out, incremental_state, *args, **kwargs)
+
+
+class Transformer(TransformerModel):
+    """fairseq's encoder-decoder, of which `un.surgery` may replace every norm."""
+
+    encoder: Encoder
+    decoder: Decoder
+
+    @classmethod
+    def build_encoder(cls, args: Any, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
+        """Called by fairseq."""
+        return Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Decoder:
+        """Called by fairseq."""
+        config = TransformerConfig.from_namespace(args)
+        return Decoder(config, tgt_dict, embed_tokens, no_encoder_attn=config.no_cross_attention)
+
+    def use_pad_mask(self, enabled: bool) -> None:
+        """Sets whether padding masks reach the norms, those replaced later included. At first they do not.
+
+        Raises:
+            ValueError: for a model with activation checkpointing, which recomputes norms when the masks are gone.
+        """
+        if enabled and self.cfg.checkpoint_activations:
+            raise ValueError("model.checkpoint_activations=true needs surgery.pad_mask=false: it recomputes without")
+        self.encoder.masks_norms = self.decoder.masks_norms = enabled
+
+
+def build_transformer(
+    source_dictionary: Dictionary, target_dictionary: Dictionary, arch: str = "transformer_iwslt_de_en", **options: Any
+) -> Transformer:
+    """Builds a Transformer with LayerNorm.
+
+    Args:
+        source_dictionary: of the source.
+        target_dictionary: of the target; equal to the other where embeddings of both sides are shared.
+        arch: fairseq's name, one of `transformer_*`; decides what `options` leave open.
+        **options: fairseq's, with underscores: `encoder_embed_dim`, `dropout` and so on. A `decoder_` option that is
+            not given follows its `encoder_` twin if that is given.
+
+    Raises:
+        ValueError: for an unknown arch or option, or values that fairseq refuses.
+    """
+    _check_name("model.arch", arch, [name for name, model in ARCH_MODEL_REGISTRY.items() if model is TransformerModel])
+    defaults = list_defaults()
+    for name, value in options.items():
+        _check_name("model option", name, defaults)
+        _check_kind(name, value, defaults[name])
+    for name in SHARED_OPTIONS:
+        if f"encoder_{name}" in options:
+            options.setdefault(f"decoder_{name}", options[f"encoder_{name}"])
+    if options.get("adaptive_softmax_cutoff") is not None:
+        raise ValueError("model.adaptive_softmax_cutoff is for a loss that is not offered here: leave it out")
+    arguments = Namespace(**options)
+    dictionaries = SimpleNamespace(source_dictionary=source_dictionary, target_dictionary=target_dictionary)
+    try:
+        ARCH_CONFIG_REGISTRY[arch](arguments)
+        return Transformer.build_model(arguments, dictionaries)
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
+        raise ValueError(f"{arch} cannot be built with {shown}: {error}") from error
+
+
+def list_defaults() -> dict[str, Any]:
+    """The options that fairseq's Transformer takes, and what they are where neither arch nor user sets them."""
+    config = TransformerConfig()
+    groups = ("encoder", "decoder", "quant_noise")
+    parts = {"": config, **{f"{group}_": getattr(config, group) for group in groups}}
+    return {
+        prefix + field.name: getattr(part, field.name)
+        for prefix, part in parts.items()
+        for field in fields(part)
+        if field.name not in (*groups, "_name")
+    }
+
+
+@contextlib.contextmanager
+def _mask_norms(half: Encoder | Decoder, tokens: Tensor) -> Iterator[None]:
+    """Gives the norms of an encoder or decoder the mask of tokens (B, T) in the layout in which they see them."""
+    with contextlib.ExitStack() as stack:
+        if half.masks_norms:
+            pad_mask = tokens.eq(half.padding_idx)
+            stack.enter_context(share_pad_mask(half, pad_mask.t()))
+            if half.layernorm_embedding is not None:
+                stack.enter_context(share_pad_mask(half.layernorm_embedding, pad_mask))
+        yield
+
+
+def _check_name(what: str, name: str, allowed: Collection[str]) -> None:
+    if name not in allowed:
+        nearest = ", ".join(difflib.get_close_matches(name, allowed, NUM_SUGGESTIONS, cutoff=0.0))
+        raise ValueError(f"{what} {name!r} is not known to fairseq; the nearest are {nearest}")
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Raises where a switch is not true or false, or a number is none: fairseq would find out while it trains."""
+    kind: Any = bool if isinstance(default, bool) else int | float
+    if isinstance(default, int | float) and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        raise ValueError(f"model.{name}={value!r} must be {'true or false' if kind is bool else 'a number'}")
