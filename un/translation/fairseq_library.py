@@ -51,6 +51,7 @@ with restore_global_state():
         TransformerModel,
     )
     from fairseq.sequence_generator import SequenceGenerator
+    from fairseq.tokenizer import tokenize_line
 
 __all__ = [
     "ARCH_CONFIG_REGISTRY",
@@ -68,4 +69,5 @@ __all__ = [
     "indexed_dataset",
     "register_model",
     "register_model_architecture",
+    "tokenize_line",
 ]
