@@ -1,0 +1,63 @@
+"""Forward plus backward of every norm against nn.LayerNorm in float32."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Row, compare, time_interleaved
+from un import norms
+
+# Tokens of one batch, from a small ViT on CIFAR-10, translation, and the paper's translation model.
+SHAPES = ((64, 65, 192), (32, 64, 256), (128, 50, 512))
+WARMUP = 10
+ARMS: dict[str, Callable[[int], nn.Module]] = {
+    "LayerNorm": nn.LayerNorm,
+    "UN": lambda c: norms.UnifiedNorm(c),
+    "UN, past warm-up": lambda c: norms.UnifiedNorm(c, warmup_steps=0, compensation_start=0),
+    "UN, filtration": lambda c: norms.UnifiedNorm(c, warmup_steps=0, compensation_start=0, filtration=True),
+    "UN, centered": lambda c: norms.UnifiedNorm(c, centering="batch"),
+    "BatchNorm": norms.BatchNorm,
+    "PowerNorm": norms.PowerNorm,
+    "MABN": norms.MovingAverageBatchNorm,
+    "RMSNorm": norms.RMSNorm,
+    "RepBatchNorm": norms.RepBatchNorm,
+    "DynamicTanh": norms.DynamicTanh,
+}
+
+
+def make_layer_arm(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    """Forward and backward of one layer, gradients of input, weight and bias included."""
+
+    def run() -> None:
+        x.grad = None
+        layer.zero_grad()
+        layer(x).backward(grad)
+
+    return run
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Forward plus backward of every norm against nn.LayerNorm in float32."""
+    rows: list[Row] = []
+    for shape in SHAPES:
+        x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        arms = {name: make_layer_arm(build(shape[-1]), x, grad) for name, build in ARMS.items()}
+        seconds = time_interleaved(arms, options.rounds, WARMUP)
+        base = seconds["LayerNorm"]
+        for name, values in seconds.items():
+            low, median, high = statistics.quantiles(values, n=4)
+            rows.append(
+                {
+                    "shape": shape,
+                    "norm": name,
+                    "ms": 1e3 * median,
+                    "ms_quartiles": (1e3 * low, 1e3 * high),
+                    "ratio": compare(values, base),
+                }
+            )
+    return rows
