@@ -1,0 +1,37 @@
+"""Small archives with the layout of the published ones."""
+
+import io
+import random
+import tarfile
+from pathlib import Path
+
+GERMAN = "der die das Haus Baum Straße über grüne Käfer läuft schnell heute Morgen sieben Äpfel kaufen wollen"
+ENGLISH = "the a house tree street over green beetle runs quickly today morning seven apples buy want have"
+WORDS = {"de": GERMAN.split(" "), "en": ENGLISH.split(" ")}
+
+
+def make_sentences(language: str, count: int, seed: int) -> list[str]:
+    """Sentences of 5 to 9 words; the same seed gives the same lengths in every language."""
+    lengths, words = random.Random(seed), random.Random(f"{language} {seed}")
+    return [" ".join(words.choices(WORDS[language], k=lengths.randint(5, 9))) + "." for _ in range(count)]
+
+
+def write_archive(path: Path, members: dict[str, str]) -> Path:
+    """A tar archive, compressed as its name says, of UTF-8 texts by member name."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            content = text.encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def join(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_segments(sentences: list[str]) -> str:
+    """An evaluation file: XML or SGML with one <seg> per sentence."""
+    segments = [f'<seg id="{number}"> {sentence} </seg>' for number, sentence in enumerate(sentences, 1)]
+    return join(['<?xml version="1.0"?>', '<doc docid="1">', "<title>a title</title>", *segments, "</doc>"])

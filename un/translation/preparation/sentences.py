@@ -1,0 +1,97 @@
+"""What happens to one line: markup removed, punctuation normalised, tokenised, kept or dropped.
+
+The Moses scripts named here are those of moses-smt/mosesdecoder; sacremoses has most of them in Python.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import regex
+from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+DROPPED_MARKS = ("<url>", "<talkid>", "<keywords>")
+STRIPPED_MARKS = re.compile(r"</?(?:title|description)>")
+SEGMENT_MARKS = re.compile(r'<seg id="[0-9]*">\s*|\s*</seg>\s*')
+UNPRINTABLE = regex.compile(r"\p{C}")
+LONGEST_WORD = 1000  # characters; clean-corpus-n.perl drops lines with a longer word
+MOSES_RATIO = 9.0  # clean-corpus-n.perl without -ratio
+
+
+def strip_tags(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the text of a tagged training file: metadata lines dropped, titles and descriptions kept as text."""
+    for line in lines:
+        if not any(mark in line for mark in DROPPED_MARKS):
+            yield STRIPPED_MARKS.sub("", line)
+
+
+def read_segments(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the text of the <seg> lines of an evaluation file (XML or SGML); entities stay as they are."""
+    for line in lines:
+        if "<seg id" in line:
+            yield SEGMENT_MARKS.sub("", line)
+
+
+def map_apostrophe(line: str) -> str:
+    """Returns the line with typographic apostrophes as plain ones."""
+    return line.replace("’", "'")
+
+
+@functools.lru_cache
+def make_tokenizer(language: str) -> MosesTokenizer:
+    """Returns the language's Moses tokenizer, made once per process."""
+    return MosesTokenizer(language)
+
+
+@functools.lru_cache
+def make_normalizer(language: str) -> MosesPunctNormalizer:
+    """Returns the language's punctuation normalizer with the results of the Perl script."""
+    return MosesPunctNormalizer(language, perl_parity=True)
+
+
+def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
+    """Returns Moses tokens with special characters escaped, as tokenizer.perl.
+
+    Args:
+        line: one sentence.
+        language: code, e.g. "de".
+        split_hyphens: whether a-b becomes a @-@ b (option -a).
+    """
+    return make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+
+
+def normalize(line: str, language: str) -> str:
+    """Returns the line with punctuation normalised and a space for every non-printing character.
+
+    As normalize-punctuation.perl and then remove-non-printing-char.perl.
+    """
+    return UNPRINTABLE.sub(" ", make_normalizer(language).normalize(line))
+
+
+def normalize_and_tokenize(line: str, language: str) -> str:
+    """Returns the tokens of a raw WMT training line."""
+    return tokenize(normalize(line, language), language, split_hyphens=True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which pairs of tokenised lines clean-corpus-n.perl keeps.
+
+    Args:
+        shortest: fewest tokens of a side; an empty side never passes.
+        longest: most tokens of a side.
+        ratio: the longer side may have at most this many times the tokens of the shorter.
+    """
+
+    shortest: int
+    longest: int
+    ratio: float = MOSES_RATIO
+
+    def accept(self, source: str, target: str) -> bool:
+        """Tells whether a pair is kept; besides, no word may be absurdly long."""
+        words = source.split(), target.split()
+        few, many = sorted(len(side) for side in words)
+        if few == 0 or few < self.shortest or many > self.longest or many / few > self.ratio:
+            return False
+        return all(len(word) <= LONGEST_WORD for side in words for word in side)
