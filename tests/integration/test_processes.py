@@ -12,12 +12,16 @@ FAST = ("debug=fast", "trainer.accelerator=cpu")
 
 @pytest.mark.slow  # starts two processes, each of which imports torch
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
-    command = (f"paths.runs={tmp_path}", *FAST, "trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=4")
+    processes = ("trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=4")
+    epochs = ("data.limit=24", "trainer.max_steps=9", "average_checkpoints=2")  # three steps each
+    command = (f"paths.runs={tmp_path}", *FAST, *processes, *epochs)
     outcome = run("train.py", *command)
     assert outcome.code == 0, outcome
     (path,) = tmp_path.rglob("result.json")
-    assert read_result(path).status == "finished"
-    assert len((path.parent / "metrics.csv").read_text().splitlines()) == 8
+    result = read_result(path)
+    assert result.status == "finished"
+    assert result.metric_details == {"test/*": "weights averaged over epoch=1.ckpt, epoch=2.ckpt"}
+    assert len((path.parent / "metrics.csv").read_text().splitlines()) == 1 + 9 + 9 + 3  # losses, norms, validations
     assert "is finished already" in run("train.py", *command).output
 
 

@@ -41,6 +41,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "result.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
+def test_details_of_metrics(tmp_path: Path) -> None:
+    """They are kept, and files from before there were any can be read."""
+    path = tmp_path / "result.json"
+    detailed = replace(RESULT, metric_details={"test/bleu": "tokenised BLEU-4"})
+    write_result(detailed, path)
+    assert read_result(path) == detailed
+    content = json.loads(path.read_text())
+    del content["metric_details"]
+    path.write_text(json.dumps(content))
+    assert read_result(path) == RESULT
+
+
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     metrics = {"test/loss": math.nan, "val/loss": math.inf, "test/acc1": 1.5}
     write_result(replace(RESULT, metrics=metrics), tmp_path / "result.json")
@@ -64,6 +76,8 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"seed": "3"}, "seed is '3', expected"),
         ({"seed": True}, "seed is True, expected"),
         ({"metrics": {"test/acc1": "96"}}, "metrics.test/acc1 is '96', expected a number"),
+        ({"metric_details": {"test/bleu": 3}}, "metric_details.test/bleu is 3, expected a text"),
+        ({"metric_details": []}, "metric_details is [], expected"),
         ({"colour": 1}, "has unknown colour"),
         ({"steps": ...}, "lacks steps"),
     ],

@@ -25,6 +25,7 @@ SETTINGS = {
     "two validations per epoch": ["trainer.val_check_interval=0.5"],
     "validation every other epoch": ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
     "accumulated gradients": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
+    "averaged epochs": ["average_checkpoints=2", "trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=3"],
     "limited batches": ["trainer.limit_train_batches=4", "callbacks.checkpoints.every_n_steps=3"],
 }
 
@@ -82,6 +83,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
         "optimizer": flatten(checkpoint["optimizer_states"]),
         "scheduler": checkpoint["lr_schedulers"],
         "best": flatten(best["state_dict"]),
+        "epochs": {
+            path.name: flatten(torch.load(path, weights_only=True)["state_dict"])
+            for path in RunFolder(folder).list_epochs()
+        },
     }
 
 

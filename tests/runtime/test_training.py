@@ -89,6 +89,27 @@ def test_layernorm_leaves_the_model_untouched(tmp_path: Path) -> None:
     )
 
 
+class PaddedModel(ToyModel):
+    """Notes what it is told about masks."""
+
+    told: bool | None = None
+
+    def use_pad_mask(self, enabled: bool) -> None:
+        assert isinstance(self.norm, UnifiedNorm)  # told when the norms are in place
+        self.told = enabled
+
+
+@pytest.mark.parametrize(("norm", "value", "told"), [("un", True, True), ("un", False, False), ("none", True, None)])
+def test_models_with_padding_are_told_whether_norms_see_it(
+    norm: str, value: bool, told: bool | None, tmp_path: Path
+) -> None:
+    target = "tests.runtime.test_training.PaddedModel"
+    config = make_config(tmp_path, f"surgery.pad_mask={value}", f"model._target_={target}")
+    if norm == "none":
+        config.norm = {"_target_": None}
+    assert build(config)[1].model.told is told
+
+
 def save(path: Path, content: Any) -> str:
     torch.save(content, path)
     return str(path)
@@ -194,6 +215,7 @@ def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
         ("trainer.max_epochs=true", "trainer.max_epochs=True must be"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be a number of at least 0 or null"),
         ("trainer.max_epochs=-1", "both unlimited"),
+        ("average_checkpoints=-1", "average_checkpoints=-1 must be an integer of at least 0 or null"),
     ],
 )
 def test_values_are_checked_first(override: str, message: str, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ class Result:
         seed: of the run.
         overrides: as typed on the command line.
         metrics: name with its split -> value, e.g. "test/acc1" in percent, of the best checkpoint by validation; its
-            validation metrics are here too. None where the value was not finite.
+            validation metrics are here too. None where the value was not finite. With `average_checkpoints` test
+            metrics are of the mean of the last epochs' weights.
         best_epoch: epoch of that checkpoint, the first is 0; None when there is none.
         best_step: its optimizer step.
         diverged_step: optimizer step (the first is 1) of the first non-finite loss; None when finished.
@@ -40,6 +41,8 @@ class Result:
         git: {"commit": hash or None, "dirty": bool or None}.
         packages: distribution -> version.
         hardware: {"cpu": name, "threads": int, "gpu": names}.
+        metric_details: metric -> what it is where a name does not say it, e.g. kind and signature of a BLEU; "test/*"
+            names the checkpoints that were averaged. Missing in files of early runs.
         schema_version: of this file format.
     """
 
@@ -63,6 +66,7 @@ class Result:
     git: dict[str, Any] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
+    metric_details: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -111,6 +115,7 @@ def read_result(path: Path) -> Result:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version is {version}, this code reads {SCHEMA_VERSION}")
+    content.setdefault("metric_details", {})
     names = {entry.name for entry in fields(Result)}
     for problem, found in (("lacks", names - content.keys()), ("has unknown", content.keys() - names)):
         if found:
@@ -135,6 +140,9 @@ def _check_types(content: Mapping[str, Any], path: Path) -> None:
     for name, value in content["metrics"].items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{path}: metrics.{name} is {value!r}, expected a number")
+    for name, value in content["metric_details"].items():
+        if not isinstance(value, str):
+            raise ValueError(f"{path}: metric_details.{name} is {value!r}, expected a text")
 
 
 def _drop_non_finite(node: Any) -> Any:

@@ -49,7 +49,8 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
     """Builds the model with its norms and starting weights.
 
     Outside weights are loaded before the norms are replaced, so that these carry the trained scale and shift over;
-    weights that were saved with such norms in place hold their state and are loaded after.
+    weights that were saved with such norms in place hold their state and are loaded after. A model that knows padding
+    has `use_pad_mask(enabled)`, which says whether the new norms are told where it is.
     """
     model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
     weights = None
@@ -64,6 +65,8 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
         surgery = config.surgery
         report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
         log.info("%s", report)
+        if hasattr(model, "use_pad_mask"):
+            model.use_pad_mask(bool(surgery.pad_mask))
     else:
         log.info("the model is left untouched")
     if weights is not None:

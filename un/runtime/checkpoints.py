@@ -1,4 +1,4 @@
-"""checkpoints/last.ckpt to go on from, checkpoints/best.ckpt to evaluate.
+"""In checkpoints/: last.ckpt to go on from; best.ckpt, or the mean of the last epoch=<n>.ckpt, to test.
 
 Lightning's ModelCheckpoint saves every n steps also where its loops cannot go on exactly: between the last batch before
 a validation and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here
@@ -16,12 +16,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from un.runtime.run_folder import RunFolder
+
 
 class Checkpoints(Checkpoint):
     """Saves the last and the best state; the task's `monitor` and `monitor_mode` say what is best.
 
     Args:
         every_n_steps: optimizer steps between two saves of last.ckpt inside an epoch; every validation saves it too.
+        keep_epochs: how many epoch=<n>.ckpt to keep, of the last whole epochs; the first is 0. 0 or None keeps none. An
+            epoch which max_steps cuts short does not count, as in fairseq.
 
     Attributes:
         best_metrics: validation metrics of best.ckpt; empty before the first validation.
@@ -29,11 +33,11 @@ class Checkpoints(Checkpoint):
         best_step: its optimizer step.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int, keep_epochs: int | None = None) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.keep_epochs = every_n_steps, keep_epochs or 0
         self.best_metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
         self.best_step: int | None = None
@@ -49,7 +53,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves last.ckpt if it is due and this is a place to go on from."""
+        """Saves a whole epoch, and last.ckpt if it is due and this is a place to go on from."""
+        if self.keep_epochs and self._ends_epoch(trainer, batch_idx):
+            self._save_epoch(trainer)
         due = trainer.global_step - self._saved_step >= self.every_n_steps
         if due and self._is_between_steps(trainer) and not self._ends_stretch(trainer, batch_idx):
             self._save_last(trainer)
@@ -89,9 +95,12 @@ class Checkpoints(Checkpoint):
         """Tells that the last batch ended with an optimizer step, so that no gradient is kept for the next."""
         return trainer.global_step > self._step_before_batch
 
+    def _ends_epoch(self, trainer: Trainer, batch_idx: int) -> bool:
+        return batch_idx + 1 >= trainer.num_training_batches
+
     def _ends_stretch(self, trainer: Trainer, batch_idx: int) -> bool:
         """Tells that the epoch ends or a validation may follow; a validation that does saves by itself."""
-        if batch_idx + 1 >= trainer.num_training_batches:
+        if self._ends_epoch(trainer, batch_idx):
             return True
         every = trainer.val_check_batch
         if every is None or every == float("inf"):
@@ -110,6 +119,13 @@ class Checkpoints(Checkpoint):
             return
         self.best_metrics, self.best_epoch, self.best_step = metrics, self._epoch, trainer.global_step
         trainer.save_checkpoint(self._place(trainer, "best.ckpt"), weights_only=True)
+
+    def _save_epoch(self, trainer: Trainer) -> None:
+        """Saves epoch=<n>.ckpt and deletes older ones; after a kill the training passes here again before it ends."""
+        trainer.save_checkpoint(self._place(trainer, f"epoch={self._epoch}.ckpt"), weights_only=True)
+        if trainer.is_global_zero:
+            for path in RunFolder(Path(trainer.default_root_dir)).list_epochs()[: -self.keep_epochs]:
+                path.unlink()
 
     def _save_last(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step

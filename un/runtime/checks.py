@@ -10,6 +10,7 @@ from un.runtime.errors import UserError
 # key -> (type, least value, other allowed values). Lightning meets wrong ones late or with a traceback.
 LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
     "seed": (int, 0, ()),
+    "average_checkpoints": (int, 0, (None,)),
     "trainer.max_epochs": (int, 1, (-1, None)),
     "trainer.max_steps": (int, 1, (-1,)),
     "trainer.accumulate_grad_batches": (int, 1, ()),

@@ -1,7 +1,8 @@
 """The folder of a run: its name, what it holds, and whether a config may continue in it.
 
-Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt, result.json (written last), and
-wandb/ or tensorboard/ where asked for. Nothing here imports torch.
+Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for
+average_checkpoints), what the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where
+asked for; eval.json and evaluation/ are of eval.py. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ OTHER_KEYS = (
         "callbacks.progress_log",
     ),
 )
+LEFT_BY_RUNS = (
+    *("result.json", "eval.json", "metrics.csv", "config.yaml"),
+    *("checkpoints", "translations", "evaluation", "wandb", "tensorboard"),
+)
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
 HASH_LENGTH = 10
+EPOCH_CHECKPOINT = re.compile(r"epoch=(\d+)\.ckpt")
 SHOWN_DIFFERENCES = 3
 
 
@@ -98,6 +104,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.result = path / "result.json"
         self.evaluation = path / "eval.json"
+        self.evaluation_files = path / "evaluation"
         self.metrics = path / "metrics.csv"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
@@ -119,12 +126,17 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
-        for name in ("result.json", "eval.json", "checkpoints", "metrics.csv", "config.yaml", "wandb", "tensorboard"):
+        for name in LEFT_BY_RUNS:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def list_epochs(self) -> list[Path]:
+        """Returns the checkpoints at the end of epochs, in their order."""
+        found = [(EPOCH_CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.glob("epoch=*.ckpt")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes the resolved config, after checking that the folder does not hold a run of another one.

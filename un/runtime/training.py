@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from un.reports.result import Result, write_result
 from un.runtime import environment
 from un.runtime.assembly import build, build_trainer
+from un.runtime.averaging import load_tested
 from un.runtime.checkpoints import Checkpoints
 from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
@@ -24,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, identity: RunIdentity) -> float | None:
-    """Trains, tests the best checkpoint and writes result.json; resumes where an earlier process was killed.
+    """Trains, tests and writes result.json; resumes where an earlier process was killed.
+
+    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'.
 
     Args:
         config: composed from configs/train.yaml.
@@ -60,14 +63,16 @@ def _run(
     """Fits and tests; a non-finite loss ends both."""
     resume = None if config.force else _check_last(folder, module)
     metrics: dict[str, float] = {}
+    details: dict[str, str] = {}
     diverged_step = None
     checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
-        load_best(folder, module)
+        tested = load_tested(folder, module, config.average_checkpoints)
         metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+        details = describe_metrics(module, tested)
     except DivergedError as error:
         diverged_step = error.step
         log.warning("stopped: %s", error)
@@ -76,6 +81,7 @@ def _run(
         status="finished" if diverged_step is None else "diverged",
         **facts,
         metrics={**checkpoints.best_metrics, **metrics},
+        metric_details=details,
         best_epoch=checkpoints.best_epoch,
         best_step=checkpoints.best_step,
         diverged_step=diverged_step,
@@ -90,20 +96,11 @@ def _run(
     )
 
 
-def load_best(folder: RunFolder, module: LightningModule) -> None:
-    """Loads best.ckpt into the module.
-
-    Not by `Trainer.test(ckpt_path=...)`, which would take the callbacks back to that time, too.
-
-    Raises:
-        UserError: the file is missing, cut short or of another model.
-    """
-    checkpoint = read_checkpoint(folder.best)
-    if "state_dict" not in checkpoint:
-        raise UserError(f"{folder.best} is no checkpoint of a run")
-    module.on_load_checkpoint(checkpoint)
-    check_state(module, checkpoint["state_dict"], folder.best)
-    module.load_state_dict(checkpoint["state_dict"])
+def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, str]:
+    """Returns what a task says about its metrics, and under `test/*` which checkpoints were averaged if any were."""
+    describe: Any = getattr(module, "metric_details", dict)
+    averaged = {"test/*": f"weights averaged over {', '.join(tested)}"} if len(tested) > 1 else {}
+    return {**describe(), **averaged}
 
 
 def _check_last(folder: RunFolder, module: LightningModule) -> str | None:
