@@ -40,6 +40,24 @@ def test_descriptions_are_one_line() -> None:
     )
 
 
+def test_missing_packages_come_with_the_command_that_installs_them() -> None:
+    """As Hydra wraps them when it looks for a `_target_`, and bare."""
+    missing = ModuleNotFoundError("No module named 'sacrebleu.metrics'", name="sacrebleu.metrics")
+    located = ImportError("Error loading 'un.translation.data.X':\nModuleNotFoundError(...)\nAre you sure?")
+    located.__cause__ = missing
+    wrapped = InstantiationException("Error locating target 'un.translation.data.X'\nfull_key: data")
+    wrapped.__cause__ = located
+    line = "sacrebleu is not installed, which is part of the extra 'translation': make translation"
+    assert describe_error(missing) == line
+    assert describe_error(wrapped) == f"data: {line}"
+    own = ImportError("translation needs fairseq,\nwhich is broken")
+    own.__cause__ = ImportError("cannot import name 'x'")
+    located.__cause__ = own
+    assert describe_error(wrapped) == "data: translation needs fairseq, which is broken"
+    unknown = ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
+    assert describe_error(unknown) == "No module named 'nowhere'"
+
+
 @pytest.mark.parametrize(
     ("argument", "quoted"),
     [

@@ -12,6 +12,11 @@ CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 # Errors of these kinds name a wrong input. Everything else is a fault of the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
 USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not imported here
+# Optional packages: extra of pyproject.toml -> what its modules are called, and the command that installs it.
+EXTRAS = {
+    "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
+    "export": (("onnx", "onnxruntime"), "pip install -e '.[export]'"),
+}
 UNEXPECTED_ARGUMENT = "unexpected keyword argument"
 
 
@@ -45,6 +50,8 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error))
         return (f"{key.group(1)}: " if key else "") + describe_error(error.__cause__, keys)
+    if isinstance(error, ImportError):
+        return _describe_missing_import(error)
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
@@ -52,6 +59,18 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return f"there is no config key or group '{unknown.group(1)}'" + suggest(unknown.group(1), keys)
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return " ".join((str(error) + cause).split()) or type(error).__name__
+
+
+def _describe_missing_import(error: ImportError) -> str:
+    """Returns the line for a module that cannot be imported, and how to install it where it belongs to an extra."""
+    if isinstance(error.__cause__, ImportError) and error.name is None and str(error).startswith("Error loading"):
+        return _describe_missing_import(error.__cause__)  # what Hydra met behind a `_target_`
+    text = " ".join(str(error).split())
+    package = (error.name or "").partition(".")[0]
+    for extra, (packages, command) in EXTRAS.items():
+        if isinstance(error, ModuleNotFoundError) and package in packages:
+            return f"{package} is not installed, which is part of the extra '{extra}': {command}"
+    return text
 
 
 def _describe_missing_choice(error: MissingConfigException) -> str:
