@@ -3,17 +3,41 @@
 Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
+import datasets
 import lightning
 import numpy as np
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def derive_seed(*numbers: int) -> int:
     """Mix non-negative integers into one 64-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def load_dataset(path: str) -> datasets.DatasetDict:
+    """Read all splits of a hub id or a local folder.
+
+    Raises:
+        ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
+    """
+    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
+        raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
+    try:
+        return datasets.load_dataset(path)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
+        raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
 
 
 class Sampler(Protocol):
@@ -111,7 +135,7 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
 
     def val_dataloader(self) -> BatchLoader:
         """Return a loader over every validation example."""
-        return self.make_loader("train" if self._overfits else "val", training=False)
+        return self.make_loader(self.name_loaded("val"), training=False)
 
     def test_dataloader(self) -> BatchLoader:
         """Return a loader over every test example."""
@@ -128,6 +152,10 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for the next training loader."""
         self._train_state = state_dict.get("train_loader")
+
+    def name_loaded(self, split: str) -> str:
+        """Return the split that the loader of this one takes its examples from."""
+        return "train" if split == "val" and self._overfits else split
 
     @property
     def _overfits(self) -> bool:

@@ -4,11 +4,9 @@ Everything becomes a Hugging Face `DatasetDict` with an image column and a label
 `ImageSplit` that has been checked.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,10 +18,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from un.loading import load_dataset
+
 DIGITS = "sklearn-digits"
 DIGITS_TEST_SIZE = 360  # ours: a fixed fifth of the 1,797 images, the same in every run
 DIGITS_MAXIMUM = 16  # grey levels of scikit-learn's digits
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PATTERN_CELLS = 4  # generated images are a grid of 4 x 4 plain cells
 PATTERN_NOISE = 48  # standard deviation of the noise on a cell, of 255
 
@@ -112,17 +111,7 @@ def read_source(path: str, image_column: str, label_column: str) -> datasets.Dat
     """
     if path == DIGITS:
         return read_digits(image_column, label_column)
-    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
-        raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
-    try:
-        return datasets.load_dataset(path)
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
-        raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
+    return load_dataset(path)
 
 
 def read_digits(image_column: str, label_column: str) -> datasets.DatasetDict:

@@ -1,0 +1,147 @@
+"""Batches of sentences of similar length: batch i of epoch e depends on (seed, e, i) and the process only."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from un.translation.fairseq_library import LanguagePairDataset, data_utils
+
+Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
+
+
+class TokenSampler:
+    """Which sentence pairs make up the batches of an epoch, for one of `world_size` processes.
+
+    Pairs are sorted by the length of the source, then of the target, and cut where the next one would make a batch
+    too large. Training: pairs of equal lengths change places from epoch to epoch, the batches come in random order,
+    and those that do not go round all processes are left out. Evaluation: every pair once, the shortest first; where
+    the batches do not go round, the largest are halved.
+
+    Args:
+        sizes: (N, 2) tokens of source and target.
+        indices: Numbers of the pairs to take.
+        max_tokens: Most tokens of a batch, padding included, of the longer side.
+        batch_size: Most pairs of a batch; null is no limit.
+        training: See above.
+        seed: Of the order.
+        multiple: Batches have fewer pairs than this, or a multiple of it; the last may have any number.
+        rank: Of this process.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: Too few batches (training) or pairs (evaluation) for the processes.
+    """
+
+    def __init__(
+        self,
+        sizes: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        max_tokens: int,
+        batch_size: int | None = None,
+        *,
+        training: bool,
+        seed: int = 0,
+        multiple: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.indices, self.training, self.seed = indices, training, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._lengths = sizes[indices].T
+        longer = self._lengths.max(axis=0)[self._sort(np.arange(len(indices)))]
+        counts = cut(longer, max_tokens, batch_size, multiple)
+        if not training:
+            counts = spread(counts, world_size)
+        self._ends = np.cumsum(counts)[:-1]
+        self.num_batches = len(counts) // world_size
+        if not self.num_batches:
+            raise ValueError(
+                f"{len(indices)} sentence pairs in {len(counts)} batches are too few for {world_size} processes; "
+                f"lower data.max_tokens={max_tokens}"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the order; called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def list_batches(self) -> list[NDArray[np.int64]]:
+        """Return the numbers of the pairs in each batch of the current epoch."""
+        if not self.training:
+            order = self._sort(np.arange(len(self.indices)))
+            return np.split(self.indices[order], self._ends)[self.rank :: self.world_size]
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches = np.split(self.indices[self._sort(random.permutation(len(self.indices)))], self._ends)
+        shuffled = random.permutation(len(batches))[: self.num_batches * self.world_size]
+        return [batches[number] for number in shuffled[self.rank :: self.world_size]]
+
+    def _sort(self, ties: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sort by source length, target length and then `ties`; the lengths come out the same for any ties."""
+        source, target = self._lengths
+        return np.lexsort((ties, target, source))
+
+
+def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, multiple: int) -> list[int]:
+    """Return the sizes of the batches into which fairseq cuts sentences of these lengths, none left out."""
+    counts: list[int] = []
+    while (start := sum(counts)) < len(lengths):
+        # With a multiple fairseq forgets the last batch if it is of another size; that one is cut by itself then.
+        batches = data_utils.batch_by_size(
+            np.arange(len(lengths) - start),
+            num_tokens_fn=None,
+            num_tokens_vec=lengths[start:].astype(np.int64),
+            max_tokens=max_tokens,
+            max_sentences=batch_size,
+            required_batch_size_multiple=multiple,
+        )
+        counts += [len(batch) for batch in batches]
+        multiple = 1
+    return counts
+
+
+def spread(counts: Sequence[int], world_size: int) -> list[int]:
+    """Halve the largest batches until every process gets the same number of them.
+
+    Raises:
+        ValueError: Fewer pairs than processes.
+    """
+    if sum(counts) < world_size:
+        raise ValueError(f"{sum(counts)} sentence pairs are too few for {world_size} processes")
+    counts = list(counts)
+    while len(counts) % world_size:
+        largest = int(np.argmax(counts))
+        half = counts[largest] // 2
+        if not half:
+            raise ValueError(f"{sum(counts)} sentence pairs cannot be shared evenly by {world_size} processes")
+        counts[largest : largest + 1] = [counts[largest] - half, half]
+    return counts
+
+
+class PairBatches:
+    """Batches cut from a data set of fairseq.
+
+    Args:
+        dataset: In memory or on disk.
+        num_workers: Worker processes that read and pad; 0 works in the calling process.
+    """
+
+    def __init__(self, dataset: LanguagePairDataset, num_workers: int) -> None:
+        self.dataset, self.num_workers = dataset, num_workers
+
+    def make_batches(self, sampler: TokenSampler, start: int) -> Iterable[Batch]:
+        """Return a torch loader over the batches of the epoch, from number `start` on."""
+        return DataLoader(
+            self.dataset,
+            batch_sampler=[batch.tolist() for batch in sampler.list_batches()[start:]],
+            collate_fn=self.dataset.collater,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise each epoch would draw a number from the global random state
+        )

@@ -1,0 +1,123 @@
+"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length of a sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from un.translation.fairseq_library import Dictionary, LanguagePairDataset
+from un.translation.text import TextCodec, detokenize, join_pieces
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitTexts:
+    """Texts of a split by the `id` that batches carry.
+
+    Args:
+        source: As a reader sees it.
+        reference: As a reader sees it.
+        tokenized_reference: The words that a translation is compared with, lower-cased if the data are.
+    """
+
+    source: list[str]
+    reference: list[str]
+    tokenized_reference: list[str]
+
+
+class Split:
+    """Sentence pairs of one split.
+
+    Args:
+        title: For messages, e.g. `train of bentrevett/multi30k`.
+        dataset: Of ids; end of sentence counts as a token.
+        make_texts: Makes the texts, when they are first asked for.
+        rows: Number of each pair in the data as they came; the first is 0.
+    """
+
+    def __init__(
+        self, title: str, dataset: LanguagePairDataset, make_texts: Callable[[], SplitTexts], rows: Sequence[int]
+    ) -> None:
+        self.title, self.dataset, self.rows = title, dataset, rows
+        self._make_texts = make_texts
+
+    @cached_property
+    def texts(self) -> SplitTexts:
+        """Its texts."""
+        return self._make_texts()
+
+    def list_fitting(self, most_source: int, most_target: int, max_tokens: int, training: bool) -> NDArray[np.int64]:
+        """Return the numbers of the pairs that a model and a batch can hold.
+
+        Args:
+            most_source: Positions of the encoder.
+            most_target: Positions of the decoder.
+            max_tokens: Tokens of a batch.
+            training: Whether longer ones are left out, which is logged, or an error.
+
+        Raises:
+            ValueError: There are longer ones, or nothing is left.
+        """
+        limits = np.minimum([most_source, most_target], max_tokens)
+        long = np.flatnonzero((self.dataset.sizes > limits).any(axis=1))
+        if not len(long):
+            return np.arange(len(self.dataset))
+        excess = (
+            f"{len(long)} of {len(self.dataset)} pairs of {self.title} have more than {limits[0]} source or "
+            f"{limits[1]} target tokens (longest {self.dataset.sizes[long].max()}, first in line "
+            f"{self.rows[long[0]] + 1})"
+        )
+        if not training or len(long) == len(self.dataset):
+            raise ValueError(
+                f"{excess}; shorten them, or raise data.max_tokens={max_tokens}, data.max_source_positions="
+                f"{most_source} or data.max_target_positions={most_target}"
+            )
+        log.warning("%s and are left out", excess)
+        return np.setdiff1d(np.arange(len(self.dataset)), long)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that the data are to a model and its scores.
+
+    Args:
+        splits: `train`, `val` and `test`.
+        codec: Between text and ids.
+        source_dictionary: Of the source ids.
+        target_dictionary: Of the target ids; the same object if both sides share one.
+    """
+
+    splits: dict[str, Split]
+    codec: TextCodec
+    source_dictionary: Dictionary
+    target_dictionary: Dictionary
+
+
+def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
+    """Return the ids (T,) of pieces and of the end of sentence."""
+    unknown, indices = dictionary.unk(), dictionary.indices
+    return torch.tensor([*(indices.get(piece, unknown) for piece in pieces), dictionary.eos()])
+
+
+def make_dataset(
+    source: Sequence[Tensor], target: Sequence[Tensor], source_dictionary: Dictionary, target_dictionary: Dictionary
+) -> LanguagePairDataset:
+    """Return fairseq's data set of sentences in memory; sources are padded on the left, targets on the right."""
+    sizes = [np.array([len(sentence) for sentence in side]) for side in (source, target)]
+    return LanguagePairDataset(source, sizes[0], source_dictionary, target, sizes[1], target_dictionary, shuffle=False)
+
+
+def spell_out(dataset: LanguagePairDataset, codec: TextCodec, source_dictionary: Dictionary) -> SplitTexts:
+    """Return the texts as well as ids alone tell them."""
+    source = [join_pieces(source_dictionary, tokens, escape_unknown=True) for tokens in dataset.src]
+    target = [join_pieces(codec.target_dictionary, tokens, escape_unknown=True) for tokens in dataset.tgt]
+    raw_source = [detokenize(line, codec.source_language) for line in source]
+    return SplitTexts(raw_source, [codec.detokenize(line) for line in target], target)

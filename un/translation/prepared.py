@@ -1,0 +1,121 @@
+"""Folders of fairseq's binary files, as `fairseq-preprocess` and the preparation scripts write them."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from un.translation.corpus import Corpus, Split, SplitTexts, make_dataset, spell_out
+from un.translation.fairseq_library import Dictionary, LanguagePairDataset, data_utils, indexed_dataset
+from un.translation.sources import draw_rows, read_lines
+from un.translation.text import Subwords, TextCodec
+
+RECORD, CODES, RAW = "preparation.json", "bpe.codes", "raw"  # written by the preparation scripts, not by fairseq
+FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
+
+
+def is_prepared(path: str | None, languages: tuple[str, str]) -> bool:
+    """Tell whether a path is such a folder."""
+    return path is not None and any((Path(path) / f"dict.{language}.txt").is_file() for language in languages)
+
+
+class PreparedFolder:
+    """A folder with `dict.<language>.txt` and `<split>.<source>-<target>.<language>.bin` and `.idx`.
+
+    Args:
+        folder: See above; the names may have the languages in either order.
+        languages: Codes of source and target.
+        lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, languages: tuple[str, str], lowercase: bool) -> None:
+        self.folder, self.languages = folder, languages
+        source, target = (read_dictionary(folder / f"dict.{language}.txt") for language in languages)
+        self.source_dictionary, self.target_dictionary = source, source if source == target else target
+        record, codes = read_record(folder), folder / CODES
+        self.codec = TextCodec(
+            *languages,
+            self.target_dictionary,
+            subwords=Subwords(codes.read_text(encoding="utf-8")) if codes.is_file() else None,
+            lowercase=record.get("lowercase", lowercase),
+            split_hyphens=record.get("split_hyphens", False),
+        )
+
+    def read(self, limit: int | None, seed: int) -> Corpus:
+        """Open all splits; sentences stay on disk until they are needed, unless there is a limit.
+
+        Args:
+            limit: At most this many pairs per split, drawn by `seed`; null is all.
+            seed: See `limit`.
+        """
+        splits = {name: self._read_split(file_name, limit, seed) for name, file_name in FILE_NAMES.items()}
+        return Corpus(splits, self.codec, self.source_dictionary, self.target_dictionary)
+
+    def _read_split(self, name: str, limit: int | None, seed: int) -> Split:
+        source, target = self._open_sides(name)
+        rows, num_rows = draw_rows(len(source), limit, seed), len(source)
+        dictionaries = (self.source_dictionary, self.target_dictionary)
+        if len(rows) < num_rows:
+            source, target = ([side[row] for row in rows] for side in (source, target))
+            dataset = make_dataset(source, target, *dictionaries)
+        else:
+            sizes = source.sizes, target.sizes
+            dataset = LanguagePairDataset(source, sizes[0], dictionaries[0], target, sizes[1], dictionaries[1])
+        make_texts = partial(self._read_texts, name, rows, num_rows, dataset)
+        return Split(f"{name} of {self.folder}", dataset, make_texts, rows)
+
+    def _open_sides(self, split: str) -> list[Any]:
+        directions = [f"{split}.{one}-{other}." for one, other in (self.languages, self.languages[::-1])]
+        for prefix in directions:
+            paths = [f"{self.folder / prefix}{language}" for language in self.languages]
+            if all(indexed_dataset.dataset_exists(path, impl=None) for path in paths):
+                break
+        else:
+            raise ValueError(f"{self.folder} has no split {split}: neither {directions[0]}* nor {directions[1]}*")
+        sides = []
+        for path in paths:
+            try:
+                sides.append(data_utils.load_indexed_dataset(path))
+            except Exception as error:  # of fairseq, numpy or mmap, for a file that is cut short
+                raise ValueError(f"{path}.bin or .idx is damaged ({' '.join(str(error).split())})") from None
+        if len(sides[0]) != len(sides[1]):
+            raise ValueError(f"{paths[0]}.bin has {len(sides[0])} sentences and {paths[1]}.bin {len(sides[1])}")
+        if not len(sides[0]):
+            raise ValueError(f"{split} of {self.folder} is empty")
+        return sides
+
+    def _read_texts(self, split: str, rows: list[int], num_rows: int, dataset: LanguagePairDataset) -> SplitTexts:
+        """Return the texts of a split: the untokenised ones where the preparation kept them."""
+        spelled = spell_out(dataset, self.codec, self.source_dictionary)
+        paths = [self.folder / RAW / f"{split}.{language}" for language in self.languages]
+        if not all(path.is_file() for path in paths):
+            return spelled
+        sides = []
+        for path in paths:
+            lines = read_lines(path)
+            if len(lines) != num_rows:
+                raise ValueError(f"{path} has {len(lines)} lines, the binary files of {split} {num_rows}")
+            sides.append([lines[row] for row in rows])
+        return SplitTexts(sides[0], sides[1], spelled.tokenized_reference)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the settings of the preparation; nothing where there is no record."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); prepare the data again") from None
+
+
+def read_dictionary(path: Path) -> Dictionary:
+    """Return fairseq's dictionary of a file."""
+    try:
+        return Dictionary.load(str(path))
+    except Exception as error:  # fairseq raises OSError, ValueError, RuntimeError or plain Exception
+        raise ValueError(f"{path} is no dictionary of fairseq ({' '.join(str(error).split())})") from None

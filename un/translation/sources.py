@@ -1,0 +1,164 @@
+"""Where parallel text comes from: the phrasebook, the Hugging Face hub, local folders of Parquet or of plain text."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from un.loading import load_dataset
+
+PHRASEBOOK = "phrasebook"
+PHRASEBOOK_SEED = 0  # ours: the same sentences in every run, whatever its seed
+PHRASEBOOK_COUNTS = {"test": 1000, "val": 1000, "train": 20_000}  # ours; drawn in this order
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ParallelText:
+    """Sentences of one split and their translations.
+
+    Args:
+        title: For messages, e.g. `train of bentrevett/multi30k`.
+        source: (N,) sentences as a reader sees them.
+        target: Their translations.
+        rows: (N,) number of each pair in the data as they came; the first is 0.
+
+    Raises:
+        ValueError: There is nothing in it.
+    """
+
+    title: str
+    source: Sequence[str]
+    target: Sequence[str]
+    rows: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.source):
+            raise ValueError(f"{self.title} is empty")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def select(self, indices: Sequence[int]) -> "ParallelText":
+        """Return the pairs with these numbers, in their order."""
+        source, target = ([side[index] for index in indices] for side in (self.source, self.target))
+        return ParallelText(self.title, source, target, [self.rows[index] for index in indices])
+
+    def drop_empty(self) -> "ParallelText":
+        """Return the pairs without those that lack words on a side, whose number is logged."""
+        kept = [
+            index
+            for index, pair in enumerate(zip(self.source, self.target, strict=True))
+            if all(side.strip() for side in pair)
+        ]
+        if len(kept) == len(self):
+            return self
+        log.info("%s: %d pairs with an empty side are left out", self.title, len(self) - len(kept))
+        return self.select(kept)
+
+
+def draw_rows(num_rows: int, count: int | None, seed: int) -> list[int]:
+    """Return at most `count` row numbers (null: all), drawn without replacement, in increasing order."""
+    if count is None or count >= num_rows:
+        return list(range(num_rows))
+    return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count]).tolist()
+
+
+def read_texts(path: str | None, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
+    """Read the splits `train`, `val` and `test`.
+
+    Args:
+        path: `phrasebook`, null (the same), a folder with two files per split, or what `load_dataset` takes.
+        languages: Of source and target: the file names' endings and the columns' names.
+        splits: `train`, `val` and `test` -> the name that the data use.
+
+    Raises:
+        ValueError: Something is missing, empty or unreadable.
+    """
+    if path is None or path == PHRASEBOOK:
+        return generate_texts(languages, PHRASEBOOK_COUNTS)
+    if any(file for language in languages for file in Path(path).glob(f"*.{language}")):
+        return {name: read_files(Path(path), split, languages) for name, split in splits.items()}
+    return read_columns(path, languages, splits)
+
+
+def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dict[str, ParallelText]:
+    """Return splits of the phrasebook that share no sentence; German to English unless English is the source."""
+    from un.translation.phrasebook import generate_pairs
+
+    pairs = iter(enumerate(generate_pairs(sum(counts.values()), PHRASEBOOK_SEED)))
+    texts = {}
+    for name, count in counts.items():
+        rows, chosen = zip(*(next(pairs) for _ in range(count)), strict=True)
+        german, english = zip(*chosen, strict=True)
+        sides = (english, german) if languages[0] == "en" else (german, english)
+        texts[name] = ParallelText(f"{name} of the phrasebook", *sides, rows)
+    return texts
+
+
+def read_files(folder: Path, split: str, languages: tuple[str, str]) -> ParallelText:
+    """Read `<split>.<language>` of both languages, a sentence per line.
+
+    Raises:
+        ValueError: A file is missing, empty or not UTF-8, or their numbers of lines differ.
+    """
+    source, target = (read_lines(folder / f"{split}.{language}") for language in languages)
+    if len(source) != len(target):
+        names = [f"{split}.{language}" for language in languages]
+        raise ValueError(
+            f"{folder}: {names[0]} has {len(source)} lines and {names[1]} {len(target)}; line n of one must translate "
+            "line n of the other"
+        )
+    return ParallelText(f"{split} of {folder}", source, target, range(len(source)))
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""Return the lines of a UTF-8 file; they end in \n or \r\n, and nowhere else.
+
+    Raises:
+        ValueError: The file is missing, empty or not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        others = ", ".join(sorted(other.name for other in path.parent.glob("*.*"))[:10])
+        raise ValueError(f"{path}: {reason}; the folder holds {others or 'nothing'}") from None
+    if not content:
+        raise ValueError(f"{path} is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start} (line {line}); convert the file"
+        ) from None
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
+    """Read two columns of a data set.
+
+    Raises:
+        ValueError: No such data set, split or column, or a column that holds something else than text.
+    """
+    source = load_dataset(path)
+    texts = {}
+    for name, split in splits.items():
+        if split not in source:
+            raise ValueError(f"no split {split!r} in {path}; there are {', '.join(source)}")
+        title, sides = f"{split} of {path}", []
+        for language in languages:
+            if language not in source[split].column_names:
+                found = ", ".join(source[split].column_names)
+                raise ValueError(f"no column {language!r} in {title}; there are {found}")
+            sides.append(list(source[split][language]))
+            for row, value in enumerate(sides[-1]):
+                if not isinstance(value, str):
+                    raise ValueError(f"column {language!r} of {title} must hold text, but row {row} holds {value!r}")
+        texts[name] = ParallelText(title, sides[0], sides[1], range(len(sides[0])))
+    return texts

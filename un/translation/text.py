@@ -1,0 +1,186 @@
+"""Text to tokens and back: Moses words, subwords, dictionary entries.
+
+Between the stages, tokens of a sentence are joined by single spaces, as in the files that Moses, subword-nmt and
+fairseq exchange.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from babel import Locale
+from sacremoses import MosesDetokenizer, MosesTokenizer
+from sacremoses.corpus import NonbreakingPrefixes
+from subword_nmt.apply_bpe import BPE
+from subword_nmt.learn_bpe import learn_bpe
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from un.translation.fairseq_library import Dictionary
+
+SEPARATOR = "@@"  # subword-nmt's mark of a piece that the next one continues
+log = logging.getLogger(__name__)
+
+
+def check_language(code: str, key: str) -> None:
+    """Check that a code names a language, and say so if Moses has no rules of its own for it.
+
+    Args:
+        code: ISO 639, e.g. "de".
+        key: The config key it is from, for the message.
+
+    Raises:
+        ValueError: CLDR knows no such language.
+    """
+    names = Locale("en").languages
+    if code not in names:
+        matches = [known for known, name in names.items() if name.lower() == code.lower()]
+        hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German) or en (English)"
+        raise ValueError(f"{key}={code!r} is no language code{hint}")
+    if code not in NonbreakingPrefixes().available_langs.values():
+        log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[code], code)
+
+
+@functools.lru_cache
+def make_tokenizer(language: str) -> MosesTokenizer:
+    """Return the language's Moses tokenizer, made once per process."""
+    return MosesTokenizer(language)
+
+
+@functools.lru_cache
+def make_detokenizer(language: str) -> MosesDetokenizer:
+    """Return the language's Moses detokenizer, made once per process."""
+    return MosesDetokenizer(language)
+
+
+def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
+    """Return the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
+
+    Args:
+        line: One sentence.
+        language: Its code.
+        split_hyphens: Whether a-b becomes a @-@ b (option -a).
+    """
+    return make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+
+
+def detokenize(tokens: str, language: str) -> str:
+    """Return text as a reader sees it, special characters unescaped, as detokenizer.perl."""
+    return make_detokenizer(language).detokenize(tokens.split())
+
+
+class Subwords:
+    """Byte-pair encoding with subword-nmt.
+
+    Args:
+        codes: Text of a file of merges, as `subword-nmt learn-bpe` writes it.
+
+    Raises:
+        ValueError: The text holds something else.
+    """
+
+    def __init__(self, codes: str) -> None:
+        lines = codes.rstrip("\n").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not (number == 1 and line.startswith("#version")) and len(line.split(" ")) != 2:
+                raise ValueError(f"line {number} of the BPE codes holds no two subwords: {line[:50]!r}")
+        self._codes = BPE(io.StringIO(codes), separator=SEPARATOR)
+
+    def segment(self, tokens: str) -> str:
+        """Return the pieces of the tokens; those that another one continues end in @@.
+
+        A word that itself ends in @@ gets its last character split off, or it would be taken for such a piece.
+        """
+        pieces = []
+        for word in tokens.split():
+            *start, end = self._codes.segment_tokens([word])
+            pieces += [*start, f"{end[:-1]}{SEPARATOR}", end[-1]] if end.endswith(SEPARATOR) else [*start, end]
+        return " ".join(pieces)
+
+
+def learn_codes(counts: Mapping[str, int], merges: int) -> str:
+    """Return the file of merges that subword-nmt learns from words and how often each occurs.
+
+    The order of the words decides between merges that are equally good.
+    """
+    counts = {word: count for word, count in counts.items() if word}
+    if all(len(word) == 1 for word in counts):
+        return "#version: 0.2\n"  # nothing to merge, for which learn_bpe has no answer
+    words = io.StringIO("".join(f"{word} {count}\n" for word, count in counts.items()))
+    codes = io.StringIO()
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+        learn_bpe(words, codes, merges, is_dict=True)
+    return codes.getvalue()
+
+
+class TextCodec:
+    """Text to pieces, and ids back to text.
+
+    Args:
+        source_language: Code of the source's language.
+        target_language: Code of the target's.
+        target_dictionary: Of the ids to decode.
+        subwords: Null leaves words whole.
+        lowercase: Whether text is lower-cased.
+        split_hyphens: See `tokenize`.
+    """
+
+    def __init__(
+        self,
+        source_language: str,
+        target_language: str,
+        target_dictionary: Dictionary,
+        subwords: Subwords | None,
+        lowercase: bool,
+        split_hyphens: bool = False,
+    ) -> None:
+        self.source_language, self.target_language = source_language, target_language
+        self.target_dictionary, self.subwords = target_dictionary, subwords
+        self.lowercase, self.split_hyphens = lowercase, split_hyphens
+
+    def encode_source(self, text: str) -> list[str]:
+        """Return the pieces of a source sentence."""
+        return self._encode(text, self.source_language)
+
+    def encode_target(self, text: str) -> list[str]:
+        """Return the pieces of a target sentence."""
+        return self._encode(text, self.target_language)
+
+    def _encode(self, text: str, language: str) -> list[str]:
+        tokens = tokenize(text, language, self.split_hyphens)
+        tokens = tokens.lower() if self.lowercase else tokens
+        return (tokens if self.subwords is None else self.subwords.segment(tokens)).split()
+
+    def decode(self, tokens: Tensor) -> str:
+        """Return the words of a hypothesis (T,) of target ids; an unknown word is <unk>."""
+        return join_pieces(self.target_dictionary, tokens)
+
+    def detokenize(self, tokens: str) -> str:
+        """Return words of the target as a reader sees them."""
+        return detokenize(tokens, self.target_language)
+
+
+def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = False) -> str:
+    """Return the words that ids (T,) stand for, without padding and end of sentence.
+
+    Args:
+        dictionary: Of the ids.
+        tokens: On any device.
+        escape_unknown: For a reference: writes <<unk>>, which no hypothesis can match.
+    """
+    pad = [dictionary.pad()]
+    return dictionary.string(tokens.tolist(), f"{SEPARATOR} ", escape_unknown, extra_symbols_to_ignore=pad)
+
+
+def count_words(sentences: Iterable[str]) -> dict[str, int]:
+    """Return how often each word occurs, in the order of first appearance."""
+    counts: dict[str, int] = {}
+    for sentence in sentences:
+        for word in sentence.split():
+            counts[word] = counts.get(word, 0) + 1
+    return counts
