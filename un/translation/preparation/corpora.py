@@ -1,7 +1,7 @@
 """Steps that every recipe uses, on folders of `<split>.<language>` files."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -112,17 +112,35 @@ def split_words(line: str, codes: Path) -> str:
     return load_codes(codes).process_line(line)
 
 
-def apply_codes(tokens: Path, codes: Path, output: Path, languages: Languages, workers: int) -> Counts:
-    """Writes train, valid and test of a folder in subword units."""
+def apply_codes(text: Mapping[str, Path], codes: Path, output: Path, languages: Languages, workers: int) -> Counts:
+    """Writes splits in subword units.
+
+    Args:
+        text: for each split the folder with its two tokenised files.
+        codes: file of merges.
+        output: receives `<split>.<language>`.
+        languages: source and target.
+        workers: processes.
+    """
     load_codes.cache_clear()  # the file may be another than at the last call
     function = functools.partial(split_words, codes=codes)
-    return {
-        f"{split}.{language}": map_file(
-            tokens / f"{split}.{language}", output / f"{split}.{language}", function, workers
-        )
-        for split in ("train", "valid", "test")
-        for language in languages
-    }
+    return map_splits(text, output, languages, lambda split, language: function, workers)
+
+
+def map_splits(
+    text: Mapping[str, Path],
+    output: Path,
+    languages: Languages,
+    choose: Callable[[str, str], Callable[[str], str]],
+    workers: int,
+) -> Counts:
+    """Writes both files of some splits; `choose(split, language)` is what happens to their lines."""
+    counts = {}
+    for split, folder in text.items():
+        for language in languages:
+            name = f"{split}.{language}"
+            counts[name] = map_file(folder / name, output / name, choose(split, language), workers)
+    return counts
 
 
 def clean_pairs(text: Path, raw: Path, output: Path, languages: Languages, keep: Keep) -> Counts:

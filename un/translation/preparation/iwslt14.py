@@ -14,7 +14,7 @@ from un.translation.preparation.corpora import (
     apply_codes,
     divide_training,
     learn_codes,
-    map_file,
+    map_splits,
     name_pair,
 )
 from un.translation.preparation.lines import read_lines, write_lines
@@ -90,14 +90,15 @@ def prepare(archive: Path, output: Path, options: Options, workers: int = 1) -> 
         {"merges": options.merges},
         lambda folder: learn_codes([*name_pair(divided, "train", LANGUAGES)], folder, options.merges),
     )
-    split = steps.run(
-        "6-subwords", {}, lambda folder: apply_codes(divided, learned / CODES, folder, LANGUAGES, workers)
+    splits = dict.fromkeys(("train", "valid", "test"), divided)
+    subwords = steps.run(
+        "6-subwords", {}, lambda folder: apply_codes(splits, learned / CODES, folder, LANGUAGES, workers)
     )
     raw = {"valid": divided / "raw", "test": text}
     return steps.finish(
         output,
         describe(options),
-        lambda folder: binarize_text(split, raw, learned / CODES, folder, options.dictionary == "joined", workers),
+        lambda folder: binarize_text(subwords, raw, learned / CODES, folder, options.dictionary == "joined", workers),
     )
 
 
@@ -136,31 +137,28 @@ def read_text(unpacked: Path, folder: Path, apostrophes: str) -> Counts:
 
 def tokenize_text(text: Path, folder: Path, workers: int) -> Counts:
     """Step 3: Moses tokens, case kept."""
-    return {
-        f"{split}.{language}": map_file(
-            text / f"{split}.{language}",
-            folder / f"{split}.{language}",
-            functools.partial(tokenize, language=language),
-            workers,
-        )
-        for split in ("train", "test")
-        for language in LANGUAGES
-    }
+    return map_splits(
+        dict.fromkeys(("train", "test"), text),
+        folder,
+        LANGUAGES,
+        lambda split, language: functools.partial(tokenize, language=language),
+        workers,
+    )
 
 
 def divide_text(tokens: Path, text: Path, folder: Path) -> Counts:
     """Step 4: drops bad pairs, lower-cases, holds every 23rd pair out; the test set is only lower-cased."""
     counts = divide_training(tokens, text, folder, LANGUAGES, VALIDATION_EVERY, LIMITS.accept, lowercase=True)
-    for source, target in zip(name_pair(tokens, "test", LANGUAGES), name_pair(folder, "test", LANGUAGES), strict=True):
-        counts["test"] = map_file(source, target, str.lower, workers=1)
-    return counts
+    return counts | map_splits({"test": tokens}, folder, LANGUAGES, lambda split, language: str.lower, workers=1)
 
 
-def binarize_text(split: Path, raw: dict[str, Path], codes: Path, folder: Path, joined: bool, workers: int) -> Counts:
+def binarize_text(
+    subwords: Path, raw: dict[str, Path], codes: Path, folder: Path, joined: bool, workers: int
+) -> Counts:
     """Step 7: the product."""
     from un.translation.preparation.binarization import SPLITS, binarize, copy_codes, copy_raw  # imports fairseq
 
-    text = dict.fromkeys(SPLITS, split)
+    text = dict.fromkeys(SPLITS, subwords)
     counts = binarize(text, folder, LANGUAGES, joined=joined, workers=workers)
     copy_raw(raw, text, folder, LANGUAGES)
     copy_codes(codes, folder)

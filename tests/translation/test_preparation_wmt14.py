@@ -1,0 +1,264 @@
+"""WMT14 from small archives of the published layout, checked against the recipes written out here once more."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from sacremoses import MosesPunctNormalizer, MosesTokenizer
+from subword_nmt.apply_bpe import BPE
+
+from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
+from un.translation.fairseq_library import Dictionary, data_utils
+from un.translation.preparation.lines import read_lines
+from un.translation.preparation.wmt14 import LANGUAGES, Options, prepare
+from un.translation.preparation.wmt14_sources import prepare_google, prepare_hub
+
+SCRIPT = Path(__file__).parents[2] / "scripts/prepare_wmt14.py"
+SIZES = {"europarl-v7": 120, "commoncrawl": 90, "news-commentary-v12": 60, "news-commentary-v9": 40}
+LONG = 81  # words; more than PowerNorm allows, not too many for fairseq
+
+
+def make_corpus(name: str, language: str) -> list[str]:
+    """Sentences of one corpus; its number 30 is long, 99 has an odd ratio, 100 a carriage return inside."""
+    lines = make_sentences(language, SIZES[name], seed=len(name))
+    lines[29] = " ".join(["word"] * LONG)
+    if name == "europarl-v7":
+        lines[98] = "eins" if language == "de" else "one two three four five six seven eight nine ten eleven"
+        lines[99] = "Die „Haus-Tür“\rist grün." if language == "de" else "The “house-door”\ris green…"
+    return lines
+
+
+def write_published(folder: Path) -> Path:
+    folder.mkdir()
+
+    def list_members(prefix: str, name: str) -> dict[str, str]:
+        return {f"{prefix}{name}.de-en.{lang}": join(make_corpus(name, lang)) for lang in LANGUAGES}
+
+    write_archive(folder / "training-parallel-europarl-v7.tgz", list_members("training/", "europarl-v7"))
+    write_archive(folder / "training-parallel-commoncrawl.tgz", list_members("", "commoncrawl"))
+    for version in ("v12", "v9"):
+        members = list_members("training/", f"news-commentary-{version}")
+        write_archive(folder / f"training-parallel-nc-{version}.tgz", members)
+    write_archive(
+        folder / "dev.tgz",
+        {f"dev/newstest{year}.{lang}": join(make_test(lang, 6, year)) for lang in LANGUAGES for year in (2012, 2013)},
+    )
+    members = {
+        f"test-full/newstest2014-{pair}-{side}.{lang}.sgm": write_segments(make_test(lang, 5, 2014))
+        for pair, side, lang in (("deen", "src", "en"), ("deen", "ref", "de"), ("deen", "src", "de"))
+    }
+    write_archive(folder / "test-full.tgz", members)
+    return folder
+
+
+def make_test(language: str, count: int, year: int) -> list[str]:
+    return [*make_sentences(language, count - 1, year), f"In {year} it’s „state-of-the-art“."]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published(tmp_path_factory.mktemp("wmt14") / "archives")
+
+
+@pytest.fixture(scope="module")
+def fairseq(published) -> Path:
+    return prepare(published, published.with_name("fairseq"), Options(merges=80))
+
+
+@pytest.fixture(scope="module")
+def powernorm(published) -> Path:
+    return prepare(published, published.with_name("powernorm"), Options("powernorm", "v9", merges=80))
+
+
+def concatenate(language: str, version: str) -> list[str]:
+    names = ("europarl-v7", "commoncrawl", f"news-commentary-{version}")
+    return [line for name in names for line in make_corpus(name, language)]
+
+
+def tokenize_training(line: str, language: str) -> str:
+    normalizer, tokenizer = MosesPunctNormalizer(language, perl_parity=True), MosesTokenizer(language)
+    return tokenizer.tokenize(normalizer.normalize(line), aggressive_dash_splits=True, return_str=True)
+
+
+def tokenize_test(line: str, language: str) -> str:
+    line = line.replace("’", "'")
+    return MosesTokenizer(language).tokenize(line, aggressive_dash_splits=True, return_str=True)
+
+
+def split_words(product: Path, line: str) -> str:
+    with (product / "bpe.codes").open(encoding="utf-8") as codes:
+        return BPE(codes).process_line(line)
+
+
+def read_product(product: Path, split: str, language: str) -> list[str]:
+    """Lines in subword units as the binary files hold them."""
+    dictionary = Dictionary.load(str(product / f"dict.{language}.txt"))
+    prefix = product / f"{split}.en-de.{language}"
+    return [dictionary.string(ids) for ids in data_utils.load_indexed_dataset(str(prefix), dictionary)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_fairseq_holds_every_100th_pair_out_and_cleans_in_subwords(fairseq, language):
+    sides = {side: [tokenize_training(line, side) for line in concatenate(side, "v12")] for side in LANGUAGES}
+    split = {side: [split_words(fairseq, line) for line in lines] for side, lines in sides.items()}
+
+    def is_kept(number: int) -> bool:
+        lengths = sorted(len(split[side][number].split()) for side in LANGUAGES)
+        return lengths[0] >= 1 and lengths[1] <= 250 and lengths[1] <= 1.5 * lengths[0]
+
+    numbers = range(len(sides["en"]))
+    train = [n for n in numbers if (n + 1) % 100 and is_kept(n)]
+    valid = [n for n in numbers if not (n + 1) % 100 and is_kept(n)]
+    assert len(numbers) == 270
+    assert 99 in valid
+    assert 98 not in train
+    assert 29 in train
+    assert 0 < len(train) < 268
+    assert read_product(fairseq, "train", language) == [split[language][n] for n in train]
+    assert list(read_lines(fairseq / f"raw/valid.{language}")) == [concatenate(language, "v12")[n] for n in valid]
+    known = [line.replace("@@ ", "") for line in read_product(fairseq, "valid", language)]
+    wanted = [sides[language][n] for n in valid]
+    assert len(known) == len(wanted)
+    assert [k for k, w in zip(known, wanted, strict=True) if "<unk>" not in k] == [
+        w for k, w in zip(known, wanted, strict=True) if "<unk>" not in k
+    ]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_test_text_is_newstest2014_as_published_and_tokenised_without_normalising(fairseq, language):
+    raw = list(read_lines(fairseq / f"raw/test.{language}"))
+    assert raw == make_test(language, 5, 2014)
+    tokens = list(read_lines(fairseq.with_name("fairseq.steps") / f"3-tokens/test.{language}"))
+    assert tokens == [tokenize_test(line, language) for line in raw]
+    assert "state @-@ of @-@ the @-@ art" in tokens[-1]
+    assert "„" in tokens[-1]
+    assert "&apos;" in tokens[-1]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_powernorm_cleans_in_words_and_validates_on_newstest2013(powernorm, language):
+    sides = {side: [tokenize_training(line, side) for line in concatenate(side, "v9")] for side in LANGUAGES}
+
+    def is_kept(number: int) -> bool:
+        lengths = sorted(len(sides[side][number].split()) for side in LANGUAGES)
+        return lengths[0] >= 1 and lengths[1] <= 80 and lengths[1] <= 9 * lengths[0]
+
+    train = [n for n in range(len(sides["en"])) if is_kept(n)]
+    assert {29, 98} & set(train) == set()
+    assert {97, 99} <= set(train)
+    expected = [split_words(powernorm, sides[language][n]) for n in train]
+    assert read_product(powernorm, "train", language) == expected
+    assert list(read_lines(powernorm / f"raw/valid.{language}")) == make_test(language, 6, 2013)
+    steps = powernorm.with_name("powernorm.steps")
+    valid = list(read_lines(steps / f"6-subwords/valid.{language}"))
+    assert valid == [split_words(powernorm, tokenize_test(line, language)) for line in make_test(language, 6, 2013)]
+
+
+def test_case_is_kept_and_the_dictionary_joined(fairseq):
+    record = json.loads((fairseq / "preparation.json").read_text())
+    expected = {"data": "wmt14_en_de", "source_lang": "en", "target_lang": "de", "lowercase": False, "merges": 80}
+    expected |= {"recipe": "fairseq", "news_commentary": "v12", "split_hyphens": True}
+    assert {key: record[key] for key in expected} == expected
+    assert "Haus" in "".join(read_product(fairseq, "train", "de")).replace("@@ ", "")
+    assert (fairseq / "dict.en.txt").read_bytes() == (fairseq / "dict.de.txt").read_bytes()
+
+
+def test_defaults_are_the_numbers_of_the_recipes():
+    from un.translation.preparation.wmt14 import RECIPES
+
+    assert (RECIPES["fairseq"].merges, RECIPES["powernorm"].merges) == (40000, 32764)
+    assert "dev.tgz" not in Options().list_archives()
+    assert "dev.tgz" in Options("powernorm").list_archives()
+    assert "training-parallel-nc-v9.tgz" in Options(news_commentary="v9").list_archives()
+
+
+def write_google(path: Path, raw: bool) -> tuple[Path, dict[str, str]]:
+    names = ("train.tok.clean.bpe.32000", "newstest2013.tok.bpe.32000", "newstest2014.tok.bpe.32000")
+    members = {
+        f"{name}.{lang}": join(make_sentences(lang, 20, len(name) + number))
+        for number, name in enumerate(names)
+        for lang in LANGUAGES
+    }
+    members["bpe.32000"] = "#version: 0.2\nt h\n"
+    if raw:
+        members |= {f"newstest2014.{lang}": join([f"{n} raw" for n in range(20)]) for lang in LANGUAGES}
+    return write_archive(path, members), members
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_set_of_google_is_binarised_as_it_is(tmp_path, raw):
+    archive, members = write_google(tmp_path / "wmt16_en_de.tar.gz", raw)
+    product = prepare_google(archive, tmp_path / "product")
+    for language in LANGUAGES:
+        text = members[f"train.tok.clean.bpe.32000.{language}"]
+        assert read_product(product, "train", language) == text.splitlines()
+        assert (product / f"raw/test.{language}").is_file() is raw
+        assert not (product / f"raw/valid.{language}").exists()
+    assert (product / "bpe.codes").read_text() == members["bpe.32000"]
+    assert json.loads((product / "preparation.json").read_text())["recipe"] == "google"
+
+
+def test_google_dictionaries_are_cut_to_32768_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr("un.translation.preparation.wmt14_sources.GOOGLE_WORDS", 12)
+    archive, _ = write_google(tmp_path / "wmt16_en_de.tar.gz", raw=False)
+    product = prepare_google(archive, tmp_path / "product")
+    assert len(Dictionary.load(str(product / "dict.en.txt"))) == 16  # 12, padded to a multiple of 8
+    assert any("<unk>" in line for line in read_product(product, "train", "de"))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_rows_of_a_data_set_give_the_same_as_archives(tmp_path, powernorm, nested):
+    def make_rows(english: list[str], german: list[str]) -> datasets.Dataset:
+        if nested:
+            pairs = [{"de": de, "en": en} for en, de in zip(english, german, strict=True)]
+            return datasets.Dataset.from_dict({"translation": pairs})
+        return datasets.Dataset.from_dict({"de": german, "en": english})
+
+    texts = {"train": [concatenate(lang, "v9") for lang in LANGUAGES]}
+    texts |= {name: [make_test(lang, *size) for lang in LANGUAGES] for name, size in SMALL.items()}
+    for split, sides in texts.items():
+        make_rows(*sides).to_parquet(tmp_path / "rows" / f"{split}.parquet")
+    product = prepare_hub(str(tmp_path / "rows"), tmp_path / "product", Options("powernorm", merges=80))
+    for name in ("train.en-de.de.bin", "valid.en-de.en.bin", "test.en-de.de.bin", "dict.en.txt", "raw/valid.de"):
+        assert (product / name).read_bytes() == (powernorm / name).read_bytes()
+
+
+SMALL = {"validation": (6, 2013), "test": (5, 2014)}
+
+
+def test_a_data_set_without_a_split_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"de": ["a"], "en": ["b"]}).to_parquet(tmp_path / "rows" / "train.parquet")
+    with pytest.raises(ValueError, match=r"no split 'test' in .*rows; there are train$"):
+        prepare_hub(str(tmp_path / "rows"), tmp_path / "product", Options())
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"recipe": "google"}, "recipe must be fairseq or powernorm, got 'google'"),
+        ({"news_commentary": "v10"}, "news-commentary must be v12 or v9, got 'v10'"),
+        ({"merges": 0}, "merges must be at least 1, got 0"),
+    ],
+)
+def test_unknown_choices_are_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**choice)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--archives", "nowhere"], "no archive nowhere/training-parallel-europarl-v7.tgz; fetch https://www.statmt"),
+        (["--google", "x.tgz", "--recipe", "fairseq"], "--recipe has no effect with --google"),
+        (["--hub", "a/b", "--news-commentary", "v9"], "--news-commentary has no effect with --hub"),
+        (["--archives", "nowhere", "--workers", "0"], "--workers must be at least 1, got 0"),
+    ],
+)
+def test_the_program_reports_errors_in_one_line(tmp_path, arguments, message):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
