@@ -85,11 +85,12 @@ class Subwords:
     """
 
     def __init__(self, codes: str) -> None:
-        lines = codes.rstrip("\n").split("\n")
-        for number, line in enumerate(lines, 1):
-            if not (number == 1 and line.startswith("#version")) and len(line.split(" ")) != 2:
+        lines = codes.splitlines()
+        header = len(lines) > 0 and lines[0].startswith("#version")
+        for number, line in enumerate(lines[header:], 1 + header):
+            if len(line.split(" ")) != 2:
                 raise ValueError(f"line {number} of the BPE codes holds no two subwords: {line[:50]!r}")
-        self._codes = BPE(io.StringIO(codes), separator=SEPARATOR)
+        self._codes = BPE(io.StringIO(codes), merges=len(lines) - header, separator=SEPARATOR)
 
     def segment(self, tokens: str) -> str:
         """Return the pieces of the tokens; those that another one continues end in @@.

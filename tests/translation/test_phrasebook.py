@@ -1,0 +1,73 @@
+import os
+import string
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from un.translation import phrasebook
+from un.translation.phrasebook import ENGLISH, GERMAN, SENTENCES, SLOTS, generate_pairs
+from un.translation.sources import PHRASEBOOK_COUNTS, generate_texts, read_texts
+
+SPLITS = {name: name for name in ("train", "val", "test")}
+
+
+def list_slots(sentence):
+    return sorted(name for _, name, _, _ in string.Formatter().parse(sentence) if name)
+
+
+def test_both_sides_of_a_sentence_tell_the_same_facts():
+    used = set()
+    for german, english in SENTENCES:
+        assert list_slots(german) == list_slots(english)
+        used.update(list_slots(german))
+    assert used == set(SLOTS)
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_every_fact_can_be_said_in_both_languages(name):
+    random = Random(0)
+    for _ in range(20):
+        fact = SLOTS[name].draw(random)
+        assert all(SLOTS[name].render(fact, locale).strip() for locale in (GERMAN, ENGLISH))
+
+
+def test_facts_agree():
+    random = Random(0)
+    amount = SLOTS["number"]
+    for _ in range(100):
+        fact = amount.draw(random)
+        german, english = amount.render(fact, GERMAN), amount.render(fact, ENGLISH)
+        assert float(german.replace(".", "").replace(",", ".")) == float(english.replace(",", "")) == fact
+
+
+def test_embedded_splits_share_no_sentence_and_are_large_enough():
+    texts = read_texts("phrasebook", ("de", "en"), SPLITS)
+    assert {name: len(text) for name, text in texts.items()} == PHRASEBOOK_COUNTS
+    for side in ("source", "target"):
+        sentences = [sentence for text in texts.values() for sentence in getattr(text, side)]
+        assert len(sentences) == len(set(sentences)) >= 20_000
+    assert all("\u00a0" not in sentence and "\u202f" not in sentence for sentence in sentences)
+
+
+def test_english_source_turns_the_sentences_round():
+    german, english = (generate_texts(pair, {"test": 5})["test"] for pair in (("de", "en"), ("en", "de")))
+    assert (german.source, german.target) == (english.target, english.source)
+
+
+def test_sentences_depend_on_the_seed_only():
+    assert generate_pairs(30, 1) == generate_pairs(50, 1)[:30]
+    assert generate_pairs(30, 1) != generate_pairs(30, 2)
+    program = "from un.translation.phrasebook import generate_pairs; print(ascii(generate_pairs(30, 1)))"
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+        output = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True)
+        assert output.stdout.decode().strip() == ascii(generate_pairs(30, 1))
+
+
+def test_exhausted_phrasebook(monkeypatch):
+    monkeypatch.setattr(phrasebook, "SENTENCES", (("Um {quarter}.", "At {quarter}."),))
+    monkeypatch.setattr(phrasebook, "PATIENCE", 1000)
+    with pytest.raises(ValueError, match=r"holds about 1[56].* pairs, not 1000"):
+        generate_pairs(1000, 0)

@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from un.translation.fairseq_library import Dictionary
+from un.translation.text import (
+    Subwords,
+    TextCodec,
+    check_language,
+    count_words,
+    detokenize,
+    join_pieces,
+    learn_codes,
+    tokenize,
+)
+from un.translation.vocabulary import build_dictionary
+
+LINES = [
+    "Low lower lowest, isn't it?",
+    "The @@ sign, x@@ and @@@@ too & <more>",
+    "new newer newest widest",
+    "a|b [c] “d”",
+]
+
+
+def learn(lines, merges):
+    return Subwords(learn_codes(count_words(lines), merges))
+
+
+def make_codec(merges=20, lowercase=False):
+    words = [tokenize(line, "en") for line in LINES]
+    words = [line.lower() for line in words] if lowercase else words
+    subwords = None if merges is None else learn(words, merges)
+    pieces = words if subwords is None else [subwords.segment(line) for line in words]
+    return TextCodec("de", "en", build_dictionary([pieces]), subwords, lowercase)
+
+
+def test_moses_tokens_are_escaped_and_come_back():
+    text = 'Isn\'t that "it", <he> asked?'
+    assert tokenize(text, "en") == "Isn &apos;t that &quot; it &quot; , &lt; he &gt; asked ?"
+    assert detokenize(tokenize("Isn't it, he said?", "en"), "en") == "Isn't it, he said?"
+
+
+def test_hyphens_are_split_on_demand():
+    assert tokenize("well-known", "en") == "well-known"
+    assert tokenize("well-known", "en", split_hyphens=True) == "well @-@ known"
+
+
+def test_no_break_spaces_and_tabs_separate_words():
+    assert tokenize(" Ein\u00a0Hund\tläuft \u202f weg. ", "de") == "Ein Hund läuft weg ."
+
+
+@pytest.mark.parametrize("merges", [None, 1, 20, 1000])
+@pytest.mark.parametrize("line", LINES)
+def test_pieces_become_the_words_they_came_from(merges, line):
+    codec = make_codec(merges)
+    pieces = codec.encode_target(line)
+    dictionary = codec.target_dictionary
+    ids = torch.tensor([dictionary.index(piece) for piece in pieces] + [dictionary.eos()] + [dictionary.pad()] * 2)
+    assert dictionary.unk() not in ids
+    assert codec.decode(ids) == tokenize(line, "en")
+
+
+@pytest.mark.parametrize("word", ["@@", "x@@", "@@@@", "@@x", "@"])
+def test_words_that_look_like_pieces_survive(word):
+    subwords = learn([f"{word} and {word}"] * 5, 100)
+    pieces = subwords.segment(f"{word} and {word}")
+    dictionary = build_dictionary([[pieces]])
+    ids = torch.tensor([dictionary.index(piece) for piece in pieces.split()])
+    assert join_pieces(dictionary, ids) == f"{word} and {word}"
+
+
+def test_merges_are_those_of_the_text_itself(tmp_path, capsys):
+    import io
+
+    from subword_nmt.learn_bpe import learn_bpe
+
+    expected = io.StringIO()
+    learn_bpe([f"{line}\n" for line in LINES], expected, 15)
+    capsys.readouterr()
+    assert learn_codes(count_words(LINES), 15) == expected.getvalue()
+    assert capsys.readouterr() == ("", "")  # no progress bar
+
+
+def test_words_of_one_letter_leave_nothing_to_merge():
+    assert learn(["a b c"], 10).segment("a bc") == "a b@@ c"
+
+
+def test_damaged_codes_are_told_with_their_line():
+    with pytest.raises(ValueError, match="line 3 of the BPE codes holds no two subwords: 'abc'"):
+        Subwords("#version: 0.2\na b\nabc\n")
+
+
+def test_lowercase_codec():
+    codec = make_codec(None, lowercase=True)
+    assert codec.encode_source("Ein Hund.") == ["ein", "hund", "."]
+    assert codec.detokenize("a dog .") == "a dog."
+
+
+def test_unknown_words_of_a_reference_match_no_translation():
+    dictionary = Dictionary()
+    ids = torch.tensor([dictionary.add_symbol("dog"), dictionary.unk(), dictionary.eos()])
+    assert join_pieces(dictionary, ids) == "dog <unk>"
+    assert join_pieces(dictionary, ids, escape_unknown=True) == "dog <<unk>>"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("xx", "no language code, as de"), ("german", "no language code; did you mean 'de'"), ("", "no language code")],
+)
+def test_unknown_language(code, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_language(code, "data.source_lang")
+    assert str(caught.value).startswith(f"data.source_lang={code!r}")
+
+
+def test_language_without_abbreviations_is_told(caplog):
+    check_language("de", "data.source_lang")
+    assert not caplog.messages
+    check_language("ja", "data.source_lang")
+    assert "Moses knows no abbreviations of Japanese (ja)" in caplog.text
