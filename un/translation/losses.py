@@ -1,0 +1,27 @@
+"""Cross-entropy of translations. Shapes: B batch, T length, C width, R target tokens without padding, V types."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from un.translation.transformer import Transformer
+
+
+def sum_cross_entropy(model: Transformer, batch: dict[str, Any], label_smoothing: float = 0.0) -> Tensor:
+    """Returns the cross-entropy in nats, summed over the target tokens; padding never reaches the output projection.
+
+    Args:
+        model: gives features (B, T, C).
+        batch: of `LanguagePairDataset.collater`.
+        label_smoothing: as fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
+            all V, so that the target keeps 1 - label_smoothing. torch counts the share that is taken from the target.
+    """
+    target = batch["target"].flatten()
+    # Looked up before the forward: on a GPU this waits for the device, which the encoder does then anyway.
+    places = target.ne(model.decoder.padding_idx).nonzero().squeeze(-1)
+    features, _ = model(**batch["net_input"], features_only=True)
+    logits = model.decoder.output_layer(features.flatten(0, 1)[places])  # (R, V)
+    num_types = logits.shape[-1]
+    share = label_smoothing * num_types / (num_types - 1)
+    return F.cross_entropy(logits.float(), target[places], label_smoothing=share, reduction="sum")

@@ -1,0 +1,189 @@
+"""Translation as a LightningModule. Shapes: T length of a translation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from un.translation.generation import BeamSearch
+from un.translation.losses import sum_cross_entropy
+from un.translation.scores import SentencePair, score_translations, write_translations
+from un.translation.transformer import Transformer
+
+Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
+FOLDER = "translations"  # in the run folder, with a file per split
+LOSS_DETAILS = "cross-entropy in nats per target token (end of sentence included), without label smoothing"
+
+
+class Translation(lightning.LightningModule):
+    """Cross-entropy training of a Transformer, and its translations scored.
+
+    Logs `train/loss` (smoothed, nats per target token) and `train/lr` by step; by epoch `val/` and `test/` `loss` and
+    `ppl`, and where translations are made `bleu` (tokenised), `sacrebleu` (detokenised) and `chrf`. Translations go to
+    `translations/<split>.tsv` in the run folder. The data module gives `texts(split)` and `codec`.
+
+    Gradients are those of the mean over all target tokens of an update, however these fall into micro-batches and
+    processes, as in fairseq.
+
+    Args:
+        model: Has the dictionaries of the data.
+        optimizer: Makes the optimizer from the model.
+        scheduler: Makes a torch scheduler from optimizer, number of updates and updates per epoch, to be stepped after
+            every update; null keeps the rate.
+        label_smoothing: As fairseq counts it, see `sum_cross_entropy`.
+        beam: See `BeamSearch`, as the next four.
+        length_penalty: Power of the length by which scores are divided.
+        max_len_a: Longest translation of n tokens is max_len_a n + max_len_b.
+        max_len_b: See there.
+        min_len: Fewest tokens.
+        val_bleu: Whether to translate in validation, too, and monitor `val/bleu` instead of `val/loss`; a mapping does
+            so with other values of the five.
+
+    Raises:
+        ValueError: A value out of range, or an unknown name in `val_bleu`.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: Callable[[Transformer], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        label_smoothing: float = 0.1,
+        beam: int = 5,
+        length_penalty: float = 1.0,
+        max_len_a: float = 0.0,
+        max_len_b: int = 200,
+        min_len: int = 1,
+        val_bleu: bool | Mapping[str, Any] = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing={label_smoothing} must be at least 0 and below 1")
+        self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler
+        self.label_smoothing = label_smoothing
+        search = BeamSearch(beam, length_penalty, max_len_a, max_len_b, min_len)
+        self.searches = {"test": search}
+        if val_bleu is not False:
+            self.searches["val"] = _change(search, {} if val_bleu is True else val_bleu)
+        self.monitor, self.monitor_mode = ("val/bleu", "max") if "val" in self.searches else ("val/loss", "min")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()  # weighted by target tokens
+        self._hypotheses: dict[int, Tensor] = {}  # sentence -> (T,) on the CPU
+        self._num_tokens = 0  # of the micro-batches since the last update
+        self._details: dict[str, str] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss summed over target tokens; gradients are normalised before the update."""
+        loss = sum_cross_entropy(self.model, batch, self.label_smoothing)
+        self._num_tokens += batch["ntokens"]
+        rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        self.log("train/loss", loss.detach() / batch["ntokens"], prog_bar=True, batch_size=batch["ntokens"])
+        self.log("train/lr", max(rates), batch_size=batch["ntokens"])
+        return loss * self.trainer.accumulate_grad_batches  # by which Lightning divides
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the target tokens of the update."""
+        num_tokens: Any = self._num_tokens
+        if self.trainer.world_size > 1:
+            num_tokens = torch.tensor(num_tokens, dtype=torch.float32, device=self.device)
+            distributed.all_reduce(num_tokens)
+        self._num_tokens = 0
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, self.trainer.world_size / num_tokens)  # DDP gives the mean over processes
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure the loss of a batch, and translate it if asked for."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure the loss of a batch and translate it."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        num_tokens = batch["ntokens"]
+        self._losses[split].update(sum_cross_entropy(self.model, batch) / num_tokens, num_tokens)
+        if split in self.searches:
+            found = self.searches[split].translate(self.model, batch)
+            self._hypotheses |= {i: tokens.cpu() for i, tokens in zip(batch["id"].tolist(), found, strict=True)}
+
+    @property
+    def _losses(self) -> dict[str, MeanMetric]:
+        return {"val": self.val_loss, "test": self.test_loss}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        metric = self._losses[split]
+        loss = metric.compute()
+        metric.reset()
+        self.log_dict({f"{split}/loss": loss, f"{split}/ppl": loss.exp()}, prog_bar=True)
+        self._details |= {f"{split}/loss": LOSS_DETAILS, f"{split}/ppl": f"exp of the {LOSS_DETAILS}"}
+        if split in self.searches:
+            self._score_translations(split)
+
+    def _score_translations(self, split: str) -> None:
+        """Score what all processes translated, in the order of the sentences, and write it down once."""
+        found = sorted(self._gather_hypotheses().items())
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        codec, texts = data.codec, data.texts(split)
+        words = [codec.decode(tokens) for _, tokens in found]
+        pairs = [
+            SentencePair(i, texts.source[i], texts.reference[i], codec.detokenize(hypothesis))
+            for (i, _), hypothesis in zip(found, words, strict=True)
+        ]
+        scores = score_translations(pairs, words, [texts.tokenized_reference[i] for i, _ in found], codec.lowercase)
+        # float64, or a float would become float32 on the way
+        values = {f"{split}/{name}": torch.tensor(score.value, dtype=torch.float64) for name, score in scores.items()}
+        self.log_dict(values, prog_bar=True)
+        self._details |= {
+            f"{split}/{name}": f"{score.details}, {self.searches[split]}" for name, score in scores.items()
+        }
+        if self.trainer.is_global_zero:
+            write_translations(pairs, Path(self.trainer.default_root_dir) / FOLDER / f"{split}.tsv")
+
+    def _gather_hypotheses(self) -> dict[int, Tensor]:
+        """Return and forget the hypotheses of all processes."""
+        parts = [self._hypotheses]
+        if self.trainer.world_size > 1:
+            parts = [{} for _ in range(self.trainer.world_size)]
+            distributed.all_gather_object(parts, self._hypotheses)
+        self._hypotheses = {}
+        return {i: tokens for part in parts for i, tokens in part.items()}
+
+    def metric_details(self) -> dict[str, str]:
+        """Return what the metrics logged so far are: the kind, sacrebleu's signature and the search."""
+        return dict(self._details)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
+        optimizer = self.make_optimizer(self.model)
+        if self.make_scheduler is None:
+            return optimizer
+        updates_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches, updates_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _change(search: BeamSearch, values: Mapping[str, Any]) -> BeamSearch:
+    """Return the search with other values.
+
+    Raises:
+        ValueError: One of them has no such name.
+    """
+    names = [field.name for field in fields(search)]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"task.val_bleu has no option {name!r}; it takes {', '.join(names)}")
+    return replace(search, **values)
