@@ -1,6 +1,7 @@
 """Folders of fairseq's binary files, as `fairseq-preprocess` and the preparation scripts write them."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,7 @@ class PreparedFolder:
                 break
         else:
             raise ValueError(f"{self.folder} has no split {split}: neither {directions[0]}* nor {directions[1]}*")
-        sides = []
-        for path in paths:
-            try:
-                sides.append(data_utils.load_indexed_dataset(path))
-            except Exception as error:  # of fairseq, numpy or mmap, for a file that is cut short
-                raise ValueError(f"{path}.bin or .idx is damaged ({' '.join(str(error).split())})") from None
+        sides = [open_side(path) for path in paths]
         if len(sides[0]) != len(sides[1]):
             raise ValueError(f"{paths[0]}.bin has {len(sides[0])} sentences and {paths[1]}.bin {len(sides[1])}")
         if not len(sides[0]):
@@ -100,6 +96,27 @@ class PreparedFolder:
                 raise ValueError(f"{path} has {len(lines)} lines, the binary files of {split} {num_rows}")
             sides.append([lines[row] for row in rows])
         return SplitTexts(sides[0], sides[1], spelled.tokenized_reference)
+
+
+def open_side(path: str) -> Any:
+    """Return the sentences of `<path>.bin` and `.idx`, on disk.
+
+    Raises:
+        ValueError: One of the two is cut short or of another kind.
+    """
+    hook, problem = sys.unraisablehook, None
+    sys.unraisablehook = lambda _: None  # fairseq's half-opened files complain when they are closed
+    try:
+        sentences = data_utils.load_indexed_dataset(path)
+        if len(sentences):
+            sentences[len(sentences) - 1]  # shows whether the file is as long as its index says
+    except Exception as error:  # of fairseq, numpy or mmap
+        problem = " ".join(str(error).split())
+    finally:
+        sys.unraisablehook = hook
+    if problem is not None:
+        raise ValueError(f"{path}.bin or .idx is damaged ({problem})")
+    return sentences
 
 
 def read_record(folder: Path) -> dict[str, Any]:
