@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -178,16 +179,25 @@ def test_unknown_choices_are_refused(choice, message):
         Options(**choice)
 
 
-def test_the_program_prepares_prints_checksums_and_reports_errors_in_one_line(tmp_path):
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path)
+def test_the_program_prepares_and_prints_checksums(tmp_path, monkeypatch, capsys):
+    archive, product = write_published(tmp_path / "de-en.tgz"), tmp_path / "data/prepared"
+    arguments = ["--archive", str(archive), "--output", str(product), "--merges", "20", "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    digest = hashlib.sha256((product / "dict.en.txt").read_bytes()).hexdigest()
+    assert f"  {digest}  dict.en.txt" in capsys.readouterr().out
+    assert len((product / "bpe.codes").read_text().splitlines()) == 21
 
-    archive = write_published(tmp_path / "de-en.tgz")
-    done = run("--archive", str(archive), "--output", "data/prepared", "--merges", "20", "--workers", "2")
-    assert done.returncode == 0, done.stderr
-    digest = hashlib.sha256((tmp_path / "data/prepared/dict.en.txt").read_bytes()).hexdigest()
-    assert f"  {digest}  dict.en.txt" in done.stdout
-    wrong = run("--archive", "nothing.tgz")
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("error: no archive nothing.tgz;")
-    assert wrong.stderr.count("\n") == 1
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--archive", "nothing.tgz"], "error: no archive nothing.tgz; fetch https://dl.fbaipublicfiles.com"),
+        (["--archive", "nothing.tgz", "--apostrophes", "drop"], "error: apostrophes must be map or keep, got 'drop'"),
+    ],
+)
+def test_the_program_reports_errors_in_one_line(arguments, message):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1

@@ -35,6 +35,11 @@ def test_segments_lose_their_tags_and_nothing_else():
         ("de", "Wie geht's [heute]?", "Wie geht &apos; s &#91; heute &#93; ?"),
         ("en", 'He paid 5,300 "euros" & left.', "He paid 5,300 &quot; euros &quot; &amp; left ."),
         ("de", "Das ist z.B. am 3. Mai.", "Das ist z.B. am 3. Mai ."),
+        ("en", "So am I.", "So am I ."),  # a single letter, an abbreviation, a German number: the last period is split
+        ("en", "He lives in the U.S.", "He lives in the U.S ."),
+        ("de", "Er hat ein iPhone 5.", "Er hat ein iPhone 5 ."),
+        ("en", "And then...", "And then ..."),
+        ("en", "He said 'yes.'", "He said &apos; yes . &apos;"),
         ("en", "  \t ", ""),
         ("en", "a|b", "a &#124; b"),
     ],
@@ -58,6 +63,7 @@ def test_hyphens_are_split_only_when_asked():
         ("en", "the ’90s", 'the "90s'),  # the Perl script takes a lone ’ for a quotation mark
         ("en", '"well",', '"well,"'),
         ("de", '"gut,"', '"gut",'),
+        ("de", 'Er sagt "gut."', 'Er sagt "gut".'),  # the line feed behind counts as text
     ],
 )
 def test_punctuation_is_normalised_as_in_the_perl_scripts(language, line, normalized):

@@ -1,7 +1,7 @@
 """WMT14 from small archives of the published layout, checked against the recipes written out here once more."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -257,8 +257,19 @@ def test_unknown_choices_are_refused(choice, message):
         (["--archives", "nowhere", "--workers", "0"], "--workers must be at least 1, got 0"),
     ],
 )
-def test_the_program_reports_errors_in_one_line(tmp_path, arguments, message):
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {message}")
-    assert done.stderr.count("\n") == 1
+def test_the_program_reports_errors_in_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert str(stop.value).startswith(f"error: {message}")
+    assert "\n" not in str(stop.value)
+
+
+def test_the_program_prepares_and_prints_checksums(tmp_path, monkeypatch, capsys, published, powernorm):
+    arguments = ["--archives", str(published), "--output", str(tmp_path / "product"), "--recipe", "powernorm"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--news-commentary", "v9", "--merges", "80"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    record = json.loads((powernorm / "preparation.json").read_text())
+    assert record == json.loads((tmp_path / "product/preparation.json").read_text())
+    assert f"  {record['files']['dict.de.txt']['sha256']}  dict.de.txt" in capsys.readouterr().out

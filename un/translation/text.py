@@ -18,9 +18,10 @@ from sacremoses import MosesDetokenizer, MosesTokenizer
 from sacremoses.corpus import NonbreakingPrefixes
 from subword_nmt.apply_bpe import BPE
 from subword_nmt.learn_bpe import learn_bpe
-from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from un.translation.fairseq_library import Dictionary
 
 SEPARATOR = "@@"  # subword-nmt's mark of a piece that the next one continues

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-from subword_nmt.apply_bpe import BPE
 from subword_nmt.learn_bpe import learn_bpe
 
 from un.translation.preparation.lines import (
@@ -17,6 +16,7 @@ from un.translation.preparation.lines import (
     write_tables,
 )
 from un.translation.preparation.steps import Counts
+from un.translation.text import Subwords
 
 CODES = "bpe.codes"
 
@@ -101,15 +101,14 @@ def learn_codes(texts: list[Path], output: Path, merges: int) -> Counts:
 
 
 @functools.lru_cache
-def load_codes(path: Path) -> BPE:
+def load_codes(path: Path) -> Subwords:
     """Returns the merges of a file, read once per process."""
-    with path.open(encoding="utf-8") as file:
-        return BPE(file)
+    return Subwords(path.read_text(encoding="utf-8"))
 
 
 def split_words(line: str, codes: Path) -> str:
-    """Returns a tokenised line in subword units, joined by "@@ "."""
-    return load_codes(codes).process_line(line)
+    """Returns a tokenised line in subword units."""
+    return load_codes(codes).segment(line)
 
 
 def apply_codes(text: Mapping[str, Path], codes: Path, output: Path, languages: Languages, workers: int) -> Counts:

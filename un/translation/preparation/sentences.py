@@ -9,11 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import regex
-from sacremoses import MosesPunctNormalizer, MosesTokenizer
+from sacremoses import MosesPunctNormalizer
+
+from un.translation import text
 
 DROPPED_MARKS = ("<url>", "<talkid>", "<keywords>")
 STRIPPED_MARKS = re.compile(r"</?(?:title|description)>")
 SEGMENT_MARKS = re.compile(r'<seg id="[0-9]*">\s*|\s*</seg>\s*')
+LAST_PERIOD = re.compile(r"(?<=[^\s.])\.$")
 UNPRINTABLE = regex.compile(r"\p{C}")
 LONGEST_WORD = 1000  # characters; clean-corpus-n.perl drops lines with a longer word
 MOSES_RATIO = 9.0  # clean-corpus-n.perl without -ratio
@@ -39,26 +42,23 @@ def map_apostrophe(line: str) -> str:
 
 
 @functools.lru_cache
-def make_tokenizer(language: str) -> MosesTokenizer:
-    """Returns the language's Moses tokenizer, made once per process."""
-    return MosesTokenizer(language)
-
-
-@functools.lru_cache
 def make_normalizer(language: str) -> MosesPunctNormalizer:
     """Returns the language's punctuation normalizer with the results of the Perl script."""
     return MosesPunctNormalizer(language, perl_parity=True)
 
 
 def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
-    """Returns Moses tokens with special characters escaped, as tokenizer.perl.
+    """Returns Moses tokens with special characters escaped, as tokenizer.perl since its change of November 2018.
+
+    Since then a line's last period is always a token; sacremoses leaves it at abbreviations, single letters, and in
+    German at numbers.
 
     Args:
         line: one sentence.
         language: code, e.g. "de".
         split_hyphens: whether a-b becomes a @-@ b (option -a).
     """
-    return make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    return LAST_PERIOD.sub(" .", text.tokenize(line, language, split_hyphens)).strip()
 
 
 def normalize(line: str, language: str) -> str:
@@ -66,7 +66,8 @@ def normalize(line: str, language: str) -> str:
 
     As normalize-punctuation.perl and then remove-non-printing-char.perl.
     """
-    return UNPRINTABLE.sub(" ", make_normalizer(language).normalize(line))
+    line = make_normalizer(language).normalize(f"{line}\n")  # for German, the script moves quotes before line ends
+    return UNPRINTABLE.sub(" ", line)
 
 
 def normalize_and_tokenize(line: str, language: str) -> str:

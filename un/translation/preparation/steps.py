@@ -44,7 +44,7 @@ class Steps:
         Returns:
             The step's folder.
         """
-        return self._run(self.folder / name, settings, action)
+        return self._run(name, self.folder / name, settings, action)
 
     def finish(self, output: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
         """Runs the last step, whose folder is the product; its record lists the checksum of every file.
@@ -54,10 +54,10 @@ class Steps:
         """
         if output.exists() and any(output.iterdir()) and not (output / RECORD).is_file():
             raise ValueError(f"{output} exists and holds no {RECORD}; name another folder with --output")
-        return self._run(output, settings, action)
+        return self._run("product", output, settings, action)
 
-    def _run(self, folder: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
-        self._fingerprint = fingerprint(self._fingerprint, folder.name, settings)
+    def _run(self, name: str, folder: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
+        self._fingerprint = fingerprint(self._fingerprint, name, settings)
         record = read_record(folder)
         if record.get("fingerprint") == self._fingerprint and has_files(folder, record):
             self.report(f"{folder.name}: finished before")
