@@ -18,7 +18,7 @@ ALLOWED_PARTS = {
     "surgery": {"norms"},
     "folding": {"norms"},
     "vision": {"norms", "loading"},
-    "translation": {"norms", "loading"},
+    "translation": {"norms", "loading", "surgery"},  # surgery for fairseq's own commands, which know no runtime
     "analysis": {"norms"},
     "reports": set(),
     "runtime": {"norms", "surgery", "folding", "analysis", "reports"},

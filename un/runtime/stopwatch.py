@@ -1,10 +1,11 @@
 """How long a run took and how many samples per second it trained."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
 
 
 class Stopwatch(Callback):
@@ -35,7 +36,7 @@ class Stopwatch(Callback):
     ) -> None:
         """Counts a batch, on all devices."""
         now = time.monotonic()
-        self.samples += extract_batch_size(batch) * trainer.world_size
+        self.samples += _count_samples(batch) * trainer.world_size
         self.train_seconds += now - self._tick
         self._tick = now
 
@@ -55,3 +56,11 @@ class Stopwatch(Callback):
         """Goes on from there."""
         self.samples, self.train_seconds = state_dict["samples"], state_dict["train_seconds"]
         self._earlier_seconds = state_dict["seconds"]
+
+
+def _count_samples(batch: Any) -> int:
+    """Returns the length of the batch's first tensor; Lightning's way warns where a batch holds numbers, too."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return len(next(value for value in values if isinstance(value, Tensor)))

@@ -53,6 +53,9 @@ with restore_global_state():
     from fairseq.sequence_generator import SequenceGenerator
     from fairseq.tokenizer import tokenize_line
 
+# fairseq's attention masks padding by flags and the future by numbers, which torch remarks on.
+warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)
+
 __all__ = [
     "ARCH_CONFIG_REGISTRY",
     "ARCH_MODEL_REGISTRY",

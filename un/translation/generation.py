@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from un.translation.fairseq_library import SequenceGenerator
 from un.translation.transformer import Transformer
@@ -61,7 +61,7 @@ class BeamSearch:
             model: on the device of the batch.
             batch: of `LanguagePairDataset.collater`; its target is not looked at.
         """
-        with keep_mode(model):
+        with keep_state(model):
             generator = SequenceGenerator(
                 [model],
                 model.decoder.dictionary,
@@ -71,17 +71,20 @@ class BeamSearch:
                 max_len_b=self.max_len_b,
                 min_len=self.min_len,
             )
+            # Cross-attention then keeps keys and values once per sentence, not once per hypothesis.
+            model.decoder.set_beam_size(generator.beam_size)
             source = {name: value for name, value in batch["net_input"].items() if name != "prev_output_tokens"}
             hypotheses = generator.generate([model], {"id": batch["id"], "net_input": source})
         return [best["tokens"] for best, *_ in hypotheses]
 
 
 @contextlib.contextmanager
-def keep_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module back into training or evaluation mode, as it was before."""
+def keep_state(model: Transformer) -> Iterator[None]:
+    """Puts every module back into training or evaluation mode, as it was before, and the decoder out of beam search."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
+        model.decoder.set_beam_size(1)
         for module, training in modes:
             module.training = training
