@@ -14,6 +14,7 @@ from tests.translation.published_archives import join, make_sentences, write_arc
 from un.translation.fairseq_library import restore_global_state
 from un.translation.preparation.iwslt14 import LANGUAGES, Options, prepare
 from un.translation.preparation.lines import read_lines
+from un.translation.prepared import PreparedFolder
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_iwslt14.py"
 SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
@@ -201,3 +202,14 @@ def test_the_program_reports_errors_in_one_line(arguments, message):
     assert done.returncode == 1
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_data_module_reads_what_was_prepared(prepared):
+    folder = PreparedFolder(prepared, LANGUAGES, lowercase=False)
+    test = folder.read(limit=None, seed=0).splits["test"].texts
+    assert folder.codec.lowercase
+    assert test.reference == list(read_lines(prepared / "raw/test.en"))
+    assert test.source[3] == "TED.dev2010 ends's here"
+    words = read_step(prepared, "4-divided", "train.en")[0]
+    pieces = read_step(prepared, "6-subwords", "train.en")[0]
+    assert " ".join(folder.codec.encode_target(words.replace(" .", "."))) == pieces
