@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 
@@ -35,7 +34,7 @@ class Stopwatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts a batch, on all devices; a task whose batches are no plain tensors has a `count_samples`."""
+        """Counts a batch, on all devices."""
         now = time.monotonic()
         self.samples += _count_samples(batch) * trainer.world_size
         self.train_seconds += now - self._tick

@@ -78,10 +78,6 @@ class Translation(lightning.LightningModule):
         self._num_tokens = 0  # of the micro-batches since the last update
         self._details: dict[str, str] = {}
 
-    def count_samples(self, batch: Batch) -> int:
-        """Return the number of sentence pairs."""
-        return batch["nsentences"]
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss summed over target tokens; gradients are normalised before the update."""
         loss = sum_cross_entropy(self.model, batch, self.label_smoothing)
