@@ -10,7 +10,6 @@ IGNORED_WARNINGS = (
     ".*treespec, LeafSpec.*",
     ".*exists and is not empty.*",
     ".*sync_dist=True.*",  # torchmetrics has reduced them already
-    ".*Trying to infer the `batch_size`.*",  # the first tensor of a batch tells
     ".*mismatched key_padding_mask and attn_mask.*",  # inside fairseq
 )
 LIBRARY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
