@@ -128,7 +128,7 @@ class Translation(lightning.LightningModule):
         metric = self._losses[split]
         loss = metric.compute()
         metric.reset()
-        self.log_dict({f"{split}/loss": loss, f"{split}/ppl": loss.exp()}, prog_bar=True)
+        self.log_dict({f"{split}/loss": loss, f"{split}/ppl": loss.exp()}, prog_bar=True, sync_dist=True)
         self._details |= {f"{split}/loss": LOSS_DETAILS, f"{split}/ppl": f"exp of the {LOSS_DETAILS}"}
         if split in self.searches:
             self._score_translations(split)
@@ -144,9 +144,9 @@ class Translation(lightning.LightningModule):
             for (i, _), hypothesis in zip(found, words, strict=True)
         ]
         scores = score_translations(pairs, words, [texts.tokenized_reference[i] for i, _ in found], codec.lowercase)
-        # float64, or a float would become float32 on the way
-        values = {f"{split}/{name}": torch.tensor(score.value, dtype=torch.float64) for name, score in scores.items()}
-        self.log_dict(values, prog_bar=True)
+        place: Any = {"dtype": torch.float64, "device": self.device}  # a float would become float32 on the way
+        values = {f"{split}/{name}": torch.tensor(score.value, **place) for name, score in scores.items()}
+        self.log_dict(values, prog_bar=True, sync_dist=True)
         self._details |= {
             f"{split}/{name}": f"{score.details}, {self.searches[split]}" for name, score in scores.items()
         }

@@ -1,0 +1,193 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.translation.tiny import draw_sentences, make_batch, make_dictionary, make_model, make_unified
+from un.norms import BatchNorm, Norm, UnifiedNorm
+from un.surgery import replace_norms
+from un.translation.transformer import build_transformer
+
+SENTENCES = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
+
+
+def list_norms(model, kind):
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def compute_logits(model, batch):
+    return model(**batch["net_input"])[0]
+
+
+def test_every_norm_of_the_iwslt_model_is_replaced():
+    dictionary = make_dictionary()
+    with torch.device("meta"):
+        model = build_transformer(dictionary, dictionary, encoder_normalize_before=True, share_all_embeddings=True)
+    assert len(list_norms(model, nn.LayerNorm)) == 32
+    assert len(replace_norms(model, UnifiedNorm).rows) == 32
+    assert list_norms(model, nn.LayerNorm) == []
+    assert len(list_norms(model, Norm)) == 32
+
+
+def test_sizes_come_from_arch_and_options_and_the_decoder_follows_the_encoder():
+    dictionary = make_dictionary()
+    with torch.device("meta"):
+        model = build_transformer(dictionary, dictionary, encoder_layers=3, encoder_ffn_embed_dim=24)
+        other = build_transformer(dictionary, dictionary, encoder_layers=3, decoder_layers=1)
+        big = build_transformer(dictionary, dictionary, "transformer_vaswani_wmt_en_de_big")
+    assert (len(model.encoder.layers), len(model.decoder.layers), len(other.decoder.layers)) == (3, 3, 1)
+    layer = model.decoder.layers[0]
+    assert (layer.fc1.out_features, layer.fc1.in_features, layer.self_attn.num_heads) == (24, 512, 4)
+    assert (big.decoder.layers[5].fc1.out_features, big.encoder.layers[5].self_attn.num_heads) == (4096, 16)
+
+
+@pytest.mark.parametrize(("before", "final_norms"), [(True, 2), (False, 0)])
+def test_norms_stand_where_the_config_says(before, final_norms):
+    model = make_model(encoder_normalize_before=before)
+    names = list_norms(model, nn.LayerNorm)
+    assert len(names) == 10 + final_norms
+    assert ("encoder.layer_norm" in names, "decoder.layer_norm" in names) == (before, before)
+    assert model.decoder.layers[0].normalize_before is before
+
+
+def test_embeddings_are_one():
+    model = make_model()
+    weight = model.encoder.embed_tokens.weight
+    assert model.decoder.embed_tokens.weight is weight
+    assert model.decoder.output_projection.weight is weight
+    separate = make_model(share_all_embeddings=False)
+    assert separate.decoder.output_projection.weight is not separate.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "transformer_iwslt_en_de"}, r"model.arch 'transformer_iwslt_en_de' .* transformer_iwslt_de_en"),
+        ({"encoder_embed": 16}, "model option 'encoder_embed' .* encoder_embed_dim"),
+        ({"encoder_embed_dim": 15}, "encoder_embed_dim=15.* divisible by num_heads"),
+        ({"encoder_layers": "two"}, "model.encoder_layers='two' must be a number"),
+        ({"share_all_embeddings": 1}, "model.share_all_embeddings=1 must be true or false"),
+        ({"activation_fn": "swoosh"}, "swoosh not supported"),
+        ({"adaptive_softmax_cutoff": "9,20"}, "adaptive_softmax_cutoff is for a loss"),
+    ],
+)
+def test_wrong_values_are_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_model(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_dictionaries_share_no_embedding():
+    with pytest.raises(ValueError, match="requires a joined dictionary"):
+        build_transformer(make_dictionary(), make_dictionary(30), share_all_embeddings=True)
+
+
+def test_checkpointed_activations_are_refused_with_a_mask():
+    model = make_model(checkpoint_activations=True)
+    with pytest.raises(ValueError, match=r"checkpoint_activations=true needs surgery.pad_mask=false"):
+        model.use_pad_mask(True)
+
+
+def measure_statistics(sentences, pad_mask, **options):
+    """Running variances of all norms after one training forward."""
+    model = make_model(BatchNorm, pad_mask, **options).train()
+    compute_logits(model, make_batch(sentences))
+    return torch.cat([module.running_var for module in model.modules() if isinstance(module, BatchNorm)])
+
+
+def pad(batch, extra):
+    """More padding columns on both sides."""
+    padded = dict(batch, net_input=dict(batch["net_input"]))
+    pads = batch["target"].new_full((len(batch["target"]), extra), make_dictionary().pad())
+    source, previous = batch["net_input"]["src_tokens"], batch["net_input"]["prev_output_tokens"]
+    padded["net_input"]["src_tokens"] = torch.cat([pads, source], 1)
+    padded["net_input"]["prev_output_tokens"] = torch.cat([previous, pads], 1)
+    return padded
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder_normalize_before": False}, {"layernorm_embedding": True}])
+def test_padding_changes_the_statistics_of_every_norm_unless_they_get_the_mask(options):
+    def run(pad_mask, extra):
+        model = make_model(BatchNorm, pad_mask, **options).train()
+        batch = make_batch(SENTENCES)
+        compute_logits(model, pad(batch, extra) if extra else batch)
+        return {name: norm.running_var for name, norm in model.named_modules() if isinstance(norm, BatchNorm)}
+
+    masked, more = run(True, 0), run(True, 3)
+    for name, value in masked.items():
+        torch.testing.assert_close(value, more[name], rtol=1e-4, atol=1e-6, msg=name)
+    unmasked, unmasked_more = run(False, 0), run(False, 3)
+    assert not [name for name, value in unmasked.items() if torch.allclose(value, unmasked_more[name], rtol=1e-3)]
+
+
+def test_without_padding_the_mask_changes_nothing():
+    whole = [[1, 2, 3], [4, 5, 6]]
+    torch.testing.assert_close(measure_statistics(whole, True), measure_statistics(whole, False))
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder_normalize_before": False}, {"layernorm_embedding": True}])
+def test_decoding_step_by_step_gives_the_logits_of_the_whole(options):
+    model = make_model(make_unified, True, **options).train()
+    batch = make_batch(SENTENCES)
+    for _ in range(4):
+        compute_logits(model, batch)
+    model.eval()
+    previous = batch["net_input"]["prev_output_tokens"]
+    with torch.no_grad():
+        expected = compute_logits(model, batch)
+        encoded = model.encoder(batch["net_input"]["src_tokens"])
+        state = {}
+        steps = [model.decoder(previous[:, :n], encoded, state)[0] for n in range(1, previous.shape[1] + 1)]
+    real = previous.ne(make_dictionary().pad())
+    torch.testing.assert_close(torch.cat(steps, 1)[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+def test_norms_get_masks_of_their_layout_in_training_evaluation_and_decoding():
+    model = make_model(make_unified, True, layernorm_embedding=True)
+    batch = make_batch(SENTENCES)
+    seen = {}
+
+    def note(norm, inputs):
+        seen[norm] = norm.shared_pad_mask
+        assert norm.shared_pad_mask.shape == inputs[0].shape[:-1]
+
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    for norm in norms:
+        norm.register_forward_pre_hook(note)
+    source, previous = batch["net_input"]["src_tokens"], batch["net_input"]["prev_output_tokens"]
+    for training in (True, False):
+        seen.clear()
+        compute_logits(model.train(training), batch)
+        assert set(seen) == set(norms)
+        assert torch.equal(seen[model.encoder.layer_norm], source.eq(1).t())
+        assert torch.equal(seen[model.decoder.layer_norm], previous.eq(1).t())
+        assert torch.equal(seen[model.decoder.layernorm_embedding], previous.eq(1))
+    seen.clear()
+    model.decoder(previous[:, :4], model.encoder(source), {})
+    assert torch.equal(seen[model.decoder.layer_norm], previous[:, 3:4].eq(1).t())
+    assert all(norm.shared_pad_mask is None for norm in norms)
+
+
+def test_a_copy_is_independent_and_computes_the_same():
+    model = make_model(make_unified, True).eval()
+    batch = make_batch(SENTENCES)
+    twin = copy.deepcopy(model)
+    assert torch.equal(compute_logits(twin, batch), compute_logits(model, batch))
+    before = copy.deepcopy(model.state_dict())
+    compute_logits(twin.train(), batch)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert twin.encoder.masks_norms
+
+
+def test_state_dict_loads_with_its_versions():
+    model = make_model(make_unified).train()
+    compute_logits(model, make_batch(draw_sentences(4)))
+    state = model.state_dict()
+    assert {"encoder.version", "decoder.version"} <= state.keys()
+    other = make_model(make_unified)
+    other.load_state_dict(state)
+    assert other.encoder.layer_norm is not None
+    assert other.decoder.layer_norm is not None
+    batch = make_batch(SENTENCES)
+    assert torch.equal(compute_logits(other.eval(), batch), compute_logits(model.eval(), batch))

@@ -1,0 +1,99 @@
+"""A small dictionary, sentences of random words and data that translate them into themselves."""
+
+from types import SimpleNamespace
+
+import lightning
+import numpy as np
+import torch
+
+from un.norms import UnifiedNorm
+from un.surgery import replace_norms
+from un.translation.fairseq_library import Dictionary, LanguagePairDataset
+from un.translation.transformer import build_transformer
+
+NUM_WORDS = 28
+
+
+def make_dictionary(num_words=NUM_WORDS):
+    dictionary = Dictionary()
+    for number in range(num_words):
+        dictionary.add_symbol(f"w{number}")
+    return dictionary
+
+
+def make_model(norm=None, pad_mask=False, dictionary=None, **options):
+    torch.manual_seed(0)
+    dictionary = make_dictionary() if dictionary is None else dictionary
+    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 2}
+    shared = {"share_all_embeddings": True, "encoder_normalize_before": True, "dropout": 0.0}
+    model = build_transformer(dictionary, dictionary, **{**sizes, **shared, **options})
+    if norm is not None:
+        replace_norms(model, norm)
+    model.use_pad_mask(pad_mask)
+    return model
+
+
+def make_unified(num_features, **options):
+    return UnifiedNorm(num_features, window=2, warmup_steps=2, **options)
+
+
+def draw_sentences(num_sentences, longest=9, seed=0):
+    """Random words 0..NUM_WORDS - 1, two or more per sentence."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, NUM_WORDS, random.integers(2, longest + 1)).tolist() for _ in range(num_sentences)]
+
+
+def make_dataset(sentences, dictionary=None, targets=None):
+    dictionary = make_dictionary() if dictionary is None else dictionary
+    source, target = (
+        [torch.tensor([word + dictionary.nspecial for word in words] + [dictionary.eos()]) for words in side]
+        for side in (sentences, sentences if targets is None else targets)
+    )
+    sizes = np.array([len(words) for words in source]), np.array([len(words) for words in target])
+    return LanguagePairDataset(source, sizes[0], dictionary, target, sizes[1], dictionary, shuffle=False)
+
+
+def make_batch(sentences, **options):
+    dataset = make_dataset(sentences, **options)
+    return dataset.collater([dataset[number] for number in range(len(sentences))])
+
+
+class Codec:
+    """Ids are words; a reader sees them capitalised."""
+
+    lowercase = False
+
+    def __init__(self, dictionary):
+        self.dictionary = dictionary
+
+    def decode(self, tokens):
+        return self.dictionary.string(tokens)
+
+    def detokenize(self, words):
+        return words.upper()
+
+
+class TinyData(lightning.LightningDataModule):
+    """Copying of random sentences; batches of `batch_size` in the order given by `seed`."""
+
+    def __init__(self, num_sentences=24, batch_size=6, sentences=None, rank=0, world_size=1):
+        super().__init__()
+        self.dictionary = make_dictionary()
+        self.sentences = draw_sentences(num_sentences) if sentences is None else sentences
+        self.batch_size, self.share = batch_size, slice(rank, None, world_size)
+        self.codec = Codec(self.dictionary)
+
+    def texts(self, split):
+        words = [" ".join(f"w{word}" for word in sentence) for sentence in self.sentences]
+        return SimpleNamespace(source=words, reference=[line.upper() for line in words], tokenized_reference=words)
+
+    def list_batches(self):
+        dataset = make_dataset(self.sentences, self.dictionary)
+        numbers = list(reversed(range(len(self.sentences))))[self.share]
+        starts = range(0, len(numbers), self.batch_size)
+        return [dataset.collater([dataset[i] for i in numbers[start : start + self.batch_size]]) for start in starts]
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.list_batches(), batch_size=None)
+
+    val_dataloader = test_dataloader = train_dataloader
