@@ -1,8 +1,8 @@
 import datasets
 import pytest
-from tests.vision.image_samples import draw_images, make_dataset
 from PIL import Image
 
+from tests.vision.image_samples import draw_images, make_dataset
 from un.vision.data import ImageDataModule
 from un.vision.transforms import BatchTransform
 

@@ -2,9 +2,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tests.vision.image_samples import draw_images, make_dataset
 from PIL import Image
 
+from tests.vision.image_samples import draw_images, make_dataset
 from un.vision.data import ImageDataModule, measure_loader
 from un.vision.sources import DIGITS, open_split
 from un.vision.transforms import BatchTransform, ImageTransform
