@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.integration.commands import run, start
 from un.reports.result import read_result
 
-# Dropped paths, Mixup and averaged weights: everything that draws numbers or keeps a state besides optimizer and norms.
-SETTINGS = [
+COMMON = [
     "data.limit=320",
     "data.batch_size=16",
     "trainer.max_epochs=4",
@@ -21,24 +21,39 @@ SETTINGS = [
     "trainer.accelerator=cpu",
     "callbacks.checkpoints.every_n_steps=7",
     "callbacks.watch_norms.every_n_steps=5",
-    "task.ema_decay=0.9",
-    "task.mixup={mixup_alpha: 0.4}",
-    "model.drop_path_rate=0.1",
 ]
-NUM_STEPS = 4 * 320 // 16
+# Everything that draws numbers or keeps a state besides optimizer and norms.
+SETTINGS = {
+    "vision: dropped paths, Mixup, averaged weights": [
+        "task.ema_decay=0.9",
+        "task.mixup={mixup_alpha: 0.4}",
+        "model.drop_path_rate=0.1",
+    ],
+    "translation: dropout, schedule, accumulation, last epochs' mean": [
+        "experiment=phrasebook_tiny",
+        "data.bpe_merges=100",
+        "trainer.accumulate_grad_batches=2",
+        "average_checkpoints=2",
+        "task.beam=2",
+        "task.max_len_b=8",
+    ],
+}
 SEED = 20220803  # of the step at which the process is killed
 
 
-def test_killed_run(tmp_path: Path) -> None:
-    whole = start("train.py", f"paths.runs={tmp_path / 'whole'}", *SETTINGS)
-    killed = start("train.py", f"paths.runs={tmp_path / 'killed'}", *SETTINGS)
-    step = random.Random(SEED).randrange(10, NUM_STEPS - 20)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_killed_run(name: str, tmp_path: Path) -> None:
+    settings = COMMON + SETTINGS[name]
+    num_steps = 4 * 320 // 16 // (2 if "accumulation" in name else 1)
+    whole = start("train.py", f"paths.runs={tmp_path / 'whole'}", *settings)
+    killed = start("train.py", f"paths.runs={tmp_path / 'killed'}", *settings)
+    step = random.Random(SEED).randrange(10, num_steps - 10)
     while killed.poll() is None and count_steps(tmp_path / "killed") < step:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     errors = killed.communicate()[1]
     assert killed.returncode == -signal.SIGKILL, errors
-    again = run("train.py", f"paths.runs={tmp_path / 'killed'}", *SETTINGS)
+    again = run("train.py", f"paths.runs={tmp_path / 'killed'}", *settings)
     assert again.code == 0, again.errors
     assert "resuming" in again.output
     errors = whole.communicate()[1]
