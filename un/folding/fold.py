@@ -51,12 +51,16 @@ def fold_norms(
         ValueError: unknown options; a model without norms or itself a norm; norms left with `on_unfoldable="raise"`.
         ArithmeticError: the folded model's outputs differ by more than rounding.
     """
-    for name, value, allowed in (("on_unfoldable", on_unfoldable, ("keep", "raise")), ("tied", tied, ("untie", "keep"))):
+    for name, value, allowed in (
+        ("on_unfoldable", on_unfoldable, ("keep", "raise")),
+        ("tied", tied, ("untie", "keep")),
+    ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if isinstance(example_inputs, Tensor) or not isinstance(example_inputs, tuple | list | Mapping):
         raise ValueError(
-            f"example_inputs must be a tuple of inputs or a mapping from names to inputs, got {type(example_inputs).__name__}"
+            "example_inputs must be a tuple of inputs or a mapping from names to inputs, got "
+            f"{type(example_inputs).__name__}"
         )
     plan, difference = _plan_verified(model, example_inputs, tied)
     folded = copy.deepcopy(model).eval()

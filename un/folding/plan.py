@@ -13,6 +13,10 @@ from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
 from un.folding.solver import Form, Frames, Solver
 
+# Attribute -> value that keeps nn.TransformerEncoderLayer, nn.TransformerEncoder and fairseq 0.12.2's encoder layer
+# from a fused kernel that computes LayerNorm itself from the weight, bias and eps of what stands in a norm's place.
+FAST_PATH_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,7 +47,7 @@ class Plan:
 
 
 def untie_projections(model: nn.Module) -> tuple[str, ...]:
-    """Gives every Linear whose weight is also another kind of module's a copy of its own; returns the weights' names."""
+    """Gives every Linear that shares its weight with another kind of module a copy; returns the weights' names."""
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -73,6 +77,11 @@ def apply_plan(plan: Plan, model: nn.Module) -> None:
         module = model.get_submodule(name)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
+    changed = {model.get_submodule(site.name) for site in plan.sites}
+    for module in model.modules():
+        for switch, off in FAST_PATH_SWITCHES.items():
+            if hasattr(module, switch) and not changed.isdisjoint(module.modules()):
+                setattr(module, switch, off)
     for index in range(len(plan.sites)):
         _replace_norm(plan, index, model)
 
@@ -109,5 +118,7 @@ def _untie(module: nn.Module) -> None:
 def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:
     cast = value.clone().to(like)
     if not bool(cast.isfinite().all()) and bool(value.isfinite().all()):
-        raise ArithmeticError(f"{name} does not fit {like.dtype} after folding: its largest value is {value.abs().max():.1e}")
+        raise ArithmeticError(
+            f"{name} does not fit {like.dtype} after folding: its largest value is {value.abs().max():.1e}"
+        )
     return cast

@@ -56,9 +56,9 @@ class Recorder:
     def locate_bias(self, tensor: Tensor) -> Tensor | None:
         """The number of the stored element behind each element of a bias; -1 for none; None if it is not stored."""
         known = self.numbers.get(identify_storage(tensor))
-        if known is not None and known[1].shape == tensor.shape:
-            return known[1]
-        return self.catalog.number(tensor)
+        if known is None:
+            return self.catalog.number(tensor)
+        return known[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def record_concatenated_bias(self, parts: Sequence[Tensor], out: Tensor) -> bool:
         """Remembers where the elements of concatenated vectors are stored; False where none is."""
@@ -72,17 +72,19 @@ class Recorder:
         self.numbers[identify_storage(out)] = (out, torch.cat(filled))
         return True
 
-    def record_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, axis: int, groups: int) -> None:
+    def record_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, axis: int, groups: int
+    ) -> None:
         """Notes one linear map over an axis of x with a stored weight, and codes its output along the same axis."""
         stored = self.catalog.find(weight)
         assert stored is not None  # callers ask before
         size = weight.shape[0]
-        place = Place(stored.name, tuple(weight.size()), tuple(weight.stride()), weight.storage_offset())
+        place = Place(stored.name, tuple(weight.size()), tuple(weight.stride()), int(weight.storage_offset()))
         numbers = None
         if bias is not None:
             located = self.locate_bias(bias)
             numbers = torch.full((size,), -1) if located is None else located.cpu()
-        name, module = self.modules[-1]
+        module = self.modules[-1][1]
         takes_bias = (
             isinstance(module, nn.Linear | _ConvNd)
             and module.bias is None
@@ -133,7 +135,7 @@ class Recorder:
         self.graph.sources.append(Sum(lefts[known], rights[known], self.module, base))
         self.shadow.write(out, new_codes.to(out.device)[positions])
 
-    def record_mean(self, x: Tensor, dims: Sequence[int], out: Tensor, ordered: bool, reader: str) -> None:
+    def record_mean(self, x: Tensor, dims: list[int], out: Tensor, ordered: bool, reader: str) -> None:
         """Notes a mean or maximum over axes: all codes met along them must mean the same map."""
         codes = self.shadow.read(x)
         if codes is None:

@@ -55,16 +55,17 @@ class _Rewriter:
         frames, outputs = self.frames, use.outputs
         stored = self.catalog.by_name[use.weight.name]
         weight = use.weight.view(stored.tensor)
-        like = {"dtype": torch.float64, "device": weight.device}
         inputs = torch.zeros(weight.shape[1] * use.groups, dtype=torch.int64) if use.inputs is None else use.inputs
         codes = torch.cat((inputs, outputs))
-        scale, shift = (_spread(v[inputs].to(**like), weight, use.groups) for v in (frames.scale, frames.shift))
-        row_scale, row_shift = frames.row_scale[outputs].to(**like), frames.row_shift[outputs].to(**like)
+        scale, shift = (_spread(v[inputs].to(weight), weight, use.groups) for v in (frames.scale, frames.shift))
+        row_scale, row_shift = frames.row_scale[outputs].to(weight), frames.row_shift[outputs].to(weight)
         rows = row_scale.view(-1, *[1] * (weight.dim() - 1))
         self._demand(use.weight.name, use.weight.view, weight * scale * rows, codes)
         added = row_scale * (weight * shift).flatten(1).sum(1) + row_shift
         names = [use.weight.name, *self._rewrite_bias(use, row_scale, added, codes)]
-        changed = torch.cat((inputs[~frames.is_plain(inputs)], outputs[(row_scale != 1).cpu() | (row_shift != 0).cpu()]))
+        changed = torch.cat(
+            (inputs[~frames.is_plain(inputs)], outputs[(row_scale != 1).cpu() | (row_shift != 0).cpu()])
+        )
         for site in torch.unique(frames.owner[changed]).tolist():
             if site != NOBODY:
                 listed = self.result.touched.setdefault(site, [])
@@ -114,7 +115,8 @@ class _Rewriter:
             self._memories[name] = torch.full((size,), torch.nan, dtype=torch.float64, device=stored.tensor.device)
         memory = self._memories[name]
         known = where(memory) if callable(where) else memory[where]  # type: ignore[index]
-        if not bool((known.isnan() | is_same(known, new)).all()):
+        fresh = known.isnan()
+        if not bool(fresh.all()) and not bool((fresh | is_same(known, new)).all()):
             affected = torch.cat([codes, *self._codes.get(name, [])])
             self.frames.blame(affected, f"{name} serves several inputs and would need several values")
         if callable(where):
@@ -132,6 +134,8 @@ class _Rewriter:
                 continue
             if name in raw_reads:
                 self.frames.blame(torch.cat(self._codes[name]), f"{name} is also read by {raw_reads[name]}")
+            if not self.catalog.by_name[name].persistent:
+                self.frames.blame(torch.cat(self._codes[name]), f"{name} is not saved in a state dict")
             stored = self.catalog.by_name[name].tensor
             self.result.values[name] = torch.where(asked, memory, old).as_strided(stored.size(), stored.stride())
 

@@ -1,4 +1,4 @@
-"""Shadow memory: one code beside every element of the tensors a trace follows, shared by all views as the values are."""
+"""Shadow memory: a code beside every element of the tensors a trace follows, shared by views as the values are."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +104,10 @@ def _read_parameters(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias in float64, flattened, with 1 and 0 for those that are not there."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     known = next((value for value in (weight, bias) if value is not None), torch.zeros(0))
-    size = known.numel() or getattr(norm, "num_features", None) or torch.Size(norm.normalized_shape).numel()  # type: ignore[arg-type]
-    place = {"dtype": torch.float64, "device": known.device}
-    scale = torch.ones(size, **place) if weight is None else weight.detach().double().flatten()
-    shift = torch.zeros(size, **place) if bias is None else bias.detach().double().flatten()
+    shape: Any = getattr(norm, "normalized_shape", None) or (norm.num_features,)
+    ones = torch.ones(math.prod(shape), dtype=torch.float64, device=known.device)
+    scale = ones if weight is None else weight.detach().double().flatten()
+    shift = torch.zeros_like(ones) if bias is None else bias.detach().double().flatten()
     return scale, shift
 
 

@@ -1,10 +1,10 @@
 """Chooses what the channels of the folded model mean, and so which norms can vanish.
 
 A channel with value x in the model holds h in the folded one, x = scale * h + shift: its frame. Whatever is not
-understood needs x itself (scale 1, shift 0). A norm that vanishes passes h on, so it multiplies its frame into the next
-one; a linear map can take any frames at its input and, unless something else is asked of it, give any at its output; the
-two sides of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm
-it comes from is blamed and tries its next form. That covers rules R1 to R5 and R8.
+understood needs x itself (scale 1, shift 0). A norm that vanishes passes h on; its map enters the next frame. A linear
+map can take any frames at its input and, unless something else is asked of it, give any at its output. The two sides
+of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm it comes
+from is blamed and tries its next form. That covers rules R1 to R5, R7 and R8.
 """
 
 from __future__ import annotations
@@ -119,15 +119,30 @@ class Solver:
 
     def is_direct(self, site: int) -> bool:
         """Whether only linear maps read a norm."""
-        outputs = torch.cat([call.outputs for call in self.calls[site]])
         others = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
-        return not bool(others[outputs].any())
+        return not bool(others[self._list_outputs(site)].any())
+
+    def feeds_sum(self, site: int) -> bool:
+        """Whether a norm's output is one side of an addition."""
+        return bool(self._read_by_sum[self._list_outputs(site)].any())
+
+    def list_norm_readers(self, site: int) -> list[int]:
+        """The norms that read a norm's output."""
+        mine = torch.zeros(self.graph.size, dtype=torch.bool)
+        mine[self._list_outputs(site)] = True
+        return [index for index, calls in self.calls.items() if any(bool(mine[call.inputs].any()) for call in calls)]
+
+    def _list_outputs(self, site: int) -> Tensor:
+        return torch.cat([call.outputs for call in self.calls[site]] or [torch.zeros(0, dtype=torch.int64)])
 
     def _can_go_backward(self, site: int) -> bool:
         """Whether a norm reads nothing but linear maps' outputs that nobody else reads, always by the same channel."""
         inputs = torch.cat([call.inputs for call in self.calls[site]])
         channels = torch.cat([call.channels for call in self.calls[site]])
-        alone = self.from_linear & (self._read_by_norm == site) & ~self._read_by_sum & ~self._read_by_linear & ~self.pinned
+        alone = self.from_linear & (self._read_by_norm == site)
+        alone &= ~(self._read_by_sum | self._read_by_linear | self.pinned)
+        for read in self.graph.ordered:
+            alone[read.codes] = False
         if not bool(alone[inputs].all()):
             return False
         of_code = torch.zeros(self.graph.size, dtype=torch.int64)
@@ -136,7 +151,10 @@ class Solver:
 
     def solve(self, forms: dict[int, Form]) -> Frames:
         """Frames for these forms; `blamed` is empty where they are possible as far as codes tell."""
-        ones, zeros = torch.ones(self.graph.size, dtype=torch.float64), torch.zeros(self.graph.size, dtype=torch.float64)
+        ones, zeros = (
+            torch.ones(self.graph.size, dtype=torch.float64),
+            torch.zeros(self.graph.size, dtype=torch.float64),
+        )
         owner = torch.full((self.graph.size,), NOBODY)
         frames = Frames(ones, zeros, ones.clone(), zeros.clone(), owner)
         free = self.from_linear & ~self.pinned
@@ -145,6 +163,8 @@ class Solver:
                 self._place_norm(source, forms[source.site], frames, free)
             elif isinstance(source, Sum):
                 self._place_sum(source, frames, free)
+            if frames.blamed:
+                return frames  # what follows may be wrong only because of this
         self._check_readers(frames)
         return frames
 

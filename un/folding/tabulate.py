@@ -24,7 +24,8 @@ def tabulate(plan: Plan) -> tuple[tuple[FoldRow, ...], tuple[str, ...]]:
 
 def _describe_site(plan: Plan, index: int) -> FoldRow:
     site, form = plan.sites[index], plan.forms[index]
-    into = tuple(plan.rewrite.touched.get(index, ()))
+    next_norms = [plan.sites[reader].name for reader in plan.solver.list_norm_readers(index)]
+    into = (*(next_norms if form is Form.FORWARD else ()), *plan.rewrite.touched.get(index, ()))
     condition = plan.frames.conditions.get(index)
     outcome, rule = _name_outcome(plan, index)
     stays = "" if outcome == FOLDED else _explain(plan, index)
@@ -45,7 +46,7 @@ def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
         return FOLDED, "R3"
     into = plan.rewrite.touched.get(index, ())
     outcome = FOLDED if site.offline else AFFINE
-    if not plan.solver.is_direct(index):
+    if plan.solver.feeds_sum(index):
         return outcome, "R8 cumulative"
     if any(name in plan.untied for name in into):
         return outcome, "R7"

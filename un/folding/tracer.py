@@ -81,9 +81,7 @@ class Tracer(TorchDispatchMode):
         bias, x, matrix = args
         return NotImplemented if kwargs else self._apply_linear(func, args, kwargs, x, matrix.t(), bias)
 
-    def _apply_linear(
-        self, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Any:
+    def _apply_linear(self, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         if self.recorder.catalog.find(weight) is None or weight.dim() != 2:
             return NotImplemented
         if bias is not None and bias.shape != weight.shape[:1]:
@@ -215,8 +213,13 @@ def trace(model: nn.Module, sites: Sequence[Site], call: Callable[[nn.Module], A
             _watch_norm(tracer, module, index, sites[index].channel_axis)
         elif not isinstance(module, torch.jit.ScriptModule):
             _watch_module(recorder, module, name)
-    with tracer:
-        outputs = call(model)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it runs a whole attention, or a whole layer, as one operation
+    try:
+        with tracer:
+            outputs = call(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     recorder.record_read(tensors, "the model's output")
     return recorder.graph, outputs
@@ -232,7 +235,7 @@ def _watch_module(recorder: Recorder, module: nn.Module, name: str) -> None:
         finally:
             recorder.modules.pop()
 
-    module.forward = watched  # type: ignore[method-assign]
+    module.forward = watched
 
 
 def _watch_norm(tracer: Tracer, norm: nn.Module, site: int, axis: int) -> None:
@@ -248,4 +251,4 @@ def _watch_norm(tracer: Tracer, norm: nn.Module, site: int, axis: int) -> None:
             tracer.silent -= 1
         return out
 
-    norm.forward = watched  # type: ignore[method-assign]
+    norm.forward = watched

@@ -22,10 +22,7 @@ def run_model(model: nn.Module, example_inputs: Any, dtype: torch.dtype | None =
         return leaf.to(dtype) if floats and dtype is not None else leaf
 
     example_inputs = tree_map(cast, example_inputs)
-    if isinstance(example_inputs, Mapping):
-        outputs = model(**example_inputs)
-    else:
-        outputs = model(*example_inputs)
+    outputs = model(**example_inputs) if isinstance(example_inputs, Mapping) else model(*example_inputs)
     if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
         extras = [item for item in outputs[1:] if item is not None]
         if extras and all(isinstance(item, Mapping) for item in extras):
