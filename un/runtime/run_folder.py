@@ -34,7 +34,13 @@ OTHER_KEYS = (
         "callbacks.metrics_file",
         "callbacks.progress_bar",
         "callbacks.progress_log",
+        "callbacks.activation_stats",
     ),
+)
+NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
+LEFT_BY_RUNS = (
+    *("result.json", "eval.json", "checkpoints", "metrics.csv", "config.yaml", "wandb", "tensorboard"),
+    *("activation_stats", "activation_stats.parquet", "figures"),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
 HASH_LENGTH = 10
@@ -75,7 +81,7 @@ def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str],
     parts = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
-        if not _is_science(override.key_or_group) or key in ("norm", "seed"):
+        if not _is_science(override.key_or_group) or key in NOT_NAMED:
             continue
         value = _sanitise(override.get_value_element_as_str())  # 1e-3 becomes 0.001, as in the jobs of a sweep
         parts[key] = _sanitise(key) if override.is_delete() else f"{_sanitise(key)}={value}"
@@ -119,7 +125,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
-        for name in ("result.json", "eval.json", "checkpoints", "metrics.csv", "config.yaml", "wandb", "tensorboard"):
+        for name in LEFT_BY_RUNS:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
