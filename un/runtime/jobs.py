@@ -37,7 +37,8 @@ def _act_as_command() -> Iterator[None]:
     """Makes the process look like `python train.py <overrides of this run>`, and undoes it.
 
     Lightning starts further processes of a run by repeating the command line, which is that of the whole sweep, or of
-    a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its own.
+    a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
+    own.
     """
     arguments = [str(ENTRY_POINT), *HydraConfig.get().overrides.task]
     with (

@@ -76,10 +76,7 @@ def expand(arguments: Sequence[str]) -> list[PlannedRun]:
         if not _is_listable(sweep):
             raise UserError(f"{sweep.hydra.sweeper._target_} chooses its runs while it runs: they cannot be listed")
         runs = {}  # by folder: runs which differ in nothing but where or how they run are one
-        for overrides in _split_sweep(hydra, sweep):
-            job = hydra.config_loader.load_sweep_config(sweep, overrides)
-            check_ablation(job)
-            folder = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
+        for overrides, folder in _find_folders(hydra, sweep):
             runs[folder] = refresh(PlannedRun(folder, (*sweep.hydra.overrides.hydra, *overrides), "missing", None))
     return list(runs.values())
 
@@ -175,6 +172,21 @@ def _split_sweep(hydra: Hydra, sweep: DictConfig) -> list[list[str]]:
     overrides = parser.parse_overrides([*params, *sweep.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     return jobs
+
+
+def _find_folders(hydra: Hydra, sweep: DictConfig) -> Iterator[tuple[list[str], Path]]:
+    """Yields overrides and run folder of every job; jobs which differ in their seed are composed once, for speed."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    for overrides in _split_sweep(hydra, sweep):
+        others = tuple(override for override in overrides if not override.startswith("seed="))
+        if others not in composed:
+            composed[others] = hydra.config_loader.load_sweep_config(sweep, list(others))
+            check_ablation(composed[others])
+        job = composed[others]
+        seeds = [override for override in overrides if override not in others]
+        for seed in OverridesParser.create().parse_overrides(seeds):
+            job.seed = seed.value()
+        yield overrides, Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
 
 
 def _is_setting(argument: str) -> bool:
