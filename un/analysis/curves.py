@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from un.analysis.runs import Run
-from un.analysis.style import COLORS, LINES, make_figure, scale_axis, thin_rows
+from un.analysis.style import COLORS, LINES, is_wide, make_figure, set_log_scale, thin_rows
 
 PREFIXES = ("train/", "val/")
 UNWANTED = ("train/lr",)
@@ -40,8 +40,9 @@ def draw_curves(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Figure:
             color, line = COLORS[place % len(COLORS)], LINES[place // len(COLORS) % len(LINES)]
             _draw_line(axes, members, name, color, line)
         axes.set(title=name, xlabel="optimizer step", ylabel=_name_axis(name))
-        if name.endswith("loss") and axes.lines:
-            scale_axis(axes, [y for line in axes.lines for y in line.get_ydata()])
+        values = [y for line in axes.lines for y in line.get_ydata()]
+        if name.endswith("loss") and is_wide(values):
+            set_log_scale(axes, values)
     for axes in panels[len(names) :]:
         axes.remove()
     handles = [
@@ -94,7 +95,8 @@ def _choose_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in known:
             raise ValueError(f"metrics={name}: no run has it; they have {', '.join(known)}")
-    chosen = list(wanted) or [name for name in known if name.startswith(PREFIXES) and name not in UNWANTED]
+    usual = [name for name in known if name.startswith(PREFIXES) and name not in UNWANTED]
+    chosen = list(wanted) or sorted(usual, key=lambda name: not name.endswith("loss"))  # losses side by side
     if not chosen:
         raise ValueError(f"no run has a training or validation metric; name one of {', '.join(known)} by metrics=")
     return chosen

@@ -8,26 +8,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from un.analysis.recorder import MOMENT_PERCENTS
 from un.analysis.style import (
     COLORS,
     HEAT_MAP,
     LINES,
-    LOG_RATIO,
     MAX_LABELS,
     add_depth_bar,
     choose_spread,
     color_depths,
+    is_wide,
     make_figure,
-    scale_axis,
+    set_log_scale,
     thin_rows,
 )
 
 STEP_LABEL = "optimizer step"
 PANELS, PANEL_COLUMNS = 6, 3  # norms that have a panel of their own, spread over the depth
-BINS = 24
+BINS, BIN_MARGIN = 30, 1.1
 WIDTH = 9.0
 
 
@@ -43,7 +43,10 @@ def draw_fluctuation(frame: pd.DataFrame) -> Figure:
         for name, color in zip(names, color_depths(len(names)), strict=True):
             axes.plot(table.index, table[name], color=color)
         axes.set(title=title, ylabel=r"$|\,\ln\, q_t / q_{t-1}|$")
-        scale_axis(axes, table)
+        if is_wide(table):
+            set_log_scale(axes, table)
+        else:
+            axes.set_ylim(bottom=0)
     panels[-1].set_xlabel(STEP_LABEL)
     add_depth_bar(figure, panels, names)
     return figure
@@ -76,21 +79,16 @@ def draw_moments(frame: pd.DataFrame) -> Figure:
     """Histograms of the channels' second moments at the first, the middle and the last record."""
     steps = frame["step"].unique()
     chosen = [int(steps[place]) for place in choose_spread(len(steps), 3)]
+    frame = frame[frame["step"].isin(chosen)]
+    edges = _choose_edges(frame)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        shown = rows[rows["step"].isin(chosen)].set_index("step")
-        moments = {step: spread_channels(shown.loc[step]) for step in chosen if step in shown.index}
-        finite = np.concatenate([values[np.isfinite(values)] for values in moments.values()])
-        if finite.size == 0:
-            return
-        edges = np.geomspace(finite.min() / 1.1, finite.max() * 1.1, BINS + 1)
-        for (step, values), color, line in zip(moments.items(), COLORS, LINES, strict=False):
-            axes.hist(values, edges, histtype="step", color=color, linestyle=line, linewidth=1.5, label=f"step {step}")
-        scale_axis(axes, edges, "x")
+        for (_, row), color, line in zip(rows.iterrows(), COLORS, LINES, strict=False):
+            label = f"step {row['step']}"
+            axes.hist(spread_channels(row), edges, histtype="step", color=color, linestyle=line, lw=1.5, label=label)
+        set_log_scale(axes, edges, "x")
 
-    return _draw_panels(
-        frame, "Channels by their second moment", draw, ("second moment $q$ of the norm's input", "channels"), False
-    )
+    return _draw_panels(frame, "Channels by their second moment", draw, ("second moment of the input", "channels"))
 
 
 def draw_threshold(frame: pd.DataFrame) -> Figure | None:
@@ -100,8 +98,9 @@ def draw_threshold(frame: pd.DataFrame) -> Figure | None:
         return None
     last = frame.groupby("layer").last()
     calls, filtered = last["calls"].sum(), last["filtered_calls"].sum()
-    figure = make_figure(WIDTH, 8.5, f"Gap of arithmetic and geometric mean; {filtered / calls:.2%} of calls filtered")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.5))
+    title = f"AM-GM gap of the window against the threshold of filtration; {filtered / calls:.2%} of calls filtered"
+    figure = make_figure(WIDTH, 8.5, title)
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.5)))
     axes = top.subplots()
     table = pivot(frame.assign(ratio=frame["gap"].clip(lower=0) / frame["threshold"]), "ratio", "max")
     for name, color in zip(table.columns, color_depths(len(table.columns)), strict=True):
@@ -118,7 +117,7 @@ def draw_threshold(frame: pd.DataFrame) -> Figure | None:
             axes.plot(values.index, values.where(values > 0), color=color, linestyle=line, label=column)
         axes.set_yscale("log")
 
-    _fill_panels(bottom, frame, draw, (STEP_LABEL, "units of $x^2$"))
+    _fill_panels(bottom, frame, draw, (STEP_LABEL, "units of $x^2$"), share_y=False)
     return figure
 
 
@@ -142,7 +141,7 @@ def draw_running(frame: pd.DataFrame) -> Figure | None:
         )
         axes.plot(table.index, median, color=COLORS[0], label="median")
         axes.axhline(1, color="black", linestyle="--", linewidth=1)
-        scale_axis(axes, table)
+        set_log_scale(axes, frame[["running_ratio_p0", "running_ratio_p100"]])
 
     title = "Batch against running statistic: second moment q of the batch over the running v"
     return _draw_panels(frame, title, draw, (STEP_LABEL, r"$q\,/\,v$"))
@@ -165,7 +164,7 @@ def draw_gradients(frame: pd.DataFrame) -> Figure | None:
         axes.set_yscale("log")
 
     title = "Gradient statistic mean(g z): median over channels, band 5 % to 95 %"
-    return _draw_panels(frame, title, draw, (STEP_LABEL, "loss units"))
+    return _draw_panels(frame, title, draw, (STEP_LABEL, "units of the loss"))
 
 
 def pivot(frame: pd.DataFrame, column: str, how: str = "mean") -> pd.DataFrame:
@@ -189,13 +188,23 @@ def spread_channels(row: pd.Series) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
+def _choose_edges(frame: pd.DataFrame) -> list[float]:
+    """Bins of equal width in logarithms that hold every positive moment."""
+    moments = frame[["moment_p0", "moment_p100"]].to_numpy(dtype=float)
+    moments = moments[np.isfinite(moments) & (moments > 0)]
+    low, high = (moments.min(), moments.max()) if moments.size else (1.0, 1.0)
+    return np.geomspace(low / BIN_MARGIN, high * BIN_MARGIN, BINS + 1).tolist()
+
+
 def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) -> None:
     values = table.to_numpy(dtype=float).T
-    finite = values[np.isfinite(values)]
-    wide = finite.size > 0 and finite.min() > 0 and finite.max() / finite.min() > LOG_RATIO
-    steps = table.index.to_numpy(dtype=float)
     image = axes.pcolormesh(
-        steps, np.arange(len(values)), values, cmap=HEAT_MAP, norm=LogNorm() if wide else None, shading="nearest"
+        table.index.to_numpy(dtype=float),
+        np.arange(len(values)),
+        values,
+        cmap=HEAT_MAP,
+        norm=LogNorm() if is_wide(values) else None,
+        shading="nearest",
     )
     figure.colorbar(image, ax=axes, label=label, pad=0.02)
     shown = choose_spread(len(values), 2 * MAX_LABELS)
@@ -205,38 +214,36 @@ def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) 
 
 
 def _draw_panels(
-    frame: pd.DataFrame,
-    title: str,
-    draw: Callable[[Axes, pd.DataFrame], None],
-    labels: tuple[str, str],
-    share: bool = True,
+    frame: pd.DataFrame, title: str, draw: Callable[[Axes, pd.DataFrame], None], labels: tuple[str, str]
 ) -> Figure:
     rows = -(-min(frame["layer"].nunique(), PANELS) // PANEL_COLUMNS)
     figure = make_figure(WIDTH, 1.2 + 2.3 * rows, title)
-    _fill_panels(figure, frame, draw, labels, share)
+    _fill_panels(figure, frame, draw, labels)
     return figure
 
 
 def _fill_panels(
-    figure: Figure,
+    figure: FigureBase,
     frame: pd.DataFrame,
     draw: Callable[[Axes, pd.DataFrame], None],
     labels: tuple[str, str],
-    share: bool = True,
+    share_y: bool = True,
 ) -> None:
-    """A panel for each of some norms; x and y labels, and one legend below."""
+    """A panel for each of some norms; x and y labels at the edges, and one legend below."""
     layers = sorted(frame["layer"].unique())
     chosen = [layers[place] for place in choose_spread(len(layers), PANELS)]
-    rows = -(-len(chosen) // PANEL_COLUMNS)
-    grid = figure.subplots(rows, min(len(chosen), PANEL_COLUMNS), squeeze=False, sharex=share)
-    for axes, layer in zip(grid.flat, chosen, strict=False):
+    columns = min(len(chosen), PANEL_COLUMNS)
+    grid = figure.subplots(-(-len(chosen) // columns), columns, squeeze=False, sharex=True, sharey=share_y)
+    for place, (axes, layer) in enumerate(zip(grid.flat, chosen, strict=False)):
         part = frame[frame["layer"] == layer]
         draw(axes, part)
         axes.set_title(part["site"].iloc[0], fontsize=9)
+        axes.set_ylabel(labels[1] if place % columns == 0 else "")
+        if place + columns >= len(chosen):
+            axes.set_xlabel(labels[0])
+            axes.tick_params(labelbottom=True)
     for axes in list(grid.flat)[len(chosen) :]:
         axes.remove()
-    figure.supxlabel(labels[0], fontsize=9)
-    figure.supylabel(labels[1], fontsize=9)
-    entries = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))

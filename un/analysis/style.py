@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -22,8 +23,9 @@ HEAT_MAP = "cividis"
 MAX_POINTS = 400  # of one line; more are averaged
 MAX_LABELS = 14  # of one axis with names
 LOG_RATIO = 20.0  # an axis whose values span more is logarithmic
+FEW_DECADES = 1e3  # below, ticks at powers of ten alone would be too few
 DPI = 150
-OPTIONS = {
+OPTIONS: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
@@ -73,18 +75,27 @@ def choose_spread(count: int, most: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
 
 
-def scale_axis(axes: Axes, values: object, which: str = "y") -> None:
-    """Makes an axis logarithmic where positive values span a wide range, with readable ticks."""
-    numbers = np.asarray(values, dtype=float)
-    numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
-    if numbers.size == 0 or numbers.max() / numbers.min() < LOG_RATIO:
-        return
-    getattr(axes, f"set_{which}scale")("log")
-    axis = getattr(axes, f"{which}axis")
-    if numbers.max() / numbers.min() < 1e3:  # ticks at powers of ten alone would be too few
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def is_wide(values: Any) -> bool:
+    """Whether positive values span so much that a logarithmic axis shows them better."""
+    numbers = _select_positive(values)
+    return numbers.size > 0 and bool(numbers.max() / numbers.min() > LOG_RATIO) and bool(np.nanmin(values) > 0)
+
+
+def set_log_scale(axes: Axes, values: Any, which: Literal["x", "y"] = "y") -> None:
+    """Makes an axis logarithmic, with ticks that can be read off where the values span little."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    numbers = _select_positive(values)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if numbers.size and numbers.max() / numbers.min() < FEW_DECADES:
+        subs = (1, 2, 5) if numbers.max() / numbers.min() > LOG_RATIO / 2 else (1, 1.5, 2, 3, 5, 7)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _select_positive(values: Any) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers) & (numbers > 0)]
 
 
 def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:
