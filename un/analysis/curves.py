@@ -13,7 +13,7 @@ from un.analysis.style import COLORS, LINES, is_wide, make_figure, set_log_scale
 
 PREFIXES = ("train/", "val/")
 UNWANTED = ("train/lr",)
-COLUMNS = 2
+COLUMNS, MOST_COLUMNS = 2, 3  # three panels fill one row, more fill rows of two
 LEGEND_COLUMN_LETTERS = 110  # of all entries of a legend's row
 
 
@@ -31,7 +31,7 @@ def draw_curves(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Figure:
     """
     names = _choose_metrics(runs, metrics)
     groups = group_runs(runs)
-    columns = min(COLUMNS, len(names))
+    columns = len(names) if len(names) <= MOST_COLUMNS else COLUMNS
     rows = -(-len(names) // columns)
     figure = make_figure(4.7 * columns, 1.3 + 2.9 * rows + 0.18 * len(groups), _name_figure(groups))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
