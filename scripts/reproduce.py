@@ -21,17 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from un.reports.comparison import Comparison
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.runtime.errors import describe_error, is_user_error
+from un.runtime.listing import TableRun, read_choices
 from un.runtime.sweeps import expand, launch
-from un.runtime.tables import (
-    Plan,
-    TableRun,
-    describe_ablation,
-    fill_table,
-    find_on_disk,
-    list_tables,
-    plan_table,
-    read_table,
-)
+from un.runtime.tables import Plan, describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
 EXIT_CODE = 2
 
@@ -59,6 +51,7 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("table=")]
     first = [run for name in plan.table.needs for run in plan_table(read_table(name), overrides).runs]
     runs = list({run.folder: run for run in (*first, *plan.runs)}.values())
+    check_ablations(runs)
     if dry_run:
         print_runs(runs)
         return 0
@@ -85,6 +78,17 @@ def plan_arguments(arguments: Sequence[str]) -> Plan:
     kind, _, name = named[0].partition("=")
     overrides = [argument for argument in arguments if argument != named[0]]
     return plan_table(read_table(name) if kind == "table" else describe_ablation(name), overrides)
+
+
+def check_ablations(runs: Sequence[TableRun]) -> None:
+    """Composes one run of each experiment and ablation, so that what makes no sense is said before anything starts."""
+    checked = set()
+    for run in runs:
+        choices = read_choices(run.arguments)
+        pair = (choices.get("experiment"), choices.get("ablation"))
+        if pair not in checked:
+            expand(run.arguments)
+            checked.add(pair)
 
 
 def start_missing(runs: Sequence[TableRun]) -> int:

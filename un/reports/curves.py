@@ -30,8 +30,8 @@ def read_curve(folder: Path, metric: str) -> pd.Series | None:
             names = file.readline().strip().split(",")
         if metric not in names:
             return None
-        frame = pd.read_csv(path, usecols=["step", metric]).dropna()
-    except (OSError, ValueError):  # none, or cut short
+        frame = pd.read_csv(path, usecols=["step", metric], dtype=float).dropna()
+    except (OSError, ValueError):  # none, or not of numbers
         return None
     curve = frame.groupby("step")[metric].last()
     return None if curve.empty else curve

@@ -86,7 +86,7 @@ def render_markdown(comparison: Comparison, level: int = 2) -> str:
     several = len(comparison.columns) > 1
     header = ["", *(f"{key[0]}: {key[1]}" if several else key[1] for key in frame.columns)]
     if not several and comparison.metrics[0]:
-        header = [comparison.metrics[0], *header[1:]]
+        header = [f"{comparison.columns[0]} {comparison.metrics[0]}".strip(), *header[1:]]
     lines = [header, ["---"] * len(header), *frame.reset_index().to_numpy().tolist()]
     table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
     notes = [note.replace("|", "\\|") for note in list_notes(comparison)]

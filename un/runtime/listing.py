@@ -56,8 +56,10 @@ def list_runs(arguments: Sequence[str]) -> list[TableRun]:
             choices = read_choices(job)
             experiment = choices.get("experiment", DEFAULT_EXPERIMENT)
             base = _find_base(choices.get("experiment"), choices.get("ablation"))
-            name = name_run(experiment, choices.get("norm", base.norm), job, int(choices.get("seed", base.seed)))
-            folder = Path(choices.get("paths.runs", base.runs).strip("'\"")) / name
+            root = choices.get("paths.runs", base.runs).strip("'\"")
+            resolved = [argument.replace("${paths.runs}", root) for argument in job]  # another run's checkpoint
+            name = name_run(experiment, choices.get("norm", base.norm), resolved, int(choices.get("seed", base.seed)))
+            folder = Path(root) / name
             runs[folder] = TableRun(folder, tuple(job))
     return list(runs.values())
 

@@ -84,11 +84,12 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
             and of what was published. Whatever changes the science makes the setting ours.
     """
     arguments = [quote_override(argument) for argument in arguments]
+    nameless = name_run("", "", [], 0)
     for override in parse(tuple(arguments)):
-        if override.get_key_element() == "experiment":
+        if override.key_or_group == "experiment":
             table = _change_experiment(table, override.get_value_element_as_str())
-    if name_run("", "", arguments, 0) != name_run("", "", [], 0):
-        table = replace(table, paper_setting=False)
+        elif name_run("", "", [f"{override.key_or_group}=0"], 0) != nameless:  # the value may be a sweep
+            table = replace(table, paper_setting=False)
     rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments)]
     return Plan(table, tuple(rows))
 
@@ -131,11 +132,13 @@ def compare_known(runs: Sequence[Run]) -> list[Comparison]:
     """Fills every table for which these runs were made, wherever their folders lie; LayerNorm alone makes no table."""
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
     experiments = {run.result.experiment for run in runs}
+    roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
+    arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
     comparisons = []
     for name in list_tables():
         table = _keep_columns(read_table(name), experiments)
         if table.columns:
-            comparisons.append(fill_table(plan_table(table), lambda run: known.get(run.key)))
+            comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
     return [comparison for comparison in comparisons if _says_something(comparison)]
 
 
@@ -146,10 +149,15 @@ def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[Plan
         own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
         if not own:  # no run of ours measures this
             continue
-        common = {override.key_or_group for override in parse((*table.runs, *column.arguments, *arguments))}
+        given = parse((*table.runs, *column.arguments, *arguments))
+        common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):
             key = None if row.label is not None else _describe(run.arguments, common)
             groups.setdefault(key, [[] for _ in table.columns])[index].append(run)
+    for cell in (cell for cells in groups.values() for cell in cells):
+        settings = sorted({run.key[1] for run in cell})
+        if len(settings) > 1:
+            raise UserError(f"table {table.name}, row {row.label}: a cell can sweep seeds only, got {settings}")
     if row.label is not None:
         cells = groups.get(None, [[] for _ in table.columns])
         yield PlannedRow(row.label, row.published, tuple(map(tuple, cells)))
