@@ -42,6 +42,9 @@ def check_config(config: DictConfig) -> None:
             raise UserError(f"trainer.limit_{split}_batches=0 leaves nothing: a run trains, validates and tests")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: give one of them")
+    options = [key for key in config.norm if not str(key).startswith("_")]
+    if config.norm.get("_target_") is None and options:
+        raise UserError(f"norm=layernorm leaves the model untouched and has no option: got norm.{options[0]}")
 
 
 def check_ablation(config: DictConfig) -> None:

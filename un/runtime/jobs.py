@@ -38,7 +38,7 @@ def _act_as_command() -> Iterator[None]:
 
     Lightning starts further processes of a run by repeating the command line, which is that of the whole sweep, or of
     a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
-    own.
+    own, and stays connected to them after they have ended.
     """
     arguments = [str(ENTRY_POINT), *HydraConfig.get().overrides.task]
     with (
@@ -46,4 +46,13 @@ def _act_as_command() -> Iterator[None]:
         mock.patch.object(sys.modules["__main__"], "__spec__", None),
         mock.patch.dict(os.environ),
     ):
-        yield
+        try:
+            yield
+        finally:
+            _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    distributed = sys.modules.get("torch.distributed")  # a finished run does not import torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -79,7 +79,7 @@ class RunIdentity:
 
 def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science."""
-    parts = {}
+    parts: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
         if not _is_science(override.key_or_group) or key in NOT_NAMED:

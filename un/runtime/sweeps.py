@@ -21,7 +21,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from un.reports.result import read_result
-from un.runtime.checks import check_ablation
+from un.runtime.checks import check_ablation, check_config
 from un.runtime.cli import prepare_process
 from un.runtime.errors import CONFIG_FOLDER, UserError
 from un.runtime.jobs import start_job
@@ -67,7 +67,8 @@ def expand(arguments: Sequence[str]) -> list[PlannedRun]:
         arguments: overrides in Hydra's grammar, sweeps such as `norm=un,layernorm` and `ablation=<name>` included.
 
     Raises:
-        UserError: the ablation makes no sense for the experiment, or the sweeper chooses its runs while it runs.
+        UserError: the ablation makes no sense for the experiment, a value is out of range, or the sweeper chooses its
+            runs while it runs.
         HydraException: an override which Hydra refuses.
         ValueError: a damaged result.json.
     """
@@ -149,8 +150,12 @@ def summarize(runs: Iterable[PlannedRun]) -> str:
     table = pd.DataFrame(rows)
     counts = table["status"].value_counts()
     totals = ", ".join(f"{count} {status}" for status, count in counts.items())
-    formatted = table.to_string(index=False, na_rep="", float_format="{:.4g}".format)
-    return f"{formatted}\n{len(runs)} runs: {totals}"
+    width = table["run"].str.len().max()
+    formatted = table.to_string(
+        index=False, na_rep="", float_format="{:.4g}".format, formatters={"run": f"{{:{width}}}".format}
+    )
+    why = "" if all(run.is_done for run in runs) else "; train.log in a folder without a result says why"
+    return f"{formatted}\n{len(runs)} runs: {totals}{why}"
 
 
 @contextlib.contextmanager
@@ -182,6 +187,7 @@ def _find_folders(hydra: Hydra, sweep: DictConfig) -> Iterator[tuple[list[str], 
         if others not in composed:
             composed[others] = hydra.config_loader.load_sweep_config(sweep, list(others))
             check_ablation(composed[others])
+            check_config(composed[others])
         job = composed[others]
         seeds = [override for override in overrides if override not in others]
         for seed in OverridesParser.create().parse_overrides(seeds):
