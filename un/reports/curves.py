@@ -60,10 +60,10 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], identifier: str) -> str | N
         found = [curve for curve in (read_curve(run.folder, metric) for run in runs) if curve is not None]
         if found and len(curves) < MAX_LINES:
             curves[label] = pd.concat(found, axis="columns").sort_index()
-    return _draw(curves, metric, len(groups), identifier) if curves else None
+    return _draw(curves, metric, list(groups), identifier) if curves else None
 
 
-def _draw(curves: Mapping[str, pd.DataFrame], metric: str, settings: int, identifier: str) -> str:
+def _draw(curves: Mapping[str, pd.DataFrame], metric: str, settings: Sequence[str], identifier: str) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -72,7 +72,8 @@ def _draw(curves: Mapping[str, pd.DataFrame], metric: str, settings: int, identi
     with rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
-        for index, (label, frame) in enumerate(curves.items()):
+        for label, frame in curves.items():
+            index = settings.index(label)  # so that a setting has one look in all columns of a table
             color, dash = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
             name = label.removeprefix("norm=")
             name = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
@@ -84,7 +85,7 @@ def _draw(curves: Mapping[str, pd.DataFrame], metric: str, settings: int, identi
         axes.set_ylabel(metric)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        title = f"{len(curves)} of {settings} settings" if len(curves) < settings else None
+        title = f"{len(curves)} of {len(settings)} settings" if len(curves) < len(settings) else None
         figure.legend(loc="outside right upper", fontsize="small", frameon=False, title=title)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -131,7 +131,8 @@ def find_on_disk(run: TableRun) -> Run | None:
 def compare_known(runs: Sequence[Run]) -> list[Comparison]:
     """Fills every table for which these runs were made, wherever their folders lie; LayerNorm alone makes no table."""
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
-    experiments = {run.result.experiment for run in runs}
+    there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
+    experiments = there & {run.result.experiment for run in runs}
     roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
     arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
     comparisons = []
