@@ -15,7 +15,6 @@ from un.analysis.style import (
     COLORS,
     HEAT_MAP,
     LINES,
-    MAX_LABELS,
     add_depth_bar,
     choose_spread,
     color_depths,
@@ -29,6 +28,7 @@ STEP_LABEL = "optimizer step"
 PANELS, PANEL_COLUMNS = 6, 3  # norms that have a panel of their own, spread over the depth
 BINS, BIN_MARGIN = 30, 1.1
 WIDTH = 9.0
+MAX_ROW_LABELS = 40  # of a heat map, which grows with its rows
 
 
 def draw_fluctuation(frame: pd.DataFrame) -> Figure:
@@ -207,7 +207,7 @@ def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) 
         shading="nearest",
     )
     figure.colorbar(image, ax=axes, label=label, pad=0.02)
-    shown = choose_spread(len(values), 2 * MAX_LABELS)
+    shown = choose_spread(len(values), MAX_ROW_LABELS)
     axes.set_yticks(shown, [table.columns[place] for place in shown], fontsize=8)
     axes.invert_yaxis()
     axes.grid(False)
