@@ -18,6 +18,7 @@ from un.reports.runs import Run, group_by_setting
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("result.json", "metrics.csv", "train.log", "config.yaml")
+MAX_NARROW_LABEL = 40  # characters
 MAX_PICTURES = 40  # embedded; a page of hundreds of megabytes helps nobody
 
 
@@ -42,7 +43,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Entry:
-    """A comparison on the page; `tasks` are those of its runs, separated by blanks."""
+    """A comparison on the page.
+
+    Attributes:
+        anchor: where links to it lead.
+        comparison: itself.
+        columns: with the fields that are shown.
+        notes: a line each.
+        curves: one per column with curves.
+        tasks: of its runs, separated by blanks.
+    """
 
     anchor: str
     comparison: Comparison
@@ -50,6 +60,12 @@ class Entry:
     notes: tuple[str, ...]
     curves: tuple[Curve, ...]
     tasks: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the table leaves no room for a drawing beside it."""
+        has_long_label = any(len(row.label) > MAX_NARROW_LABEL for row in self.comparison.rows)
+        return len(self.columns) > 1 or "published" in self.columns[0].fields or has_long_label or not self.curves
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,8 @@ def _view(comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
         task = next((run.task for runs in groups.values() for run in runs), "")
         fields = tuple(field for field in FIELDS if any(text[field] for text in texts))
         columns.append(ColumnView(label, metric, task, fields))
-        svg = draw_curves(groups, f"{anchor}-{index}")
+        new = {name: runs for name, runs in groups.items() if not (runs and all(run.folder in drawn for run in runs))}
+        svg = draw_curves(new, f"{anchor}-{index}")
         if svg:
             curves.append(
                 Curve(svg, f"{label or comparison.title}: mean over seeds, band from lowest to highest", task)
