@@ -40,11 +40,14 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
         trainer = build_trainer(config, folder.path, loggers)
         data, module = build(config)
         result = _run(config, identity, folder, data, module, trainer)
+        if trainer.is_global_zero:
+            write_result(result, folder.result)
+            for logger in loggers:
+                logger.log_result(result, folder.path)
     finally:
         for logger in loggers:
             logger.close()
     if trainer.is_global_zero:
-        write_result(result, folder.result)
         log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
     return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
 
