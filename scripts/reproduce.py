@@ -12,6 +12,7 @@ not started again. The table is printed and written to <output>/<name>.md, .tex 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
     if dry_run:
         print_runs(runs)
         return 0
+    os.environ["WANDB_TAGS"] = plan.table.name  # for logger=wandb, in the processes of any launcher
     failed = start_missing(first)
     if failed:
         print(f"error: {failed} runs that others start from have no result", file=sys.stderr)

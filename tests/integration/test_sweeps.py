@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.integration.commands import REPOSITORY, run, run_here
 from un.reports.result import read_result
@@ -51,11 +53,11 @@ def test_a_fault_of_the_program_stops_one_run(tmp_path: Path, monkeypatch: pytes
     train = un.runtime.training.train
     calls: list[int] = []
 
-    def break_first(*arguments: object) -> float | None:
+    def break_first(*arguments: Any) -> None:
         calls.append(len(calls))
         if calls == [0]:
             raise RuntimeError("a fault of the program")
-        return train(*arguments)  # type: ignore[arg-type]
+        train(*arguments)
 
     monkeypatch.setattr(un.runtime.training, "train", break_first)
     outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, "seed=0,1")
@@ -69,6 +71,25 @@ def test_an_ablation_that_makes_no_sense(tmp_path: Path) -> None:
     outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, "ablation=un_padding")
     outcome.check_error("makes no sense", "images have no padding")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_by_optuna(tmp_path: Path) -> None:
+    """Of two rates one diverges, which is a failed trial; the same search again runs nothing."""
+    pytest.importorskip("optuna")
+    rates = ("optimizer.lr=choice(1e-3,1e38)", "optimizer.weight_decay=0.0", "hydra.sweeper.n_trials=3")
+    search = ("-m", "hparams_search=learning_rate", f"paths.runs={tmp_path}", *FAST, *rates)
+    first = run_here("train.py", *search)
+    assert first.code == 0, first
+    assert sorted(list_statuses(tmp_path)) == ["diverged", "finished"]
+    best = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    (finished,) = tmp_path.glob("*/*lr=0.001*/seed=0/result.json")
+    assert best["best_params"]["optimizer.lr"] == 0.001
+    assert best["best_value"] == read_result(finished).metrics["val/acc1"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    again = run_here("train.py", *search)
+    assert again.output.count("nothing to do") == 3, again
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert yaml.safe_load((tmp_path / "optimization_results.yaml").read_text()) == best
 
 
 @pytest.mark.slow  # starts a process for each run

@@ -26,7 +26,7 @@ from un.runtime.errors import UserError
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
 # Keys which change nothing about the science of a run, with everything below them.
 OTHER_KEYS = (
-    *("experiment", "ablation", "table", "force", "logger", "paths", "hydra"),
+    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra"),
     *("data.path", "data.num_workers"),
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
     *(

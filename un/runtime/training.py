@@ -23,15 +23,12 @@ from un.runtime.weights import check_state, read_checkpoint
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, identity: RunIdentity) -> float | None:
+def train(config: DictConfig, identity: RunIdentity) -> None:
     """Trains, tests the best checkpoint and writes result.json; resumes where an earlier process was killed.
 
     Args:
         config: composed from configs/train.yaml.
         identity: of the run; its folder is ready (`un.runtime.start`).
-
-    Returns:
-        The best validation value of what the task monitors; None for a diverged run.
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)
@@ -49,7 +46,6 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
             logger.close()
     if trainer.is_global_zero:
         log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
-    return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
 
 
 def _run(
