@@ -5,15 +5,16 @@ from omegaconf import DictConfig
 
 from un.runtime.cli import report_errors, run_main
 from un.runtime.start import start_run
+from un.runtime.sweeps import run_sweep
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
-    """Runs one composed config; Hydra calls it once per job of a sweep."""
+    """Runs one composed config."""
     with report_errors():
         return start_run(config)
     return None
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, run_sweep)

@@ -1,4 +1,4 @@
-"""Measures speed: `python scripts/benchmark.py layers|loader|translation [options]`; each has a --help of its own.
+"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation [options]`, each with its own --help.
 
 Runs are interleaved (one of each arm in turn), so that a change of the machine's speed meets all arms alike. Medians
 are printed; --output writes JSON with quartiles, the machine and the versions behind them.
@@ -35,6 +35,11 @@ def parse_options() -> argparse.Namespace:
     loader.add_argument("--rounds", type=int, default=200, help="timed batches")
     loader.add_argument("--experiment", default="cifar10_vit_tiny", help="whose loader to measure")
     loader.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
+
+    recorder = commands.add_parser("recorder", parents=[common], help="training with callbacks=activation_stats")
+    recorder.add_argument("--rounds", type=int, default=40, help="timed intervals between two records")
+    recorder.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
+    recorder.add_argument("overrides", nargs="*", help="config overrides, e.g. norm=layernorm")
 
     translation = commands.add_parser("translation", parents=[common], help="train.py against fairseq-train")
     translation.add_argument("--rounds", type=int, default=3, help="runs of each arm")

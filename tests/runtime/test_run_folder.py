@@ -21,6 +21,11 @@ from un.runtime.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
         (["optimizer.lr=1e-3", "optimizer.lr=2e-3"], "norm=un,optimizer.lr=0.002"),
         (["norm.window=[4,1]", "model.name='a/b c'"], "norm=un,model.name=a_b_c,norm.window=4,1"),
         (["+task.extra=1", "~scheduler"], "norm=un,+task.extra=1,~scheduler"),
+        (["init_weights='/x/norm=un/best.ckpt'"], "norm=un,init_weights=x_norm=un_best.ckpt"),
+        (["+norm={window:2,filtration:False}"], "norm=un,norm.filtration=False,norm.window=2"),
+        (["norm.filtration=false", "norm.window=2"], "norm=un,norm.filtration=False,norm.window=2"),
+        (["norm.window=4", "+norm={window:[2,1]}"], "norm=un,norm.window=2,1"),
+        (["ablation=un_window", "+norm={}"], "norm=un"),
         (["data.path_suffix=a"], "norm=un,data.path_suffix=a"),
     ],
 )

@@ -43,3 +43,20 @@ def check_config(config: DictConfig) -> None:
             raise UserError(f"trainer.limit_{split}_batches=0 leaves nothing: a run trains, validates and tests")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: give one of them")
+    options = [key for key in config.norm if not str(key).startswith("_")]
+    if config.norm.get("_target_") is None and options:
+        raise UserError(f"norm=layernorm leaves the model untouched and has no option: got norm.{options[0]}")
+
+
+def check_ablation(config: DictConfig) -> None:
+    """Checks that the ablation asks something of this task; `ablation.tasks` lists those parts of `un` where it does.
+
+    Raises:
+        UserError: it does not; `ablation.reason` says why.
+    """
+    ablation, target = config.get("ablation"), config.task._target_
+    if ablation is None or target.split(".")[1] in ablation.tasks:
+        return
+    raise UserError(
+        f"this ablation makes no sense for {target}: {ablation.reason}. It is for: {', '.join(ablation.tasks)}"
+    )

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,25 @@ class ReportedError(UserError):
 _failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
 
 
-def run_main(main: Callable[[], Any]) -> None:
-    """Calls a function made by `hydra.main` and ends the process."""
+def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | None] | None = None) -> None:
+    """Calls a function made by `hydra.main` and ends the process.
+
+    Args:
+        main: the function.
+        sweep: takes over where the command line has `-m`: gets the overrides, returns how many runs failed or, to leave
+            the sweep to Hydra after all, None.
+    """
     global _failed_jobs
     _failed_jobs = []
-    # OpenMP threads that spin at every barrier cost a tenth of the time on an idle machine when they sleep instead, and
-    # are up to nine times slower on a busy one when they do not. Read by torch at its import, which comes later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
     os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving with code 1
+    first, overrides = sys.argv[1:2], sys.argv[2:]
+    is_sweep = first in (["-m"], ["--multirun"]) and not any(text.startswith("-") for text in overrides)
     try:
-        main()
+        failed = sweep(overrides) if sweep is not None and is_sweep else None
+        if failed is None:
+            main()
     except ReportedError:
         sys.exit(EXIT_CODE)
     except Exception as error:
@@ -45,8 +53,17 @@ def run_main(main: Callable[[], Any]) -> None:
             raise
         _print_error(error)
         sys.exit(EXIT_CODE)
-    if _failed_jobs:
+    if failed or _failed_jobs:
         sys.exit(EXIT_CODE)
+
+
+def prepare_process() -> None:
+    """Sets what libraries read at their import, for this process and those it starts.
+
+    OpenMP threads that spin at every barrier cost a tenth of the time on an idle machine when they sleep instead, and
+    are up to nine times slower on a busy one when they do not.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def sort_arguments(arguments: list[str]) -> list[str]:
@@ -78,6 +95,15 @@ def report_errors() -> Iterator[None]:
         if _failed_jobs is None:
             raise ReportedError(str(error)) from None
         _failed_jobs.append(str(error))
+
+
+def report_error(error: Exception) -> None:
+    """Prints a mistake of the user as one line, a fault of the program as its traceback, which the log gets anyway."""
+    log_to_files("".join(traceback.format_exception(error)))
+    if WANTS_TRACEBACK or not is_user_error(error):
+        traceback.print_exception(error)
+    else:
+        _print_error(error)
 
 
 def _print_error(error: BaseException) -> None:

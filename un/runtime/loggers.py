@@ -5,6 +5,7 @@ import logging
 import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from un.reports.result import Result
 from un.runtime.run_folder import RunIdentity
 
 ID_LENGTH = 16
 WANDB_HOST = "api.wandb.ai"
+WANDB_PATIENCE = 30  # seconds for the server at the start and, where something is left to upload, at the end
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,11 @@ class GuardedLogger(Logger):
         """Passes it on."""
         self._try(self.logger.finalize, status)
 
+    def log_result(self, result: Result, folder: Path) -> None:
+        """Hands wandb the result as the run's summary, and the figures of the run folder as images."""
+        if isinstance(self.logger, WandbLogger):
+            self._try(_summarize, self.logger.experiment, result, folder)
+
     def close(self) -> None:
         """Ends a wandb run, which the next job of a sweep would go on with otherwise."""
         if isinstance(self.logger, WandbLogger):
@@ -70,7 +78,16 @@ class GuardedLogger(Logger):
             call(*arguments, **keywords)
         except Exception as error:  # whatever a service or its package raises
             self._broken = True
-            _warn(self.label, "broke", error)
+            _warn(self.label, "broke, going on without it", error)
+
+
+def _summarize(page: Any, result: Result, folder: Path) -> None:
+    from wandb import Image
+
+    page.summary.update(asdict(result))
+    figures = sorted(folder.glob("figures/*.png"))
+    if figures:
+        page.log({f"figures/{path.stem}": Image(str(path)) for path in figures})
 
 
 def build_loggers(config: DictConfig, identity: RunIdentity) -> list[GuardedLogger]:
@@ -80,7 +97,7 @@ def build_loggers(config: DictConfig, identity: RunIdentity) -> list[GuardedLogg
         try:
             logger = instantiate(entry, _partial_=True, _convert_="all")(identity=identity)
         except Exception as error:
-            _warn(name, "does not start", error)
+            _warn(name, "does not start, going on without it", error)
             continue
         loggers.append(GuardedLogger(name, logger))
         loggers[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -97,27 +114,44 @@ def build_wandb_logger(
 ) -> WandbLogger:
     """Logs to Weights & Biases under an id made of the run folder's name, so that a resumed run continues its page.
 
+    A server that cannot be reached costs a warning: the run is kept in `<run folder>/wandb`, for `wandb sync`.
+
     Args:
         identity: of the run; its folder also holds wandb's files.
         project: of wandb.
         entity: team or user of wandb; None is the user's default.
-        group: None is the experiment.
-        tags: of wandb.
+        group: None is the experiment, and the ablation behind it if the run was started for one.
+        tags: of wandb, beside those of the variable WANDB_TAGS (which reproducing a table sets to its name).
     """
+    from wandb import Settings, teardown  # costs a second
+
+    ablation = identity.choices.get("ablation")
+    group = group or "/".join([identity.experiment, *([ablation] if ablation else [])])
     name = "/".join(identity.folder.parts[-3:])
-    logger = WandbLogger(
-        name=name,
-        id=hashlib.sha256(name.encode()).hexdigest()[:ID_LENGTH],  # wandb forbids the signs a name may have
-        resume="allow",
-        save_dir=identity.folder,
-        project=project,
-        entity=entity,
-        group=group or identity.experiment,
-        tags=list(tags),
-        mode=choose_wandb_mode(os.environ),
-    )
-    logger.experiment  # noqa: B018  starts the service now, so that its failure is noticed here
-    return logger
+    mode = choose_wandb_mode(os.environ)
+    for choice in dict.fromkeys([mode, "offline"]):
+        logger = WandbLogger(
+            name="/".join(identity.folder.parts[-2:]),  # overrides and seed
+            id=hashlib.sha256(name.encode()).hexdigest()[:ID_LENGTH],  # wandb forbids the signs a name may have
+            resume="allow",
+            save_dir=identity.folder,
+            project=project,
+            entity=entity,
+            group=group,
+            tags=[*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
+            mode=choice,
+            settings=Settings(init_timeout=WANDB_PATIENCE, finish_timeout=WANDB_PATIENCE),
+        )
+        try:
+            logger.experiment  # noqa: B018  starts the service now, so that its failure is noticed here
+        except Exception as error:  # whatever wandb and its service raise
+            if choice == "offline":
+                raise
+            _warn("wandb", "does not reach its server, so the run is kept offline", error)
+            teardown()  # the service holds the id of the page that did not come about
+        else:
+            return logger
+    raise AssertionError("the loop returns or raises")
 
 
 def choose_wandb_mode(environment: Mapping[str, str]) -> str:
@@ -134,4 +168,4 @@ def choose_wandb_mode(environment: Mapping[str, str]) -> str:
 
 
 def _warn(label: str, what: str, error: Exception) -> None:
-    log.warning("logger=%s %s, going on without it: %s", label, what, " ".join(str(error).split()))
+    log.warning("logger=%s %s: %s", label, what, " ".join(str(error).split()))

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from un.runtime.errors import UserError
@@ -26,7 +27,7 @@ from un.runtime.errors import UserError
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
 # Keys which change nothing about the science of a run, with everything below them.
 OTHER_KEYS = (
-    *("experiment", "ablation", "table", "force", "logger", "paths", "hydra"),
+    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra"),
     *("data.path", "data.num_workers"),
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
     *(
@@ -35,11 +36,14 @@ OTHER_KEYS = (
         "callbacks.metrics_file",
         "callbacks.progress_bar",
         "callbacks.progress_log",
+        "callbacks.activation_stats",
     ),
 )
+NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
 LEFT_BY_RUNS = (
     *("result.json", "eval.json", "metrics.csv", "config.yaml"),
     *("checkpoints", "translations", "evaluation", "wandb", "tensorboard"),
+    *("activation_stats", "activation_stats.parquet", "figures"),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
 HASH_LENGTH = 10
@@ -78,13 +82,17 @@ class RunIdentity:
 
 def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science."""
-    parts = {}
+    parts: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
-        if not _is_science(override.key_or_group) or key in ("norm", "seed"):
+        if not _is_science(override.key_or_group) or key in NOT_NAMED:
             continue
-        value = _sanitise(override.get_value_element_as_str())  # 1e-3 becomes 0.001, as in the jobs of a sweep
-        parts[key] = _sanitise(key) if override.is_delete() else f"{_sanitise(key)}={value}"
+        value = override.value()
+        if isinstance(value, dict):  # +norm={a:1,b:2} is named as norm.a=1 norm.b=2, and +norm={} changes nothing
+            entries = _flatten(value, key.lstrip("+")) if value else ()
+            parts |= {name: f"{_sanitise(name)}={_show(entry)}" for name, entry in entries}
+        else:
+            parts[key] = _sanitise(key) if override.is_delete() else f"{_sanitise(key)}={_show(value)}"
     middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
     if len(middle) > MAX_NAME_LENGTH:
         digest = hashlib.sha256(middle.encode()).hexdigest()[:HASH_LENGTH]
@@ -186,6 +194,11 @@ def _is_science(key: str) -> bool:
 def _sanitise(text: str) -> str:
     """Leaves only characters that are harmless in a folder name."""
     return re.sub(r"[^\w.,=+~@-]+", "_", text).strip("_")
+
+
+def _show(value: Any) -> str:
+    """Returns an override's value as in the jobs of a sweep, e.g. 0.001 for 1e-3."""
+    return _sanitise(value if isinstance(value, str) else Override._get_value_element_as_str(value))
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

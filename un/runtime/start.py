@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from un.reports.result import read_result
 from un.runtime.checks import check_config
+from un.runtime.errors import UserError
 from un.runtime.run_folder import RunFolder, RunIdentity
 
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, Slurm and Lightning's own launcher
@@ -19,11 +20,12 @@ def start_run(config: DictConfig) -> float | None:
     """Trains what a config composed from configs/train.yaml says, unless its folder holds a result already.
 
     Returns:
-        The best validation value of what the task monitors, for Hydra's optimizing sweepers; None for a run that
-        diverged or was finished before.
+        For Hydra's optimizing sweepers, what `hparams_search.metric` names of the best checkpoint, whether the run was
+        finished now or before; None without a search and for a run that diverged.
 
     Raises:
-        UserError: a value out of range, or a folder that is in use or holds a run of another config.
+        UserError: a value out of range, a folder that is in use or holds a run of another config, or a search for a
+            metric which the run does not have.
     """
     check_config(config)
     identity = RunIdentity.from_hydra()
@@ -33,10 +35,26 @@ def start_run(config: DictConfig) -> float | None:
     if folder.result.exists() and not config.force:
         status = read_result(folder.result).status
         log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)
-        return None
-    from un.runtime.training import train
+    else:
+        from un.runtime.training import train
 
-    return train(config, identity)
+        train(config, identity)
+    search = config.get("hparams_search")
+    return read_objective(folder, search.metric) if search is not None and is_first_process() else None
+
+
+def read_objective(folder: RunFolder, metric: str) -> float | None:
+    """Returns a metric of a run's result; None for a diverged run.
+
+    Raises:
+        UserError: the run has no such metric.
+    """
+    result = read_result(folder.result)
+    if result.status == "diverged":
+        return None
+    if metric not in result.metrics:
+        raise UserError(f"hparams_search.metric={metric} is none of the run's: {', '.join(sorted(result.metrics))}")
+    return result.metrics[metric]
 
 
 def open_folder(folder: RunFolder, config: DictConfig) -> None:

@@ -24,7 +24,7 @@ from un.runtime.weights import check_state, read_checkpoint
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, identity: RunIdentity) -> float | None:
+def train(config: DictConfig, identity: RunIdentity) -> None:
     """Trains, tests and writes result.json; resumes where an earlier process was killed.
 
     Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'.
@@ -32,9 +32,6 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
     Args:
         config: composed from configs/train.yaml.
         identity: of the run; its folder is ready (`un.runtime.start`).
-
-    Returns:
-        The best validation value of what the task monitors; None for a diverged run.
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)
@@ -43,13 +40,15 @@ def train(config: DictConfig, identity: RunIdentity) -> float | None:
         trainer = build_trainer(config, folder.path, loggers)
         data, module = build(config)
         result = _run(config, identity, folder, data, module, trainer)
+        if trainer.is_global_zero:
+            write_result(result, folder.result)
+            for logger in loggers:
+                logger.log_result(result, folder.path)
     finally:
         for logger in loggers:
             logger.close()
     if trainer.is_global_zero:
-        write_result(result, folder.result)
         log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
-    return result.metrics.get(str(module.monitor)) if result.status == "finished" else None
 
 
 def _run(

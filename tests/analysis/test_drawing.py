@@ -1,0 +1,209 @@
+"""The figures show the numbers of the table, with names on every axis."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from un.analysis import layers
+from un.analysis.curves import average_seeds, draw_curves
+from un.analysis.drawing import FIGURES, draw_run
+from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, VECTORS
+from un.analysis.runs import Run, find_run_folders, read_run
+from un.analysis.storage import StatisticsFiles
+from un.analysis.style import COLORS, MAX_POINTS, OPTIONS, choose_spread, color_depths, thin_rows
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = range(10, 210, 10)
+
+
+def make_table(sites: int = 9, offline: bool = True) -> pd.DataFrame:
+    """What a recorder may leave: filtration strikes in the last norm after step 100; without `offline` a LayerNorm."""
+    random, rows = np.random.default_rng(0), []
+    for step in STEPS:
+        for layer in range(sites):
+            row: dict[str, Any] = {"step": step, "layer": layer, "site": f"blocks.{layer}.norm", "channels": 64}
+            for name, percents in VECTORS.items():
+                known = offline or name not in ("running_ratio", "running_gradient")
+                values = np.sort(random.lognormal(0, 1, len(percents))) if known else np.full(len(percents), np.nan)
+                row |= {f"{name}_p{percent}": value for percent, value in zip(percents, values, strict=True)}
+            struck = 3 if layer == sites - 1 and step > 100 else 0
+            row |= {"peak": random.uniform(4, 60), "gap": random.uniform(0, 1), "threshold": 0.9}
+            row |= dict.fromkeys(COUNTERS, np.nan) | {"calls": step, "filtered_calls": struck}
+            if not offline:
+                row |= dict.fromkeys(["gap", "threshold", "calls", "filtered_calls"], np.nan)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def check_names(figure: Figure) -> None:
+    """Every panel has a scale with a name; edges of a grid speak for its inner panels."""
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert shown
+    texts = {axes.get_xlabel() for axes in shown} | {axes.get_ylabel() for axes in shown}
+    assert len(texts - {""}) >= 2
+    assert figure._suptitle is not None
+    for axes in shown:
+        named = axes.get_ylabel() or axes.get_yticklabels() or axes.get_shared_y_axes().get_siblings(axes) != [axes]
+        assert named, axes
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("sites", [1, 33])
+def test_every_figure_of_any_depth(name: str, sites: int) -> None:
+    with matplotlib.rc_context(OPTIONS):
+        figure = FIGURES[name](make_table(sites))
+        assert figure is not None
+        check_names(figure)
+
+
+def test_figures_without_their_statistics_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "norm=layernorm", 0)
+    StatisticsFiles(folder).append(make_table(3, offline=False).to_dict("records"))
+    names = [path.name for path in draw_run(folder, form="svg")]
+    assert names == ["fluctuation.svg", "outliers.svg", "moments.svg", "gradients.svg", "curves.svg"]
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(names)
+    assert "blocks.1.norm" in (folder / "figures/outliers.svg").read_text()  # as comments beside the shapes
+
+
+def test_heat_map_shows_the_table_and_where_filtration_struck() -> None:
+    table = make_table()
+    figure = layers.draw_outliers(table)
+    top, bottom = (axes for axes in figure.axes if axes.get_title())
+    for axes, column in ((top, "peak"), (bottom, "running_ratio_p100")):
+        expected = table.pivot(index="layer", columns="step", values=column).to_numpy()
+        np.testing.assert_allclose(axes.collections[0].get_array().reshape(expected.shape), expected)
+        assert [label.get_text() for label in axes.get_yticklabels()] == list(table["site"].unique())
+        assert axes.yaxis_inverted()
+    np.testing.assert_allclose(top.collections[1].get_offsets(), [[110, 8]])
+
+
+def test_lines_show_the_table() -> None:
+    table = make_table()
+    median = layers.draw_fluctuation(table).axes[0]
+    assert len(median.lines) == 9
+    np.testing.assert_allclose(median.lines[4].get_xdata(), STEPS)
+    np.testing.assert_allclose(median.lines[4].get_ydata(), table[table["layer"] == 4]["fluctuation_p50"])
+    figure = layers.draw_threshold(table)
+    assert figure is not None
+    ratio = table[table["layer"] == 2]["gap"] / 0.9
+    np.testing.assert_allclose(figure.axes[0].lines[2].get_ydata(), ratio)
+    assert figure._suptitle is not None
+    assert f"{3 / (9 * 200):.2%} of calls filtered" in figure._suptitle.get_text()
+
+
+def test_histogram_counts_every_channel() -> None:
+    row = pd.Series({f"moment_p{p}": 10 ** (p / 100) for p in MOMENT_PERCENTS} | {"channels": 200.0})
+    values = layers.spread_channels(row)
+    np.testing.assert_allclose(np.log10(values), (np.arange(200) + 0.5) / 200, rtol=1e-6)
+    dead = layers.spread_channels(row.where(row.index != "moment_p0", 0.0))
+    assert np.isnan(dead).sum() < 200 * 0.06
+    axes = layers.draw_moments(make_table()).axes[0]
+    assert [patch.get_xy()[1:-1:2, 1].sum() for patch in axes.patches] == [64, 64, 64]  # heights of the bars
+    assert [patch.get_label() for patch in axes.patches] == ["step 10", "step 110", "step 200"]
+
+
+def make_run(runs: Path, setting: str, seed: int, values: tuple[float, ...] = (3.0, 2.0, 1.0), **result: Any) -> Path:
+    folder = runs / "digits" / setting / f"seed={seed}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    rows = [f"0,{10 * place},{value},," for place, value in enumerate(values, 1)]
+    accuracy = f"0,30,,{50 + 10 * seed},"
+    (folder / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/acc1,train/lr", *rows, accuracy]) + "\n")
+    if result:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_curves_have_bands_over_seeds_and_a_cross_where_a_run_diverged(tmp_path: Path) -> None:
+    for seed, values in enumerate([(3.0, 2.0, 1.0), (5.0, 4.0, 3.0)]):
+        make_run(tmp_path, "norm=un", seed, values)
+    make_run(tmp_path, "norm=layernorm", 0, (3.0, 9.0, float("inf")), diverged_step=25)
+    runs = [read_run(folder) for folder in find_run_folders([str(tmp_path)])]
+    un = [run for run in runs if run.setting == "norm=un"]
+    band = average_seeds(un, "train/loss")
+    assert band.index.tolist() == [10, 20, 30]
+    assert band.to_numpy().tolist() == [[4, 3, 5], [3, 2, 4], [2, 1, 3]]
+    figure = draw_curves(runs)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["train/loss", "val/acc1"]
+    assert panels["val/acc1"].get_ylabel() == "top-1 accuracy (%)"
+    crosses = [line for line in panels["train/loss"].lines if line.get_marker() == "x"]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in crosses] == [([20], [9.0])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["norm=layernorm (n = 1)", "norm=un (n = 2)"]
+    with pytest.raises(ValueError, match=r"metrics=val/bleu: no run has it; they have train/loss, val/acc1, train/lr"):
+        draw_curves(runs, ["val/bleu"])
+
+
+def test_many_settings_stay_apart() -> None:
+    metrics = pd.DataFrame({"step": [1, 2], "train/loss": [1.0, 2.0]})
+    runs = [Run(Path(f"e/norm={place}/seed=0"), metrics, None) for place in range(20)]
+    lines = [line for line in draw_curves(runs).axes[0].lines if len(line.get_xdata())]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+
+
+def test_depth_colours_grow_lighter_and_palette_is_distinct() -> None:
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    lightness = [np.dot(weights, color[:3]) for color in color_depths(12)]
+    assert lightness == sorted(lightness)
+    assert len(set(COLORS)) == len(COLORS)
+
+
+def test_long_runs_are_thinned_but_extremes_stay() -> None:
+    frame = pd.DataFrame({"a": np.arange(5000.0)}, index=pd.Index(np.arange(5000) * 10, name="step"))
+    thinned = thin_rows(frame, "max")
+    assert len(thinned) == MAX_POINTS
+    assert (thinned.index[-1], thinned["a"].iloc[-1]) == (49990, 4999)
+    assert choose_spread(33, 6)[0] == 0
+    assert choose_spread(33, 6)[-1] == 32
+    assert choose_spread(2, 6) == [0, 1]
+
+
+def analyse(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *arguments])
+    runpy.run_path(str(REPOSITORY / "scripts/analyse.py"), run_name="__main__")
+
+
+def test_script_draws_runs_and_what_they_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [make_run(tmp_path, "norm=un", seed) for seed in range(2)]
+    StatisticsFiles(folders[0]).append(make_table(2).to_dict("records"))
+    analyse(f"run={tmp_path}/digits/*/seed=*", "format=svg", monkeypatch=monkeypatch)
+    written = {Path(line) for line in capsys.readouterr().out.splitlines()}
+    assert written == set(tmp_path.rglob("*.svg"))
+    assert tmp_path / "digits/norm=un/figures/curves.svg" in written
+    assert len([path for path in written if path.parent.parent == folders[0]]) == len(FIGURES) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs"], "'runs' is no option; allowed: run=..., output=..., format=..., metrics=..."),
+        (["run=/nowhere"], "run=/nowhere: no run folder there"),
+        (["format=png"], "run is missing"),
+        (["run=x", "format=gif"], "format=gif is unknown; allowed: png, pdf, svg"),
+        (["run=x", "output=a", "output=b"], "output is given twice: a and b"),
+    ],
+)
+def test_script_tells_mistakes_in_one_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as end:
+        analyse(*arguments, monkeypatch=monkeypatch)
+    assert str(end.value.code).startswith("error: ")
+    assert message in str(end.value.code)
+
+
+@pytest.mark.parametrize(("name", "content"), [("metrics.csv", ""), ("result.json", "{"), ("result.json", "[]")])
+def test_damaged_runs_are_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = make_run(tmp_path, "norm=un", 0)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=str(folder)):
+        read_run(folder)

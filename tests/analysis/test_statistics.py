@@ -1,0 +1,201 @@
+"""What is measured at a norm's input, against direct formulas and against what the norms themselves do."""
+
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from un.analysis.recorder import MOMENT_PERCENTS, Recorder
+from un.analysis.sites import Site, find_sites
+from un.analysis.statistics import measure_fluctuation, measure_gradient, measure_outlier, measure_square, observe
+from un.norms import (
+    BatchNorm,
+    ChannelFirst,
+    MovingAverageBatchNorm,
+    PowerNorm,
+    ProgressiveRepBatchNorm,
+    UnifiedNorm,
+    share_pad_mask,
+)
+from un.norms.moments import measure_moments
+
+CHANNELS = 6
+
+
+def make_input(seed: int = 0, spike: float = 1.0) -> Tensor:
+    x = torch.randn(5, 7, CHANNELS, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, CHANNELS + 1)
+    x[..., 2] *= spike
+    return x
+
+
+def make_site(norm: nn.Module) -> Site:
+    return find_sites(nn.Sequential(norm))[0]
+
+
+def test_moments_peak_and_rows_leave_padding_out() -> None:
+    x, mask = make_input(), torch.zeros(5, 7, dtype=torch.bool)
+    mask[:, 5:] = True
+    x[mask] = torch.inf
+    seen = observe(make_site(UnifiedNorm(CHANNELS)), x, mask)
+    kept = x[~mask]
+    torch.testing.assert_close(seen.moment, kept.square().mean(0))
+    torch.testing.assert_close(seen.peak, kept.abs().max() / kept.square().mean().sqrt())
+    assert int(seen.num_rows) == 25
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_moment_is_around_zero_whatever_the_norm_subtracts(centered: bool) -> None:
+    norm = BatchNorm(CHANNELS) if centered else UnifiedNorm(CHANNELS)
+    x = make_input() + 3
+    torch.testing.assert_close(observe(make_site(norm), x, None).moment, x.square().mean((0, 1)))
+    torch.testing.assert_close(measure_square(make_site(norm), x, None), x.square().mean((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "own"),
+    [
+        (UnifiedNorm(CHANNELS), lambda x: x.square().mean((0, 1))),
+        (MovingAverageBatchNorm(CHANNELS), lambda x: x.square().mean((0, 1))),
+        (BatchNorm(CHANNELS), lambda x: x.var((0, 1), correction=0)),
+        (UnifiedNorm(CHANNELS, centering="batch"), lambda x: x.var((0, 1), correction=0)),
+        (ProgressiveRepBatchNorm(CHANNELS), lambda x: x.var((0, 1), correction=0)),
+        (
+            PowerNorm(CHANNELS, num_groups=2),
+            lambda x: (
+                (x.unflatten(-1, (2, 3)) / (x.unflatten(-1, (2, 3)).square().mean(-1, keepdim=True) + 1e-5).sqrt())
+                .flatten(-2)
+                .square()
+                .mean((0, 1))
+            ),
+        ),
+    ],
+    ids=["un", "mabn", "batchnorm", "un centered", "prepbn", "powernorm"],
+)
+def test_running_ratio_compares_the_norms_own_statistic(norm: nn.Module, own: Any) -> None:
+    site, x = make_site(norm), make_input() + 1
+    running = site.read_running()
+    assert running is not None
+    running.copy_(torch.arange(1.0, CHANNELS + 1))  # a view of the buffer
+    seen = observe(site, x, None)
+    assert seen.running_ratio is not None
+    torch.testing.assert_close(seen.running_ratio, (own(x) + site.eps) / (torch.arange(1.0, CHANNELS + 1) + site.eps))
+
+
+def test_layernorm_has_no_running_statistic() -> None:
+    seen = observe(make_site(nn.LayerNorm(CHANNELS)), make_input(), None)
+    assert seen.running_ratio is None
+    assert seen.gap is None
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"threshold_window": "after"},
+        {"threshold_scope": "channel", "threshold_factor": 60.0},
+        {"filter_decision": "mean", "threshold_factor": 0.5},
+        {"filtered_moment": "batch"},
+        {"centering": "batch"},
+        {"centering": "window"},
+    ],
+    ids=str,
+)
+def test_gap_exceeds_threshold_exactly_where_the_norm_filters(switches: dict[str, Any]) -> None:
+    norm = UnifiedNorm(CHANNELS, warmup_steps=0, filtration=True, **switches)
+    struck = []
+    for call in range(40):
+        x = make_input(call, spike=12.0 if call % 7 == 3 else 1.0)
+        before = {name: value.clone() for name, value in norm.state_dict().items()}
+        moments = measure_moments(x.reshape(-1, CHANNELS), None, centered="centering" in switches)
+        gap, threshold = measure_outlier(norm, moments)
+        for name, value in norm.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        skipped = int(norm.skip_counter)
+        norm(x)
+        if call < norm.window[0]:
+            assert gap.isnan(), call
+        else:
+            struck.append(int(norm.skip_counter) > skipped)
+            assert bool(gap > threshold) == struck[-1], call
+    assert 0 < sum(struck) < len(struck)
+
+
+def test_gradient_is_what_the_norm_writes_into_its_window() -> None:
+    norm = UnifiedNorm(CHANNELS, warmup_steps=0, compensation_start=0)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    site = make_site(norm)
+    for call in range(1, 8):
+        norm.zero_grad()
+        (norm(make_input(call)) * make_input(100 + call)).sum().backward()
+        gradient = measure_gradient(site, 35)
+        assert gradient is not None
+        torch.testing.assert_close(gradient, norm.buffer_gz[call % 4])
+    assert measure_gradient(make_site(UnifiedNorm(CHANNELS, affine=False)), 35) is None
+
+
+def test_fluctuation_is_symmetric_and_bounded_by_eps() -> None:
+    low, high = torch.tensor([1.0, 0.0]), torch.tensor([torch.e, 0.0])
+    torch.testing.assert_close(measure_fluctuation(low, high, 1e-5), torch.tensor([1.0, 0.0]), atol=1e-4, rtol=0)
+    assert torch.equal(measure_fluctuation(low, high, 1e-5), measure_fluctuation(high, low, 1e-5))
+
+
+class Sites(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = LayerNorm2d(4)
+        self.wrapped = ChannelFirst(UnifiedNorm(4))
+        self.first = nn.LayerNorm(CHANNELS)
+        self.again = nn.Sequential(self.first, ProgressiveRepBatchNorm(CHANNELS))
+
+    def forward(self, image: Tensor, x: Tensor) -> Tensor:
+        self.wrapped(self.map(image))
+        return self.again(x)
+
+
+def test_sites_have_one_name_each_and_globs_choose() -> None:
+    model = Sites()
+    assert [(site.layer, site.name) for site in find_sites(model)] == [
+        *((0, "map"), (1, "wrapped"), (2, "first"), (3, "again.1"))
+    ]
+    assert [(site.layer, site.name) for site in find_sites(model, ["*r*"], ["first"])] == [(1, "wrapped")]
+    with pytest.raises(ValueError, match=r"leave no norm; the model's are: map, wrapped, first, again\.1"):
+        find_sites(model, ["norm"])
+
+
+def test_recorder_sees_every_layout_and_lets_go() -> None:
+    model = Sites()
+    recorder = Recorder(find_sites(model))
+    image, x = torch.randn(2, 4, 3, 3), make_input()
+    recorder.attach(full=False)
+    model(image, x)
+    recorder.attach(full=True)
+    model(2 * image, x).sum().backward()
+    rows = recorder.collect(5)
+    recorder.detach()
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    assert [(row["step"], row["site"], row["channels"]) for row in rows] == [
+        *((5, "map", 4), (5, "wrapped", 4), (5, "first", CHANNELS), (5, "again.1", CHANNELS))
+    ]
+    moments = (2 * image).square().mean((0, 2, 3))
+    quantiles = moments.quantile(torch.tensor(MOMENT_PERCENTS) / 100).tolist()
+    assert [rows[0][f"moment_p{percent}"] for percent in MOMENT_PERCENTS] == pytest.approx(quantiles, rel=1e-5)
+    assert rows[0]["fluctuation_p50"] == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-3)
+    assert rows[2]["fluctuation_p100"] == 0
+    assert rows[1]["calls"] == 2
+    assert rows[0]["calls"] != rows[0]["calls"]  # NaN: a LayerNorm does not count
+
+
+def test_recorder_finds_masks_that_are_shared() -> None:
+    norm, x, mask = UnifiedNorm(CHANNELS), make_input(), torch.zeros(5, 7, dtype=torch.bool)
+    mask[2:] = True
+    expected = x[~mask].square().mean(0).quantile(0.5).item()
+    model = nn.Sequential(norm)
+    recorder = Recorder(find_sites(model))
+    for call in (lambda: norm(x, mask), lambda: norm(x, pad_mask=mask), lambda: norm(x)):
+        recorder.attach(full=True)
+        with share_pad_mask(model, mask):
+            call()
+        assert recorder.collect(1)[0]["moment_p50"] == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(x.square().mean((0, 1)).quantile(0.5).item(), rel=1e-3)

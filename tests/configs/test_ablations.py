@@ -1,0 +1,111 @@
+"""Every ablation lists its runs, every variant builds a norm of its own, and adding one takes a file."""
+
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from un.runtime.sweeps import expand
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
+NAMES = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
+NUM_VARIANTS = {
+    "norms": 10,
+    "un_smoothing": 16,
+    "un_filtration": 8,
+    "un_window": 8,
+    "un_warmup": 10,
+    "un_padding": 4,
+    "un_compensation": 5,
+    "un_centering": 3,
+    "un_official_vs_paper": 10,
+}
+# The task of translation, until an experiment brings its own.
+TRANSLATION = ("task._target_=un.translation.module.Translation",)
+
+
+def load(arguments):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(arguments))
+
+
+@cache
+def list_first_seeds(name):
+    """The variants; every one has three seeds."""
+    runs = expand([f"ablation={name}", *TRANSLATION])
+    variants = [run for run in runs if run.folder.name == "seed=0"]
+    expected = {variant.folder.with_name(f"seed={seed}") for variant in variants for seed in range(3)}
+    assert {run.folder for run in runs} == expected
+    return variants
+
+
+def test_all_are_known_here():
+    assert set(NAMES) == set(NUM_VARIANTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_is_another_norm(name):
+    runs = list_first_seeds(name)
+    assert len(runs) == NUM_VARIANTS[name]
+    norms = []
+    for run in runs:
+        config = load(run.arguments).norm
+        norms.append(OmegaConf.to_container(config, resolve=True))
+        if config._target_ is not None:
+            instantiate(config, _convert_="all")(24, device="meta")  # no option is unknown or out of range
+    assert all(norm not in norms[:index] for index, norm in enumerate(norms))
+
+
+def test_all_switches_of_the_paper_together_are_the_preset_of_the_paper():
+    """The only one that is left out does not act on a window of 4."""
+    last = load(list_first_seeds("un_official_vs_paper")[-1].arguments).norm
+    assert {**last, "single_window": "smoothed"} == load(["norm=un_paper"]).norm
+
+
+def test_the_other_variants_change_one_difference_each():
+    official, paper = load(["norm=un"]).norm, load(["norm=un_paper"]).norm
+    different = {key for key in paper if paper[key] != official[key]}
+    changed = []
+    for run in list_first_seeds("un_official_vs_paper")[1:-1]:
+        norm = load(run.arguments).norm
+        changed.append({key for key in norm if norm[key] != official[key]})
+        assert all(norm[key] == paper[key] for key in changed[-1])
+    assert set.union(*changed) == different - {"single_window"}
+    assert sum(map(len, changed)) == len(set.union(*changed))
+
+
+def test_padding_where_there_is_none():
+    with pytest.raises(ValueError, match=r"makes no sense for un\.vision\..*: images have no padding.*translation"):
+        expand(["ablation=un_padding"])
+
+
+def test_options_where_the_model_is_left_alone():
+    with pytest.raises(ValueError, match=r"norm=layernorm .* no option: got norm\.filtration"):
+        expand(["ablation=un_filtration", "norm=layernorm"])
+
+
+def test_the_command_line_wins():
+    runs = expand(["ablation=norms", "norm=un", "seed=5"])
+    assert [str(run.folder) for run in runs] == ["runs/digits_vit/norm=un/seed=5"]
+
+
+def test_adding_one_as_the_readme_says(tmp_path, monkeypatch):
+    """Copies the file which the README names and changes the lines it shows."""
+    page = (REPOSITORY / "README.md").read_text().split("## Add an ablation")[1].split("\n## ")[0]
+    source, target = re.search(r"cp (configs/ablation/\S+) (configs/ablation/\S+)", page).groups()
+    written = re.search(r"```yaml\n(.*?)```", page, re.DOTALL).group(1).splitlines()
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs)
+    old = (REPOSITORY / source).read_text().splitlines()
+    assert sum(line not in old for line in written) == 3, "copy, change three lines"
+    (tmp_path / target).write_text("\n".join(written))
+    monkeypatch.setattr("un.runtime.sweeps.CONFIG_FOLDER", configs)
+    command = re.search(r"\n    python train\.py -m (.*ablation=\S+)", page).group(1).split()
+    names = [run.folder.parent.name for run in expand(command) if run.folder.name == "seed=0"]
+    assert names == ["norm=un,norm.momentum=0.5", "norm=un,norm.momentum=0.9", "norm=un,norm.momentum=0.99"]

@@ -1,0 +1,101 @@
+"""`scripts/reproduce.py` and `scripts/report.py` as typed."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import run, run_here
+from tests.reports.runs import make_run, write_curve
+from un.runtime.listing import list_runs
+
+REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
+FAST = ("debug=fast", "trainer.accelerator=cpu")
+
+
+def test_from_nothing_to_the_table(tmp_path: Path) -> None:
+    command = ("ablation=un_centering", *FAST, f"paths.runs={tmp_path / 'runs'}", "seed=0", "norm.centering=none,batch")
+    listed = run(REPRODUCE, *command, "--dry-run")
+    assert listed.code == 0, listed
+    assert "2 runs, 0 done" in listed.output
+    assert not (tmp_path / "runs").exists()
+    outcome = run_here(REPRODUCE, *command, "--output", str(tmp_path / "out"))
+    assert outcome.code == 0, outcome
+    assert "| centering=batch |" in outcome.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"un_centering.{end}" for end in ("md", "tex", "csv")
+    }
+    results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(results) == 2
+    again = run(REPRODUCE, *command, "--dry-run")
+    assert "2 runs, 2 done" in again.output
+    once_more = run(REPRODUCE, *command, "--output", str(tmp_path / "out"))
+    assert once_more.code == 0, once_more
+    assert results == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+
+
+def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
+    make_run(tmp_path, "norm=un", 0, wall_time_seconds=3600.0)
+    outcome = run_here(REPRODUCE, "table=norms", "experiment=digits_vit", f"paths.runs={tmp_path}", "--dry-run")
+    assert "30 runs, 1 done" in outcome.output
+    assert "digits_vit: 29 to run, time by earlier runs: about 29.0 hours" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["table=norm"], ["table=norm is unknown", "did you mean 'norms'?"]),
+        (["experiment=digits_vit"], ["name one table=<name> or ablation=<name>"]),
+        (["table=norms", "experiment=digit_vit"], ["did you mean 'digits_vit'?"]),
+        (["ablation=un_padding", "experiment=digits_vit", "--dry-run"], ["makes no sense", "padding"]),
+    ],
+    ids=" ".join,
+)
+def test_mistakes(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    run_here(REPRODUCE, *arguments, f"paths.runs={tmp_path}").check_error(*parts)
+
+
+def test_report(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "runs", name, seed) for name in ("norm=layernorm", "norm=un") for seed in (0, 1)]
+    (runs[0].folder.parent / "seed=7").mkdir()
+    (runs[0].folder.parent / "seed=7/result.json").write_text("{")
+    outcome = run_here(REPORT, str(tmp_path / "runs"), "--output", str(tmp_path / "out"))
+    assert outcome.code == 0, outcome
+    assert "seed=7/result.json is no result file" in outcome.errors
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("index.html", "RESULTS.md", "tables.tex", "results.csv")
+    }
+    text = (tmp_path / "out/RESULTS.md").read_text()
+    assert "## Norms on equal terms" in text
+    assert "## digits_vit" in text
+    run_here(REPORT, str(tmp_path / "nowhere")).check_error("no result.json below")
+
+
+def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "norm=un", 0, 51.25)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter \\1\n")
+    for _ in range(2):
+        assert run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).code == 0
+        text = readme.read_text()
+        assert text.startswith("before\n<!-- results -->\n")
+        assert text.endswith("<!-- end of results -->\nafter \\1\n")
+        assert text.count("| norm=un | 51.25 |") == 1
+        assert "old" not in text
+    readme.write_text("nothing")
+    run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).check_error("has no results block")
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_take_less_than_twenty_seconds(tmp_path: Path) -> None:
+    base = ["experiment=digits_vit", f"paths.runs={tmp_path}", "seed=range(10)", "optimizer.lr=1,2,3,4,5"]
+    norms = "norm=un,layernorm,batchnorm,mabn,dyt,rmsnorm,powernorm,prepbn,un_paper,pn_v"
+    planned = [*list_runs([*base, norms, "scheduler.warmup_steps=1,2"])]
+    assert len(planned) == 1000
+    for run_ in planned:
+        _, setting, seed = run_.key
+        write_curve(make_run(tmp_path, setting, int(seed.removeprefix("seed="))), [float(step) for step in range(50)])
+    start = time.perf_counter()
+    outcome = run(REPORT, str(tmp_path), "--output", str(tmp_path / "out"))
+    assert outcome.code == 0, outcome
+    assert time.perf_counter() - start < 20

@@ -1,0 +1,54 @@
+"""Made-up results in the layout of run folders."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from un.reports.result import Result, write_result
+from un.reports.runs import Run
+
+RESULT = Result(
+    status="finished",
+    task="un.vision.module.ImageClassification",
+    experiment="digits_vit",
+    norm={"choice": "un"},
+    model={},
+    data={},
+    seed=0,
+    overrides=[],
+    metrics={},
+    best_epoch=0,
+    best_step=1,
+    diverged_step=None,
+    steps=1,
+    wall_time_seconds=120.0,
+    parameters=1,
+    peak_memory_bytes=1,
+    train_samples_per_second=1.0,
+    git={"commit": "0123456789abcdef", "dirty": False},
+)
+
+
+def make_run(root: Path, setting: str = "norm=un", seed: int = 0, value: float | None = 50.0, **changes: Any) -> Run:
+    """Writes a run folder; `value` is its test/acc1, None for a run that diverged."""
+    result = replace(
+        RESULT,
+        seed=seed,
+        norm={"choice": setting.split(",")[0].removeprefix("norm=")},
+        metrics={"val/acc1": 1.0, "test/loss": 0.5, "test/acc1": value} if value is not None else {},
+        status="finished" if value is not None else "diverged",
+        diverged_step=None if value is not None else 7,
+    )
+    result = replace(result, **changes)
+    folder = root / result.experiment / setting / f"seed={seed}"
+    folder.mkdir(parents=True)
+    write_result(result, folder / "result.json")
+    return Run(folder, result)
+
+
+def write_curve(run: Run, values: list[float], metric: str = "val/acc1") -> None:
+    """Writes a metrics.csv with training rows between the validations."""
+    lines = [f"epoch,step,train/loss,{metric}"]
+    for index, value in enumerate(values):
+        lines += [f"{index},{10 * index + 5},0.5,", f"{index},{10 * index + 10},,{value}"]
+    (run.folder / "metrics.csv").write_text("\n".join(lines) + "\n")

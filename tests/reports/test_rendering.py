@@ -1,0 +1,83 @@
+"""Markdown, LaTeX and CSV say the same, and unknown cells are empty."""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.reports.runs import make_run
+from un.reports.comparison import Comparison, Line, fill_cell
+from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown
+from un.reports.specification import Published
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    layernorm = [make_run(tmp_path, "norm=layernorm", seed, 50.0 + seed) for seed in (0, 1)]
+    ours = [make_run(tmp_path, "norm=un", seed, 53.0 + 2 * seed) for seed in (0, 1)]
+    diverged = [make_run(tmp_path, "norm=dyt", seed, None) for seed in (0, 1)]
+    cells = {
+        "LayerNorm": fill_cell(layernorm, layernorm, published=Published(50.25, "source a")),
+        "UN & co": fill_cell(ours, layernorm, planned=3, published=Published(55, "source_b")),
+        "DyT": fill_cell(diverged, layernorm),
+        "MABN|x": fill_cell([], layernorm, planned=2),
+    }
+    rows = tuple(Line(label, "", (cell,)) for label, cell in cells.items())
+    return Comparison("t", "A 5 % table", ("",), rows, setting="Small.")
+
+
+def test_markdown(comparison: Comparison) -> None:
+    lines = render_markdown(comparison).splitlines()
+    assert lines[0] == "## A 5 % table"
+    assert lines[2:8] == [
+        "| test/acc1 | published | ours | runs | Δ published | Δ LayerNorm | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| LayerNorm | 50.25 [1] | 50.50 ± 0.71 † | 2 | +0.25 |  | 2.0 |",
+        "| UN & co | 55 [2] | 54.00 ± 1.41 † | 2 of 3 | −1.00 | +3.50 [−2.85, +9.85] | 2.0 |",
+        "| DyT |  | diverged | 2 (2 diverged) |  |  | 2.0 |",
+        "| MABN\\|x |  |  | 0 of 2 |  |  |  |",
+    ]
+    notes = [line.rstrip() for line in lines[9:]]
+    assert [notes[0], notes[1]] == ["Small.", "† our setting, not the paper's."]
+    assert notes[-2:] == ["[1] source a.", "[2] source_b."]
+
+
+def test_no_mark_where_no_paper_is_in_sight(tmp_path: Path) -> None:
+    cell = fill_cell([make_run(tmp_path)])
+    text = render_markdown(Comparison("t", "T", ("",), (Line("UN", "un", (cell,)),), shows_marks=False))
+    assert "50.00 |" in text
+    assert "†" not in text
+
+
+def test_latex_is_escaped(comparison: Comparison) -> None:
+    text = render_latex(comparison)
+    assert r"\caption{A 5 \% table}" in text
+    assert r"UN \& co & 55 [2] & 54.00 $\pm$ 1.41 $^\dagger$ & 2 of 3 & $-$1.00 & +3.50 [$-$2.85, +9.85]" in text
+    assert r"source\_b." in text
+    assert text.count("\\begin{") == text.count("\\end{")
+    assert not any(character in text for character in "†Δ±−")
+
+
+def test_csv_holds_the_numbers_unrounded(comparison: Comparison) -> None:
+    frame = pd.read_csv(io.StringIO(render_csv([comparison, comparison]))).set_index("row")
+    assert len(frame) == 8
+    ours = frame.iloc[1]
+    assert (ours["mean"], ours["std"], ours["n"], ours["planned"]) == (54.0, 2**0.5, 2, 3)
+    assert (ours["to_published"], ours["to_layernorm"], ours["source"]) == (-1.0, 3.5, "source_b")
+    assert ours["values"] == "0:53.0 1:55.0"
+    diverged = frame.iloc[2]
+    assert (diverged["diverged"], diverged["values"]) == (2, "0: 1:")
+    assert pd.isna(diverged["mean"])
+
+
+def test_several_columns(tmp_path: Path) -> None:
+    cells = (fill_cell([make_run(tmp_path)]), fill_cell([], planned=1, metric="test/bleu"))
+    comparison = Comparison("t", "T", ("a", "b"), (Line("UN", "un", cells),), shows_marks=False)
+    header = render_markdown(comparison).splitlines()[2]
+    assert header == "|  | a test/acc1: ours | a test/acc1: runs | a test/acc1: minutes | b test/bleu: runs |"
+    assert r"\multicolumn{3}{c}{a test/acc1}" in render_latex(comparison)
+
+
+def test_a_rounded_zero_has_no_sign() -> None:
+    assert [format_signed(value, 1) for value in (-0.04, 0.04, -0.06, 1.0)] == ["0.0", "0.0", "−0.1", "+1.0"]

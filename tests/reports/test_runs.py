@@ -1,0 +1,60 @@
+"""Finding runs and telling their settings."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reports.runs import make_run
+from un.reports.runs import find_runs, group_by_setting, name_reference
+
+
+def test_finds_runs_and_names_damaged_files(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    inner = first.folder / "wandb/run"
+    inner.mkdir(parents=True)
+    (inner / "result.json").write_text("{}")  # a logger's, not ours
+    broken = make_run(tmp_path, "norm=dyt").folder / "result.json"
+    broken.write_text(broken.read_text()[:50])
+    runs, problems = find_runs([tmp_path, tmp_path])
+    assert [run.folder for run in runs] == [first.folder, second.folder]
+    assert len(problems) == 1
+    assert str(broken) in problems[0]
+
+
+def test_no_run_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no result\.json below"):
+        find_runs([tmp_path])
+
+
+def test_settings_hold_the_seeds_together(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, seed) for name in ("norm=un", "norm=un,norm.window=2") for seed in (0, 1)]
+    groups = group_by_setting(runs)["digits_vit"]
+    assert {name: len(group) for name, group in groups.items()} == {"norm=un": 2, "norm=un,norm.window=2": 2}
+
+
+def test_a_copied_folder_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.folder.rename(tmp_path / "copy")
+    ((moved,), _) = find_runs([tmp_path / "copy"])
+    assert moved.setting == "copy"
+
+
+@pytest.mark.parametrize(
+    ("setting", "reference"),
+    [
+        ("norm=un", "norm=layernorm"),
+        ("norm=un,norm.window=4,16,optimizer.lr=0.1", "norm=layernorm,optimizer.lr=0.1"),
+        ("norm=dyt,data.limit=9,trainer.max_steps=3", "norm=layernorm,data.limit=9,trainer.max_steps=3"),
+    ],
+)
+def test_reference_is_the_same_without_the_norm(setting: str, reference: str) -> None:
+    assert name_reference(setting) == reference
+
+
+def test_main_metric_is_the_score_and_a_diverged_run_has_no_value(tmp_path: Path) -> None:
+    assert make_run(tmp_path, value=51.0).get(None) == 51.0
+    bleu = {"test/loss": 1.0, "test/bleu": 30.0}
+    assert make_run(tmp_path, "norm=mabn", metrics=bleu).get(None) == 30.0
+    assert make_run(tmp_path, "norm=mabn", 1, metrics=bleu).get("test/loss") == 1.0
+    diverged = make_run(tmp_path, "norm=dyt", value=None, metrics={"test/acc1": 9.0})
+    assert diverged.get("test/acc1") is None

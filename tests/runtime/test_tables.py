@@ -1,0 +1,158 @@
+"""From table files to runs and numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reports.runs import make_run
+from un.reports.rendering import list_rows
+from un.reports.runs import find_runs
+from un.reports.specification import Table, parse_table
+from un.runtime.errors import UserError
+from un.runtime.listing import list_runs
+from un.runtime.sweeps import expand
+from un.runtime.tables import (
+    compare_known,
+    describe_ablation,
+    fill_table,
+    find_on_disk,
+    list_tables,
+    plan_table,
+    read_table,
+)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+EXPERIMENTS = {path.stem for path in (CONFIGS / "experiment").glob("*.yaml")}
+ABLATIONS = {path.stem for path in (CONFIGS / "ablation").glob("*.yaml")}
+# Figures seen in the official readmes and abstracts; (row, column) -> value.
+PUBLISHED = {
+    "iwslt14": {("LayerNorm", 0): 35.3, ("BatchNorm", 0): 31.1, ("UN", 0): 35.4, ("PowerNorm", 0): 35.87},
+    "imagenet_t2t_vit_14": {("LayerNorm", 0): 81.5, ("BatchNorm", 0): 79.8, ("UN", 0): 80.9},
+    "cifar_transfer": {
+        **{("LayerNorm", 0): 98.3, ("BatchNorm", 0): 96.6, ("UN", 0): 98.3},
+        **{("LayerNorm", 1): 88.4, ("BatchNorm", 1): 88.2, ("UN", 1): 88.9},
+    },
+    "efficiency": {("UN", 0): 31.0, ("UN", 1): 18.0, ("UN in Swin-T, folded, throughput", 0): 31.2},
+}
+
+
+def get_experiments(table: Table) -> set[str]:
+    arguments = {argument for column in table.columns for argument in column.arguments}
+    return {argument.removeprefix("experiment=") for argument in arguments}
+
+
+@pytest.mark.parametrize("name", list_tables())
+def test_published_figures_are_those_and_no_others(name: str) -> None:
+    rows = read_table(name).rows
+    figures = {(row.label, i): figure.value for row in rows for i, figure in enumerate(row.published) if figure}
+    assert figures == PUBLISHED.get(name, {})
+
+
+def test_every_ablation_has_a_table() -> None:
+    asked = {row.arguments for name in list_tables() for row in read_table(name).rows}
+    assert {(f"ablation={name}",) for name in ABLATIONS} <= asked
+
+
+@pytest.mark.parametrize("name", list_tables())
+def test_runs_of_a_table_are_those_that_the_command_would_start(name: str, tmp_path: Path) -> None:
+    table = read_table(name)
+    missing = get_experiments(table) - EXPERIMENTS
+    if missing:
+        pytest.skip(f"there is no experiment {missing}")
+    plan = plan_table(table, [f"paths.runs={tmp_path}"])
+    last = [cell[-1] for cell in plan.rows[-1].runs if cell]
+    assert len(last) == (0 if name == "efficiency" else len(table.columns))  # which benchmarks fill, not runs
+    for run in last:
+        (planned,) = expand(run.arguments)
+        assert planned.folder == run.folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=digits_vit", "ablation=un_filtration", "seed=4"],
+        ["ablation=un_window", "seed=range(2)", "norm.window=[4,8],2"],
+        ["norm=un,layernorm", "optimizer.lr=1e-3,0.01", "paths.runs=/some/where"],
+        ["norm=un", 'init_weights="${paths.runs}/x/norm=un/best.ckpt"', "experiment=cifar10_transfer", "debug=fast"],
+        ["experiment=imagenet_t2t_vit_14", "data.path='a b=c'"],
+    ],
+    ids=" ".join,
+)
+def test_lists_what_the_sweep_would_run(arguments: list[str]) -> None:
+    listed = list_runs(arguments)
+    assert len(listed) > 0
+    assert [run.folder for run in listed] == [run.folder for run in expand(arguments)]
+
+
+def test_rows_of_an_ablation_are_labelled_by_what_differs() -> None:
+    plan = plan_table(describe_ablation("un_window"), ["seed=0,1"])
+    labels = [row.label for row in plan.rows]
+    assert len(set(labels)) == len(labels)
+    assert all(label.startswith("window=") for label in labels)
+    assert all(len(cell) == 2 for row in plan.rows for cell in row.runs)
+    assert {row.label for row in plan_table(describe_ablation("norms")).rows} >= {"un", "un_paper", "layernorm"}
+
+
+def test_options_that_change_together_are_told(tmp_path: Path) -> None:
+    labels = [row.label for row in plan_table(describe_ablation("un_filtration")).rows]
+    assert "filtration=true filter_decision=channel threshold_scope=channel" in labels
+
+
+def test_another_experiment_takes_the_place_of_all_columns() -> None:
+    plan = plan_table(read_table("cifar_transfer"), ["experiment=digits_vit", "seed=0"])
+    assert [column.label for column in plan.table.columns] == ["digits_vit"]
+    assert {run.key[0] for run in plan.runs} == {"digits_vit"}
+    assert not any(figure for row in plan.rows for figure in row.published)
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_paper"),
+    [("seed=0", True), ("data.path=/x", True), ("norm.window=2", False), ("debug=fast", False)],
+)
+def test_what_changes_the_science_is_no_longer_the_papers(argument: str, is_paper: bool) -> None:
+    assert plan_table(read_table("imagenet_t2t_vit_14"), [argument]).table.paper_setting is is_paper
+
+
+def test_fills_from_disk(tmp_path: Path) -> None:
+    table = parse_table("t", {"title": "T", "rows": [{"arguments": ["norm=layernorm,un"]}], "runs": ["seed=range(2)"]})
+    for seed in (0, 1):
+        make_run(tmp_path, "norm=layernorm", seed, 50.0)
+        make_run(tmp_path, "norm=un", seed, 52.0 if seed else None)
+    comparison = fill_table(plan_table(table, [f"paths.runs={tmp_path}"]), find_on_disk)
+    rows = list_rows(comparison).set_index("row")
+    assert (rows.loc["layernorm", "mean"], rows.loc["layernorm", "n"]) == (50.0, 2)
+    assert (rows.loc["un", "to_layernorm"], rows.loc["un", "diverged"], rows.loc["un", "n"]) == (2.0, 1, 1)
+
+
+def test_known_runs_fill_their_tables_wherever_they_lie(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "far", name, seed) for name in ("norm=layernorm", "norm=un") for seed in (0, 1)]
+    tables = {comparison.name: comparison for comparison in compare_known(runs)}
+    assert "norms" in tables
+    assert "cifar10_small" not in tables
+    assert tables["norms"].columns == ("digits",)
+    cells = {row.label: row.cells[0] for row in tables["norms"].rows}
+    assert [len(cells[name].runs) for name in ("layernorm", "un", "mabn")] == [2, 2, 0]
+    assert compare_known(runs[:2]) == []  # LayerNorm alone answers no question
+
+
+def test_runs_that_start_from_others_are_known_too(tmp_path: Path) -> None:
+    plan = plan_table(read_table("cifar_transfer"), [f"paths.runs={tmp_path}", "seed=0"])
+    for run in plan.runs:
+        experiment, setting, _ = run.key
+        make_run(tmp_path, setting, 0, experiment=experiment)
+    runs, problems = find_runs([tmp_path])
+    (comparison,) = compare_known(runs)
+    assert (len(runs), problems) == (6, [])
+    assert all(len(cell.runs) == 1 for cell in comparison.cells)
+
+
+def test_a_cell_never_mixes_settings() -> None:
+    with pytest.raises(UserError, match=r"row LayerNorm: a cell can sweep seeds only, got .*lr=0.1.*lr=0.2"):
+        plan_table(read_table("cifar10_small"), ["optimizer.lr=0.1,0.2"])
+    labels = [row.label for row in plan_table(describe_ablation("un_centering"), ["optimizer.lr=0.1,0.2"]).rows]
+    assert len(set(labels)) == 6
+
+
+def test_unknown_table() -> None:
+    with pytest.raises(UserError, match="table=iwslt15 is unknown; did you mean 'iwslt14'"):
+        read_table("iwslt15")

@@ -1,0 +1,249 @@
+"""Figures of one run's norms, from the recorder's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure, FigureBase
+
+from un.analysis.recorder import MOMENT_PERCENTS
+from un.analysis.style import (
+    COLORS,
+    HEAT_MAP,
+    LINES,
+    add_depth_bar,
+    choose_spread,
+    color_depths,
+    is_wide,
+    make_figure,
+    set_log_scale,
+    thin_rows,
+)
+
+STEP_LABEL = "optimizer step"
+PANELS, PANEL_COLUMNS = 6, 3  # norms that have a panel of their own, spread over the depth
+BINS, BIN_MARGIN = 30, 1.1
+WIDTH = 9.0
+MAX_ROW_LABELS = 40  # of a heat map, which grows with its rows
+
+
+def draw_fluctuation(frame: pd.DataFrame) -> Figure:
+    """How far the channels' second moments move from one step to the next, a line per norm."""
+    figure = make_figure(WIDTH, 6, "Fluctuation of the channels' second moments q between consecutive steps")
+    panels = figure.subplots(2, 1, sharex=True)
+    titles = {"fluctuation_p50": "median over channels", "fluctuation_p100": "channel that moved most"}
+    names: list[str] = []
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        table = pivot(frame, column)
+        names = list(table.columns)
+        for name, color in zip(names, color_depths(len(names)), strict=True):
+            axes.plot(table.index, table[name], color=color)
+        axes.set(title=title, ylabel=r"$|\,\ln\, q_t / q_{t-1}|$")
+        if is_wide(table):
+            set_log_scale(axes, table)
+        else:
+            axes.set_ylim(bottom=0)
+    panels[-1].set_xlabel(STEP_LABEL)
+    add_depth_bar(figure, panels, names)
+    return figure
+
+
+def draw_outliers(frame: pd.DataFrame) -> Figure:
+    """The largest activation, and the channel farthest above its running statistic, as heat maps norm x step."""
+    maps = {"peak": ("largest activation", r"max $|x|$ / root mean square of $x$")}
+    if frame["running_ratio_p100"].notna().any():
+        maps["running_ratio_p100"] = ("channel farthest above its running second moment v", r"largest $q\,/\,v$")
+    rows = frame["layer"].nunique()
+    height = 1.4 + len(maps) * max(2.0, 0.17 * rows + 0.9)
+    figure = make_figure(WIDTH, height, "Outliers across layers")
+    panels = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
+    struck = find_filtered(frame)
+    for axes, (column, (title, label)) in zip(panels, maps.items(), strict=True):
+        table = pivot(frame, column, "max")
+        _draw_heat_map(figure, axes, table, label)
+        axes.set_title(title)
+        if struck.any(axis=None):
+            steps, layers = np.nonzero(struck.to_numpy())
+            axes.scatter(struck.index[steps], layers, s=9, color="white", edgecolor="black", linewidth=0.6)
+    panels[-1].set_xlabel(
+        STEP_LABEL + (" (dots: filtration struck since the last record)" if struck.any(axis=None) else "")
+    )
+    return figure
+
+
+def draw_moments(frame: pd.DataFrame) -> Figure:
+    """Histograms of the channels' second moments at the first, the middle and the last record."""
+    steps = frame["step"].unique()
+    chosen = [int(steps[place]) for place in choose_spread(len(steps), 3)]
+    frame = frame[frame["step"].isin(chosen)]
+    edges = _choose_edges(frame)
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for (_, row), color, line in zip(rows.iterrows(), COLORS, LINES, strict=False):
+            label = f"step {row['step']}"
+            axes.hist(spread_channels(row), edges, histtype="step", color=color, linestyle=line, lw=1.5, label=label)
+        set_log_scale(axes, edges, "x")
+
+    return _draw_panels(frame, "Channels by their second moment", draw, ("second moment of the input", "channels"))
+
+
+def draw_threshold(frame: pd.DataFrame) -> Figure | None:
+    """AM-GM gap against the threshold of outlier filtration; None for norms without a window."""
+    frame = frame[frame["threshold"].notna()]
+    if frame.empty:
+        return None
+    last = frame.groupby("layer").last()
+    calls, filtered = last["calls"].sum(), last["filtered_calls"].sum()
+    title = f"AM-GM gap of the window against the threshold of filtration; {filtered / calls:.2%} of calls filtered"
+    figure = make_figure(WIDTH, 8.5, title)
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.5)))
+    axes = top.subplots()
+    table = pivot(frame.assign(ratio=frame["gap"].clip(lower=0) / frame["threshold"]), "ratio", "max")
+    for name, color in zip(table.columns, color_depths(len(table.columns)), strict=True):
+        axes.plot(table.index, table[name].where(table[name] > 0), color=color)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1)
+    axes.annotate("above: an outlier", (1, 1), (-4, 4), ha="right", xycoords=("axes fraction", "data"),
+                  textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set(ylabel="gap / threshold", xlabel=STEP_LABEL, yscale="log")
+    add_depth_bar(top, [axes], list(table.columns))
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for column, color, line in (("gap", COLORS[0], "-"), ("threshold", COLORS[1], "--")):
+            values = thin_rows(rows.set_index("step")[[column]])[column]
+            axes.plot(values.index, values.where(values > 0), color=color, linestyle=line, label=column)
+        axes.set_yscale("log")
+
+    _fill_panels(bottom, frame, draw, (STEP_LABEL, "units of $x^2$"), share_y=False)
+    return figure
+
+
+def draw_running(frame: pd.DataFrame) -> Figure | None:
+    """The batch's second moment over the running one that inference uses; None for norms without."""
+    if frame["running_ratio_p50"].isna().all():
+        return None
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        table = thin_rows(rows.set_index("step")[[f"running_ratio_p{p}" for p in (0, 5, 50, 95, 100)]])
+        low, inner_low, median, inner_high, high = (table[column] for column in table.columns)
+        axes.fill_between(table.index, low, high, color=COLORS[4], alpha=0.25, linewidth=0, label="all channels")
+        axes.fill_between(
+            table.index,
+            inner_low,
+            inner_high,
+            color=COLORS[0],
+            alpha=0.35,
+            linewidth=0,
+            label="5 % to 95 % of channels",
+        )
+        axes.plot(table.index, median, color=COLORS[0], label="median")
+        axes.axhline(1, color="black", linestyle="--", linewidth=1)
+        set_log_scale(axes, frame[["running_ratio_p0", "running_ratio_p100"]])
+
+    title = "Batch against running statistic: second moment q of the batch over the running v"
+    return _draw_panels(frame, title, draw, (STEP_LABEL, r"$q\,/\,v$"))
+
+
+def draw_gradients(frame: pd.DataFrame) -> Figure | None:
+    """The gradient statistic of the batch and its running average; None for norms without weight."""
+    frame = frame[frame["gradient_p50"].notna()]
+    if frame.empty:
+        return None
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        lines = {"gradient": "batch, $|p|$", "running_gradient": r"running, $|\psi|$"}
+        for (name, label), color, line in zip(lines.items(), COLORS, LINES, strict=False):
+            table = thin_rows(rows.set_index("step")[[f"{name}_p{p}" for p in (5, 50, 95)]])
+            if table.notna().any(axis=None):
+                low, median, high = (table[column].where(table[column] > 0) for column in table.columns)
+                axes.fill_between(table.index, low, high, color=color, alpha=0.2, linewidth=0)
+                axes.plot(table.index, median, color=color, linestyle=line, label=label)
+        axes.set_yscale("log")
+
+    title = "Gradient statistic mean(g z): median over channels, band 5 % to 95 %"
+    return _draw_panels(frame, title, draw, (STEP_LABEL, "units of the loss"))
+
+
+def pivot(frame: pd.DataFrame, column: str, how: str = "mean") -> pd.DataFrame:
+    """One column as a table step x norm, norms in model order, infinities as NaN."""
+    names = frame.drop_duplicates("layer").sort_values("layer")["site"]
+    table = frame.pivot(index="step", columns="site", values=column)[list(names)]
+    return thin_rows(table.replace([np.inf, -np.inf], np.nan), how)
+
+
+def find_filtered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Step x norm: whether filtration struck since the record before."""
+    return pivot(frame, "filtered_calls", "max").diff().fillna(0) > 0
+
+
+def spread_channels(row: pd.Series) -> np.ndarray:
+    """Second moments (C,) with the recorded quantiles of one norm and step, in logarithms between them."""
+    quantiles = row[[f"moment_p{percent}" for percent in MOMENT_PERCENTS]].to_numpy(dtype=float)
+    places = (np.arange(int(row["channels"])) + 0.5) / row["channels"]
+    with np.errstate(divide="ignore"):
+        values = np.exp(np.interp(100 * places, MOMENT_PERCENTS, np.log(quantiles)))
+    return np.where(values > 0, values, np.nan)
+
+
+def _choose_edges(frame: pd.DataFrame) -> list[float]:
+    """Bins of equal width in logarithms that hold every positive moment."""
+    moments = frame[["moment_p0", "moment_p100"]].to_numpy(dtype=float)
+    moments = moments[np.isfinite(moments) & (moments > 0)]
+    low, high = (moments.min(), moments.max()) if moments.size else (1.0, 1.0)
+    return np.geomspace(low / BIN_MARGIN, high * BIN_MARGIN, BINS + 1).tolist()
+
+
+def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) -> None:
+    values = table.to_numpy(dtype=float).T
+    image = axes.pcolormesh(
+        table.index.to_numpy(dtype=float),
+        np.arange(len(values)),
+        values,
+        cmap=HEAT_MAP,
+        norm=LogNorm() if is_wide(values) else None,
+        shading="nearest",
+    )
+    figure.colorbar(image, ax=axes, label=label, pad=0.02)
+    shown = choose_spread(len(values), MAX_ROW_LABELS)
+    axes.set_yticks(shown, [table.columns[place] for place in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(False)
+
+
+def _draw_panels(
+    frame: pd.DataFrame, title: str, draw: Callable[[Axes, pd.DataFrame], None], labels: tuple[str, str]
+) -> Figure:
+    rows = -(-min(frame["layer"].nunique(), PANELS) // PANEL_COLUMNS)
+    figure = make_figure(WIDTH, 1.2 + 2.3 * rows, title)
+    _fill_panels(figure, frame, draw, labels)
+    return figure
+
+
+def _fill_panels(
+    figure: FigureBase,
+    frame: pd.DataFrame,
+    draw: Callable[[Axes, pd.DataFrame], None],
+    labels: tuple[str, str],
+    share_y: bool = True,
+) -> None:
+    """A panel for each of some norms; x and y labels at the edges, and one legend below."""
+    layers = sorted(frame["layer"].unique())
+    chosen = [layers[place] for place in choose_spread(len(layers), PANELS)]
+    columns = min(len(chosen), PANEL_COLUMNS)
+    grid = figure.subplots(-(-len(chosen) // columns), columns, squeeze=False, sharex=True, sharey=share_y)
+    for place, (axes, layer) in enumerate(zip(grid.flat, chosen, strict=False)):
+        part = frame[frame["layer"] == layer]
+        draw(axes, part)
+        axes.set_title(part["site"].iloc[0], fontsize=9)
+        axes.set_ylabel(labels[1] if place % columns == 0 else "")
+        if place + columns >= len(chosen):
+            axes.set_xlabel(labels[0])
+            axes.tick_params(labelbottom=True)
+    for axes in list(grid.flat)[len(chosen) :]:
+        axes.remove()
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))

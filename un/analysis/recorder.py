@@ -1,0 +1,151 @@
+"""Looks at the inputs of a model's norms through hooks, and sums up what it sees in one row per norm and step.
+
+A recorded step needs the second moments of the call before, too, for the fluctuation; that call is looked at more
+cheaply. In all other steps no hook is attached, so that they cost nothing. Each process sees its own batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from un.analysis.sites import Site
+from un.analysis.statistics import Observation, measure_fluctuation, measure_gradient, measure_square, observe
+
+MOMENT_PERCENTS = tuple(range(0, 101, 5))  # fine enough to draw a histogram from
+PERCENTS = (0, 5, 50, 95, 100)
+# Vectors over channels and the percentiles kept of each, as columns <name>_p<percent>. Units: those of x² for moment;
+# fluctuation in natural logarithms; the gradients as sums of loss times activation. In float16 training the running
+# gradient still holds the loss scale, as the norm does.
+VECTORS: dict[str, tuple[int, ...]] = {
+    "moment": MOMENT_PERCENTS,  # second moment of the batch around zero
+    "fluctuation": PERCENTS,  # |ln| of its ratio to the call before
+    "running_ratio": PERCENTS,  # second moment as the norm takes it, over the running one that inference would use
+    "gradient": PERCENTS,  # |p|, the batch's gradient statistic
+    "running_gradient": PERCENTS,  # |ψ|, its running average
+}
+SCALARS = ("peak", "gap", "threshold")  # see `un.analysis.statistics.Observation`
+COUNTERS = {"calls": "iters", "filtered_calls": "skip_counter", "nonfinite_calls": "nonfinite_counter"}
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Records chosen norms; see VECTORS, SCALARS and COUNTERS for the columns. Norms lacking a column leave NaN there.
+
+    Args:
+        sites: of one model.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sites = list(sites)
+        self._handles: list[RemovableHandle] = []
+        self._previous: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Observation, Tensor]] = {}
+
+    def attach(self, full: bool) -> None:
+        """Looks at every call until `detach`; a later call of a norm replaces an earlier one.
+
+        Args:
+            full: measure all; False takes only the moments that the next call is compared with.
+        """
+        self.detach()
+        self._seen = {}
+        for site in self.sites:
+            hook = partial(self._look, site, full)
+            self._handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def collect(self, step: int) -> list[Row]:
+        """One row per norm that was called since `attach(full=True)`, to be called when the gradients are there.
+
+        Costs one transfer from the device per number of channels.
+        """
+        rows: list[Row] = []
+        widths = sorted({len(seen.moment) for seen, _ in self._seen.values()})
+        for width in widths:
+            sites = [site for site in self.sites if site.name in self._seen]
+            rows += self._sum_up(step, [site for site in sites if len(self._seen[site.name][0].moment) == width])
+        return sorted(rows, key=lambda row: row["layer"])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments of the last call looked at, by site, so that a resumed run records the same."""
+        return dict(self._previous)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from there."""
+        self._previous = dict(state)
+
+    @torch.no_grad()
+    def _look(
+        self, site: Site, full: bool, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        x, pad_mask = _read_call(module, arguments, keywords)
+        if x.numel() == 0:
+            return
+        if not full:
+            self._previous[site.name] = measure_square(site, x, pad_mask)
+            return
+        seen = observe(site, x, pad_mask)
+        previous = self._previous.get(site.name)
+        if previous is None:
+            fluctuation = torch.full_like(seen.moment, math.nan)
+        else:
+            fluctuation = measure_fluctuation(seen.moment, previous.to(seen.moment.device), site.eps)
+        self._previous[site.name] = seen.moment
+        self._seen[site.name] = (seen, fluctuation)
+
+    @torch.no_grad()
+    def _sum_up(self, step: int, sites: Sequence[Site]) -> list[Row]:
+        """Rows of norms with equally many channels, whose quantiles are taken together."""
+        vectors, scalars = [], []
+        for site in sites:
+            seen, fluctuation = self._seen[site.name]
+            gradient, running_gradient = measure_gradient(site, seen.num_rows), site.read_running_gradient()
+            absolute = [None if value is None else value.abs() for value in (gradient, running_gradient)]
+            vectors += _fill([seen.moment, fluctuation, seen.running_ratio, *absolute], seen.moment)
+            counters = [site.read_counter(name) for name in COUNTERS.values()]
+            scalars += _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)
+        levels = torch.tensor(MOMENT_PERCENTS, dtype=torch.float32, device=vectors[0].device) / 100
+        quantiles = torch.stack(vectors).quantile(levels, dim=1).T  # (sites x vectors, levels)
+        flat = torch.cat([quantiles.reshape(len(sites), -1), torch.stack(scalars).view(len(sites), -1)], dim=1)
+        return [
+            _name_values(step, site, len(self._seen[site.name][0].moment), values)
+            for site, values in zip(sites, flat.tolist(), strict=True)
+        ]
+
+
+def _read_call(
+    module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Input and padding mask of a call, or the mask that is shared with the norm."""
+    x, *rest = arguments or tuple(keywords.values())
+    pad_mask = keywords.get("pad_mask", rest[0] if rest else None)
+    pad_mask = getattr(module, "shared_pad_mask", None) if pad_mask is None else pad_mask
+    return x, pad_mask
+
+
+def _fill(values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """The values as float32, NaN in the shape of `like` for None."""
+    return [torch.full_like(like, math.nan).float() if value is None else value.float() for value in values]
+
+
+def _name_values(step: int, site: Site, channels: int, values: Sequence[float]) -> Row:
+    row: Row = {"step": step, "layer": site.layer, "site": site.name, "channels": channels}
+    width = len(MOMENT_PERCENTS)
+    for place, (name, percents) in enumerate(VECTORS.items()):
+        quantiles = dict(zip(MOMENT_PERCENTS, values[place * width : (place + 1) * width], strict=True))
+        row |= {f"{name}_p{percent}": quantiles[percent] for percent in percents}
+    row |= zip([*SCALARS, *COUNTERS], values[len(VECTORS) * width :], strict=True)
+    return row

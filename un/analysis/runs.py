@@ -1,0 +1,75 @@
+"""Finds run folders and reads what figures need of them."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, `<experiment>/<setting>/seed=<n>`.
+
+    Attributes:
+        folder: of the run.
+        metrics: metrics.csv, empty cells NaN; columns epoch, step and one per metric.
+        diverged_step: step of the first non-finite loss; None for any other run.
+    """
+
+    folder: Path
+    metrics: pd.DataFrame
+    diverged_step: int | None
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment."""
+        return self.folder.absolute().parent.parent.name
+
+    @property
+    def setting(self) -> str:
+        """What tells the run from others of its experiment but for the seed, e.g. `norm=un,norm.window=8`."""
+        return self.folder.absolute().parent.name
+
+
+def find_run_folders(patterns: Iterable[str]) -> list[Path]:
+    """The run folders which the patterns name or which are below what they name, each once.
+
+    Args:
+        patterns: folders or globs.
+
+    Raises:
+        ValueError: a pattern leads to no run folder.
+    """
+    folders: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = [Path(pattern)] if Path(pattern).is_dir() else [Path(name) for name in sorted(glob.glob(pattern))]
+        found = [config.parent for match in matches for config in sorted(match.rglob("config.yaml"))]
+        if not found:
+            raise ValueError(f"run={pattern}: no run folder there (one holds a config.yaml)")
+        folders |= dict.fromkeys(found)
+    return list(folders)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run, finished or not.
+
+    Raises:
+        ValueError: metrics.csv is missing or a file is damaged.
+    """
+    path = folder / "metrics.csv"
+    try:
+        metrics = pd.read_csv(path)
+        result = folder / "result.json"
+        diverged_step = json.loads(result.read_text())["diverged_step"] if result.exists() else None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty: nothing was logged yet") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from None
+    return Run(folder, metrics, diverged_step)

@@ -1,0 +1,113 @@
+"""The norms of a model by name, and what can be read from each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from un.norms import BatchNorm, Norm, PowerNorm, UnifiedNorm
+from un.norms.layout import ChannelFirst, is_channel_first
+
+DEFAULT_EPS = 1e-5  # of a norm without eps
+RUNNING_BUFFERS = ("running_var", "running_phi")
+
+
+class Site:
+    """One norm, ours or a foreign one with a `normalized_shape` (C,).
+
+    Args:
+        name: dotted, as `un.surgery` names it.
+        layer: its place among all norms of the model, the first is 0.
+        norm: the module.
+
+    Attributes:
+        module: the norm without a `ChannelFirst` around it.
+        channel_first: whether `module` takes maps (B, C, ...).
+    """
+
+    def __init__(self, name: str, layer: int, norm: nn.Module) -> None:
+        self.name, self.layer = name, layer
+        self.module = norm.norm if isinstance(norm, ChannelFirst) else norm
+        self.channel_first = not isinstance(self.module, Norm) and is_channel_first(self.module)
+        # PRepBN's statistics are those of the BatchNorm inside it.
+        self.source: nn.Module = getattr(self.module, "rep_norm", self.module)
+
+    @property
+    def eps(self) -> float:
+        """What the norm adds to a second moment."""
+        eps = getattr(self.module, "eps", None)
+        return DEFAULT_EPS if eps is None else float(eps)
+
+    @property
+    def is_centered(self) -> bool:
+        """Whether the norm's own statistic is around the mean."""
+        source = self.source
+        return isinstance(source, BatchNorm) or (
+            isinstance(source, UnifiedNorm) and source.switches.centering != "none"
+        )
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The rows (R, C) of an input, detached."""
+        x = x.detach()
+        x = x.movedim(1, -1) if self.channel_first else x
+        return x.reshape(-1, x.shape[-1])
+
+    def scale_rows(self, rows: Tensor) -> Tensor | None:
+        """The rows (R, C) whose moment the norm takes, where they are not those it is given (PowerNorm's groups)."""
+        source = self.source
+        return source.scale_groups(rows) if isinstance(source, PowerNorm) and source.group_scaling else None
+
+    def read_running(self) -> Tensor | None:
+        """The running second moment (C,) that inference uses; None for a norm without one."""
+        return self._read_buffer(*RUNNING_BUFFERS)
+
+    def read_running_gradient(self) -> Tensor | None:
+        """The running gradient statistic ψ (C,); None for a norm without one."""
+        return self._read_buffer("ema_gz")
+
+    def read_counter(self, name: str) -> Tensor | None:
+        """A counter without axes, e.g. `skip_counter`; None for a norm without it."""
+        counter = self._read_buffer(name)
+        return None if counter is None else counter.squeeze()
+
+    def _read_buffer(self, *names: str) -> Tensor | None:
+        buffers = (self.source._buffers.get(name) for name in names)
+        return next((buffer.detach().view(-1) for buffer in buffers if buffer is not None), None)
+
+
+def find_sites(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Site]:
+    """The norms of a model in module order whose names match.
+
+    A norm inside a norm belongs to the outer one; a shared norm has its first name.
+
+    Args:
+        model: any model.
+        include: globs on dotted names, `*` crosses dots.
+        exclude: globs of names to leave out.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    norms: dict[nn.Module, str] = {}
+    for name, norm in _walk_norms(model):
+        norms.setdefault(norm, name)
+    found = [Site(name, layer, norm) for layer, (norm, name) in enumerate(norms.items())]
+    chosen = [site for site in found if _matches(site.name, include) and not _matches(site.name, exclude)]
+    if not chosen:
+        names = ", ".join(site.name for site in found) or "none"
+        raise ValueError(f"include {list(include)} and exclude {list(exclude)} leave no norm; the model's are: {names}")
+    return chosen
+
+
+def _walk_norms(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, Norm | ChannelFirst) or hasattr(child, "normalized_shape"):
+            yield prefix + name, child
+        else:
+            yield from _walk_norms(child, f"{prefix}{name}.")
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)

@@ -1,0 +1,114 @@
+"""What is measured at a norm's input, as tensors on its device; nothing here waits for the device."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from un.analysis.sites import Site
+from un.norms import UnifiedNorm
+from un.norms.filtration import measure_gap, measure_threshold
+from un.norms.moments import Moments, choose, measure_moments
+from un.norms.window import average_slots, write_slot
+
+
+class Observation(NamedTuple):
+    """One call of a norm, before it; vectors are (C,), the others have no axes.
+
+    Symbols as in `un.norms.unified`: q second moment of this batch, v running second moment.
+    """
+
+    moment: Tensor  # q around zero, whatever the norm subtracts
+    running_ratio: Tensor | None  # (q + eps) / (v + eps), q as the norm takes it
+    peak: Tensor  # largest |x| over the root mean square of all entries
+    gap: Tensor | None  # AM - GM over the window with q in it, at the channel nearest to being filtered
+    threshold: Tensor | None  # what that channel's gap is compared with
+    num_rows: int | Tensor
+
+
+def measure_square(site: Site, x: Tensor, pad_mask: Tensor | None) -> Tensor:
+    """The second moment q (C,) around zero of one process's batch."""
+    return measure_moments(site.prepare(x), _flatten(pad_mask)).square
+
+
+def observe(site: Site, x: Tensor, pad_mask: Tensor | None) -> Observation:
+    """Everything about one call; to be called before the norm, whose state it leaves alone.
+
+    Args:
+        site: the norm.
+        x: its input.
+        pad_mask: of the input's shape without the channels, True = padding, which is left out.
+    """
+    rows, mask = site.prepare(x), _flatten(pad_mask)
+    moments = measure_moments(rows, mask, centered=site.is_centered)
+    moment = moments.square if moments.mean is None else moments.square + moments.mean.square()
+    low, high = torch.aminmax(rows if mask is None else rows.masked_fill(mask.unsqueeze(-1), 0))
+    peak = torch.maximum(-low, high).to(moment.dtype) / moment.mean().sqrt()
+    scaled = site.scale_rows(rows)
+    own = moments if scaled is None else measure_moments(scaled, mask)
+    running, ratio = site.read_running(), None
+    if running is not None:
+        ratio = (own.square + site.eps) / (running + site.eps)
+    gap, threshold = (None, None)
+    if isinstance(site.source, UnifiedNorm):
+        gap, threshold = measure_outlier(site.source, own)
+    return Observation(moment, ratio, peak, gap, threshold, moments.num_rows)
+
+
+def measure_outlier(norm: UnifiedNorm, moments: Moments) -> tuple[Tensor, Tensor]:
+    """AM-GM gap and threshold of the coming call (steps F3 to F6), whether or not filtration is on.
+
+    Filtration would strike where gap > threshold. Both are NaN until the window was passed once. With switch S8 at
+    `mean` they are means over the channels.
+
+    Args:
+        norm: before the call.
+        moments: of the coming batch, centered if the norm is.
+    """
+    switches, window = norm.switches, norm.window[0]
+    steps = norm.iters + 1
+    phase = norm.schedule.locate(steps)
+    ring, q = norm.buffer_x2.clone(), moments.square
+    if switches.centering == "window" and moments.mean is not None:
+        means = norm.buffer_mean.clone()
+        write_slot(means, phase.forward_slot, moments.mean.to(means.dtype))
+        center = torch.where(phase.forward_raw, moments.mean, average_slots(means))
+        q = q + (moments.mean - center).square()
+    before = measure_threshold(ring, switches)
+    write_slot(ring, phase.forward_slot, q.to(ring.dtype))
+    threshold = before if switches.threshold_window == "before" else measure_threshold(ring, switches)
+    gap = measure_gap(ring)
+    if switches.filter_decision == "mean":
+        gap, threshold = gap.mean(), threshold.mean()
+    else:
+        nearest = (gap - threshold).argmax().view(1)
+        threshold = threshold.expand_as(gap).index_select(0, nearest).squeeze()
+        gap = gap.index_select(0, nearest).squeeze()
+    passed = (steps > window).squeeze()
+    unknown = torch.full_like(gap, math.nan)
+    return choose(passed, gap, unknown), choose(passed, threshold, unknown)
+
+
+def measure_fluctuation(moment: Tensor, previous: Tensor, eps: float) -> Tensor:
+    """How far the second moment (C,) moved since the call before, as |ln (q + eps) / (q' + eps)|."""
+    return ((moment + eps).log() - (previous + eps).log()).abs()
+
+
+def measure_gradient(site: Site, num_rows: int | Tensor) -> Tensor | None:
+    """The gradient statistic p = mean over rows of weight D z, (C,), from the weight's gradient; None without one.
+
+    D is the upstream gradient and z what the weight multiplies, so that this is p of UN (step B2) where its switches
+    compensate both gradients or none. Over the accumulated batches of a step it is the sum, of which each is a share.
+    """
+    weight = getattr(site.source, "weight", None)
+    if weight is None or weight.grad is None:
+        return None
+    count = max(num_rows, 1) if isinstance(num_rows, int) else num_rows.clamp_min(1)
+    return weight.detach().float() * weight.grad.detach().float() / count
+
+
+def _flatten(pad_mask: Tensor | None) -> Tensor | None:
+    return None if pad_mask is None else pad_mask.reshape(-1)

@@ -1,0 +1,107 @@
+"""How figures look, without touching matplotlib's global state or needing a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+# Okabe and Ito's colours, which remain apart in every common colour blindness; yellow is left out as too pale on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", ":", "-.")
+DEPTH_MAP, DEPTH_END = "viridis", 0.9  # sequential and colour-blind-safe; its palest end is cut off
+HEAT_MAP = "cividis"
+MAX_POINTS = 400  # of one line; more are averaged
+MAX_LABELS = 14  # of one axis with names
+LOG_RATIO = 20.0  # an axis whose values span more is logarithmic
+FEW_DECADES = 1e3  # below, ticks at powers of ten alone would be too few
+DPI = 150
+OPTIONS: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+}
+
+
+def make_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure (inches) with a title."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure in the format of the suffix and returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def color_depths(count: int) -> list[tuple[float, ...]]:
+    """One colour per layer, dark for the first."""
+    places = np.linspace(0, DEPTH_END, max(count, 2))[:count]
+    return [tuple(color) for color in matplotlib.colormaps[DEPTH_MAP](places)]
+
+
+def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
+    """A bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
+    bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+    mappable = ScalarMappable(bounds, ListedColormap(color_depths(len(names))))
+    shown = choose_spread(len(names), MAX_LABELS)
+    bar = figure.colorbar(mappable, ax=list(axes), ticks=shown, aspect=40, pad=0.02)
+    bar.ax.set_yticklabels([names[place] for place in shown], fontsize=8)
+    bar.ax.invert_yaxis()
+    bar.ax.minorticks_off()
+    bar.set_label("norm, from input to output")
+
+
+def choose_spread(count: int, most: int) -> list[int]:
+    """At most `most` places out of `count`, evenly spread, first and last among them."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+
+
+def is_wide(values: Any) -> bool:
+    """Whether positive values span so much that a logarithmic axis shows them better."""
+    numbers = _select_positive(values)
+    return numbers.size > 0 and bool(numbers.max() / numbers.min() > LOG_RATIO) and bool(np.nanmin(values) > 0)
+
+
+def set_log_scale(axes: Axes, values: Any, which: Literal["x", "y"] = "y") -> None:
+    """Makes an axis logarithmic, with ticks that can be read off where the values span little."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    numbers = _select_positive(values)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if numbers.size and numbers.max() / numbers.min() < FEW_DECADES:
+        subs = (1, 2, 5) if numbers.max() / numbers.min() > LOG_RATIO / 2 else (1, 1.5, 2, 3, 5, 7)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _select_positive(values: Any) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers) & (numbers > 0)]
+
+
+def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:
+    """At most MAX_POINTS rows, each the mean (or another reduction) of as many neighbours; indexed by step."""
+    if len(frame) <= MAX_POINTS:
+        return frame
+    groups = np.arange(len(frame)) * MAX_POINTS // len(frame)
+    thinned = frame.groupby(groups).agg(how)
+    return thinned.set_index(pd.Index(frame.index.to_series().groupby(groups).last(), name=frame.index.name))

@@ -1,0 +1,155 @@
+"""Comparisons: cells with our runs beside the published figure, and beside LayerNorm of the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from un.reports.runs import Run, group_by_setting, name_reference
+from un.reports.specification import Published
+from un.reports.statistics import Difference, Summary, compare_paired, summarise
+
+LAYERNORM = "layernorm"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of one experiment.
+
+    Attributes:
+        runs: those that ended.
+        planned: how many the table asks for.
+        metric: shown; None for the main one.
+        published: the figure to compare with.
+        paper_setting: whether the runs follow the recipe behind the published figures.
+        ours: over the runs that finished with a number.
+        to_layernorm: difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing.
+    """
+
+    runs: tuple[Run, ...]
+    planned: int
+    metric: str | None
+    published: Published | None
+    paper_setting: bool
+    ours: Summary
+    to_layernorm: Difference | None
+
+    @property
+    def diverged(self) -> int:
+        """Number of runs whose loss became non-finite."""
+        return sum(run.result.status == "diverged" for run in self.runs)
+
+    @property
+    def missing(self) -> int:
+        """Number of planned runs that have not ended."""
+        return max(self.planned - len(self.runs), 0)
+
+    @property
+    def to_published(self) -> float | None:
+        """Our mean less the published figure."""
+        if self.ours.mean is None or self.published is None:
+            return None
+        return self.ours.mean - self.published.value
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean wall time of the runs."""
+        return summarise([run.result.wall_time_seconds / 60 for run in self.runs]).mean
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether there is a number of ours whose setting is not the paper's."""
+        return bool(self.runs) and not self.paper_setting
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a comparison.
+
+    Attributes:
+        label: of the row.
+        norm: its norm's choice; empty where no run says it.
+        cells: one per column.
+    """
+
+    label: str
+    norm: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table with its numbers.
+
+    Attributes:
+        name: of the table file or experiment.
+        title: one line.
+        columns: labels.
+        rows: at least one.
+        digits: after the decimal point.
+        setting: what a reader must know about the setting.
+        shows_marks: whether numbers of another setting than the paper's are marked: where a paper is in sight.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Line, ...]
+    digits: int = 2
+    setting: str = ""
+    shows_marks: bool = True
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, row by row."""
+        return tuple(cell for row in self.rows for cell in row.cells)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources of the published figures, each once, in the order of their footnotes."""
+        return tuple(dict.fromkeys(cell.published.source for cell in self.cells if cell.published))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metric of each column, as its runs name it; empty where nothing is known."""
+        names = []
+        for index in range(len(self.columns)):
+            column = [row.cells[index] for row in self.rows]
+            known = [cell.metric or run.main_metric for cell in column for run in cell.runs]
+            names.append(next(filter(None, known), column[0].metric or ""))
+        return tuple(names)
+
+
+def fill_cell(
+    runs: Sequence[Run],
+    reference: Sequence[Run] = (),
+    *,
+    planned: int | None = None,
+    metric: str | None = None,
+    published: Published | None = None,
+    paper_setting: bool = False,
+) -> Cell:
+    """Computes a cell; `reference` are the runs with LayerNorm, `planned` is the number of `runs` by default."""
+    values = _by_seed(runs, metric)
+    is_reference = bool(runs) and all(run.norm == LAYERNORM for run in runs)
+    difference = None if is_reference else compare_paired(values, _by_seed(reference, metric))
+    count = len(runs) if planned is None else planned
+    summary = summarise(list(values.values()))
+    return Cell(tuple(runs), count, metric, published, paper_setting, summary, difference)
+
+
+def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
+    """One comparison per experiment with a row for every setting there is, whether or not a table asks for it."""
+    comparisons = []
+    for experiment, settings in group_by_setting(runs).items():
+        rows = [
+            Line(setting, group[0].norm, (fill_cell(group, settings.get(name_reference(setting), ())),))
+            for setting, group in settings.items()
+        ]
+        comparisons.append(Comparison(experiment, experiment, ("",), tuple(rows), shows_marks=False))
+    return comparisons
+
+
+def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:
+    values = ((run.result.seed, run.get(metric)) for run in runs)
+    return {seed: value for seed, value in values if value is not None}

@@ -1,0 +1,173 @@
+"""Comparisons as Markdown, LaTeX and CSV. No number is written that no run or source gave: unknown cells are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from un.reports.comparison import Cell, Comparison
+from un.reports.statistics import Difference
+
+MARK = "†"
+MARK_NOTE = f"{MARK} our setting, not the paper's."
+DIFFERENCE_NOTE = "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t)."
+FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "minutes")
+# Characters that LaTeX fonts lack or that pandas does not escape.
+LATEX_TEXT = {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}
+
+
+def describe_cell(cell: Cell, comparison: Comparison) -> dict[str, str]:
+    """Returns the texts of a cell by field; empty where there is nothing to say."""
+    digits = comparison.digits
+    source = f" [{comparison.sources.index(cell.published.source) + 1}]" if cell.published else ""
+    return {
+        "published": f"{cell.published.value:g}{source}" if cell.published else "",
+        "ours": _describe_ours(cell, comparison),
+        "runs": describe_count(cell),
+        "Δ published": "" if cell.to_published is None else format_signed(cell.to_published, digits),
+        "Δ LayerNorm": describe_difference(cell.to_layernorm, digits),
+        "minutes": "" if cell.minutes is None else f"{cell.minutes:.1f}",
+    }
+
+
+def describe_count(cell: Cell) -> str:
+    """Returns e.g. "5", "3 of 5", or "5 (2 diverged)": runs that ended, of those asked for."""
+    if not cell.planned and not cell.runs:
+        return ""
+    count = f"{len(cell.runs)} of {cell.planned}" if cell.missing else str(len(cell.runs))
+    return f"{count} ({cell.diverged} diverged)" if cell.diverged else count
+
+
+def describe_difference(difference: Difference | None, digits: int) -> str:
+    """Returns e.g. "+0.40 [−0.10, +0.90]"; without an interval for a single pair."""
+    if difference is None:
+        return ""
+    mean = format_signed(difference.mean, digits)
+    if difference.low is None or difference.high is None:
+        return mean
+    return f"{mean} [{format_signed(difference.low, digits)}, {format_signed(difference.high, digits)}]"
+
+
+def format_signed(value: float, digits: int) -> str:
+    """Returns the number with its sign; a rounded zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def list_notes(comparison: Comparison) -> list[str]:
+    """Returns what is to be said below a table: setting, marks, differences and sources."""
+    notes = [comparison.setting] if comparison.setting else []
+    if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
+        notes.append(MARK_NOTE)
+    if any(cell.to_layernorm for cell in comparison.cells):
+        notes.append(DIFFERENCE_NOTE)
+    return notes + [f"[{number}] {source}." for number, source in enumerate(comparison.sources, 1)]
+
+
+def tabulate(comparison: Comparison) -> pd.DataFrame:
+    """Returns the texts: a row per row, columns (label, field) without those in which nothing stands."""
+    columns: dict[tuple[str, str], list[str]] = {}
+    labels = [row.label for row in comparison.rows]
+    for index, column in enumerate(comparison.columns):
+        texts = [describe_cell(row.cells[index], comparison) for row in comparison.rows]
+        name = f"{column} {comparison.metrics[index]}".strip()
+        for field in FIELDS:
+            if any(text[field] for text in texts):
+                columns[name, field] = [text[field] for text in texts]
+    frame = pd.DataFrame(columns, index=pd.Index(labels))
+    frame.columns = pd.MultiIndex.from_tuples(list(columns), names=[None, None])
+    return frame
+
+
+def render_markdown(comparison: Comparison, level: int = 2) -> str:
+    """Returns heading, table and notes."""
+    frame = tabulate(comparison)
+    several = len(comparison.columns) > 1
+    header = ["", *(f"{key[0]}: {key[1]}" if several else key[1] for key in frame.columns)]
+    if not several and comparison.metrics[0]:
+        header = [f"{comparison.columns[0]} {comparison.metrics[0]}".strip(), *header[1:]]
+    lines = [header, ["---"] * len(header), *frame.reset_index().to_numpy().tolist()]
+    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    notes = [note.replace("|", "\\|") for note in list_notes(comparison)]
+    return "\n\n".join([f"{'#' * level} {comparison.title}", table, *(["  \n".join(notes)] if notes else [])]) + "\n"
+
+
+def render_latex(comparison: Comparison) -> str:
+    """Returns a table environment for the package booktabs, with the notes below the rows."""
+    frame = tabulate(comparison)
+    if len(comparison.columns) == 1:
+        frame.columns = pd.Index([key[1] for key in frame.columns])
+    style = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis="columns")
+    text = style.to_latex(
+        hrules=True,
+        caption=_escape_latex(comparison.title),
+        label=f"tab:{comparison.name}",
+        position="ht",
+        position_float="centering",
+        column_format="l" + "l" * len(frame.columns),
+        multicol_align="c",
+    )
+    for symbol, replacement in LATEX_TEXT.items():
+        text = text.replace(symbol, replacement)
+    notes = " ".join(_escape_latex(note) for note in list_notes(comparison))
+    return text.replace(
+        "\\end{table}", f"\\par\\smallskip\\footnotesize {notes}\n\\end{{table}}" if notes else "\\end{table}"
+    )
+
+
+def list_rows(comparison: Comparison) -> pd.DataFrame:
+    """Returns the numbers unrounded: one row per cell."""
+    rows = []
+    for row in comparison.rows:
+        for column, metric, cell in zip(comparison.columns, comparison.metrics, row.cells, strict=True):
+            difference = cell.to_layernorm
+            values = [(run.result.seed, run.get(cell.metric)) for run in cell.runs]
+            rows.append(
+                {
+                    "table": comparison.name,
+                    "column": column,
+                    "row": row.label,
+                    "norm": row.norm,
+                    "metric": metric,
+                    "published": cell.published.value if cell.published else None,
+                    "source": cell.published.source if cell.published else None,
+                    "paper_setting": cell.paper_setting,
+                    "mean": cell.ours.mean,
+                    "std": cell.ours.std,
+                    "n": cell.ours.n,
+                    "runs": len(cell.runs),
+                    "planned": cell.planned,
+                    "diverged": cell.diverged,
+                    "to_published": cell.to_published,
+                    "to_layernorm": difference.mean if difference else None,
+                    "to_layernorm_low": difference.low if difference else None,
+                    "to_layernorm_high": difference.high if difference else None,
+                    "to_layernorm_n": difference.n if difference else None,
+                    "minutes": cell.minutes,
+                    "values": " ".join(f"{seed}:{'' if value is None else repr(value)}" for seed, value in values),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def render_csv(comparisons: Iterable[Comparison]) -> str:
+    """Returns the numbers of tables, unrounded, one line per cell; `values` holds `seed:value`, empty if diverged."""
+    frames = [list_rows(comparison) for comparison in comparisons]
+    return pd.concat(frames).to_csv(index=False) if frames else ""
+
+
+def _describe_ours(cell: Cell, comparison: Comparison) -> str:
+    if cell.ours.mean is None:
+        return "diverged" if cell.diverged and cell.diverged == len(cell.runs) else ""
+    mean = f"{cell.ours.mean:.{comparison.digits}f}"
+    spread = "" if cell.ours.std is None else f" ± {cell.ours.std:.{comparison.digits}f}"
+    return f"{mean}{spread}{f' {MARK}' if comparison.shows_marks and cell.is_marked else ''}"
+
+
+def _escape_latex(text: str) -> str:
+    escaped = pd.DataFrame([[text]]).style.format(escape="latex").hide(axis="index").hide(axis="columns").to_latex()
+    body = escaped.splitlines()[1].removesuffix(" \\\\")
+    for symbol, replacement in LATEX_TEXT.items():
+        body = body.replace(symbol, replacement)
+    return body

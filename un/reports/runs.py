@@ -1,0 +1,100 @@
+"""Run folders as the reports see them: result, setting and seed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from un.reports.result import Result, read_result
+
+MAIN_METRICS = ("test/bleu", "test/acc1")  # the first that a run has is its task's
+OVERRIDE_START = re.compile(r",(?=~?[\w./@]+=)")  # between two overrides of a folder's name; values may hold commas
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended.
+
+    Attributes:
+        folder: `<runs>/<experiment>/<setting>/seed=<n>`.
+        result: its result.json.
+    """
+
+    folder: Path
+    result: Result
+
+    @cached_property
+    def setting(self) -> str:
+        """What seeds are averaged over: the folder's name, which holds every override that changes the science."""
+        in_layout = self.folder.name == f"seed={self.result.seed}"
+        return self.folder.parent.name if in_layout else self.folder.name
+
+    @property
+    def norm(self) -> str:
+        """The norm's choice."""
+        return str(self.result.norm.get("choice", ""))
+
+    @property
+    def task(self) -> str:
+        """The part of `un` that holds the task: vision or translation."""
+        parts = self.result.task.split(".")
+        return parts[1] if len(parts) > 1 else self.result.task
+
+    @property
+    def main_metric(self) -> str | None:
+        """The test metric that tables show unless told otherwise; None when there is none."""
+        tests = [name for name in self.result.metrics if name.startswith("test/")]
+        return next((name for name in MAIN_METRICS if name in tests), tests[0] if tests else None)
+
+    def get(self, metric: str | None) -> float | None:
+        """Returns a metric of a run that finished, the main one by default; None where there is none."""
+        name = metric or self.main_metric
+        return self.result.metrics.get(name) if name and self.result.status == "finished" else None
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Reads every result.json below the folders.
+
+    Returns:
+        The runs in the order of their paths, and one line for each file that could not be read.
+
+    Raises:
+        ValueError: there is none at all, or no such folder.
+    """
+    folders = list(folders)
+    paths = sorted({path for folder in folders for path in _walk(folder)})
+    if not paths:
+        raise ValueError(f"no result.json below {', '.join(map(str, folders))}")
+    runs, problems = [], []
+    for path in paths:
+        try:
+            runs.append(Run(path.parent, read_result(path)))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def _walk(root: Path) -> Iterable[Path]:
+    """Yields the result files; a run folder's own subfolders (checkpoints, wandb) are not entered."""
+    for folder, subfolders, files in os.walk(root):
+        if "result.json" in files:
+            subfolders.clear()
+            yield Path(folder) / "result.json"
+
+
+def name_reference(setting: str) -> str:
+    """Returns the setting with LayerNorm that another one is compared with: the same without the norm's options."""
+    parts = [part for part in OVERRIDE_START.split(setting) if not re.match(r"~?norm[.=]", part)]
+    return ",".join(["norm=layernorm", *parts])
+
+
+def group_by_setting(runs: Sequence[Run]) -> Mapping[str, Mapping[str, list[Run]]]:
+    """Returns experiment -> setting -> runs, in the order given."""
+    groups: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        groups.setdefault(run.result.experiment, {}).setdefault(run.setting, []).append(run)
+    return groups

@@ -1,0 +1,64 @@
+"""Statistics over seeds. A diverged run has no value: it is counted beside them, never averaged."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (n - 1) of n values; None where there are too few."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference over n paired seeds and its confidence interval, which takes two seeds; one has None."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Returns mean and standard deviation."""
+    return Summary(
+        statistics.fmean(values) if values else None,
+        statistics.stdev(values) if len(values) > 1 else None,
+        len(values),
+    )
+
+
+def compare_paired(
+    values: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Difference | None:
+    """Compares two settings seed by seed, because runs of one seed share their data order.
+
+    Args:
+        values: by seed.
+        reference: by seed; seeds that only one of the two has are left out.
+        confidence: of the interval, by Student's t-distribution with n - 1 degrees of freedom.
+
+    Returns:
+        The difference `values - reference`, or None without a common seed.
+    """
+    differences = [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
+    if not differences:
+        return None
+    summary = summarise(differences)
+    assert summary.mean is not None
+    if summary.std is None:
+        return Difference(summary.mean, None, None, summary.n)
+    from scipy.stats import t  # takes most of a second, which a table of single runs need not spend
+
+    half = float(t.ppf((1 + confidence) / 2, summary.n - 1)) * summary.std / math.sqrt(summary.n)
+    return Difference(summary.mean, summary.mean - half, summary.mean + half, summary.n)

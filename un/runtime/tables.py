@@ -1,0 +1,228 @@
+"""Tables from their files to their numbers: which runs a cell needs, which of them there are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, fill_cell
+from un.reports.result import read_result
+from un.reports.runs import Run
+from un.reports.specification import Column, Published, Row, Table, parse_table
+from un.runtime.cli import quote_override
+from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
+from un.runtime.listing import TableRun, list_runs, parse, read_choices
+from un.runtime.run_folder import name_run
+
+UNLABELLED = ("experiment", "ablation", "seed")  # keys that say nothing in the label of a row
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row with the runs of each of its cells."""
+
+    label: str
+    published: tuple[Published | None, ...]
+    runs: tuple[tuple[TableRun, ...], ...]
+
+    @property
+    def norm(self) -> str:
+        """The norm of the runs; empty without any."""
+        names = (read_choices(run.arguments).get("norm") for cell in self.runs for run in cell)
+        return next(filter(None, names), "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table, what it was asked with, and its rows."""
+
+    table: Table
+    rows: tuple[PlannedRow, ...]
+
+    @property
+    def runs(self) -> list[TableRun]:
+        """Every run once, row by row."""
+        runs = {run.folder: run for row in self.rows for cell in row.runs for run in cell}
+        return list(runs.values())
+
+
+def read_table(name: str) -> Table:
+    """Reads configs/table/<name>.yaml.
+
+    Raises:
+        UserError: there is none of that name.
+        ValueError: it says something that no table can.
+    """
+    path = CONFIG_FOLDER / "table" / f"{name}.yaml"
+    if not path.is_file():
+        names = list_tables()
+        raise UserError(f"table={name} is unknown{suggest(name, names) or '.'} Allowed: {', '.join(names)}")
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return parse_table(name, {str(key): value for key, value in content.items()})
+
+
+def list_tables() -> list[str]:
+    """Returns the names of all table files."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / "table").glob("*.yaml"))
+
+
+def describe_ablation(name: str) -> Table:
+    """Returns the table of an ablation that has no table file: a row for each of its settings."""
+    return Table(name, f"ablation={name}", (Column(""),), (Row(None, (f"ablation={name}",), (None,)),))
+
+
+def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
+    """Lists the runs of every cell.
+
+    Args:
+        table: to plan.
+        arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
+            and of what was published. Whatever changes the science makes the setting ours.
+    """
+    arguments = [quote_override(argument) for argument in arguments]
+    nameless = name_run("", "", [], 0)
+    for override in parse(tuple(arguments)):
+        if override.key_or_group == "experiment":
+            table = _change_experiment(table, override.get_value_element_as_str())
+        elif name_run("", "", [f"{override.key_or_group}=0"], 0) != nameless:  # the value may be a sweep
+            table = replace(table, paper_setting=False)
+    rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments)]
+    return Plan(table, tuple(rows))
+
+
+def fill_table(plan: Plan, find: Callable[[TableRun], Run | None]) -> Comparison:
+    """Computes the cells from those runs that `find` knows."""
+    table = plan.table
+    found = [[[run for run in map(find, cell) if run is not None] for cell in row.runs] for row in plan.rows]
+    references = [_find_reference([row[index] for row in found]) for index in range(len(table.columns))]
+    rows = []
+    for row, groups in zip(plan.rows, found, strict=True):
+        cells: list[Cell] = []
+        for index, column in enumerate(table.columns):
+            cell = fill_cell(
+                groups[index],
+                references[index],
+                planned=len(row.runs[index]),
+                metric=column.metric,
+                published=row.published[index],
+                paper_setting=table.paper_setting,
+            )
+            cells.append(cell)
+        rows.append(Line(row.label, row.norm, tuple(cells)))
+    columns = tuple(column.label for column in table.columns)
+    has_published = any(figure for row in plan.rows for figure in row.published)
+    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, table.setting, has_published)
+
+
+def find_on_disk(run: TableRun) -> Run | None:
+    """Reads a run's result; None where it has not ended.
+
+    Raises:
+        ValueError: the result is damaged.
+    """
+    path = run.folder / "result.json"
+    return Run(run.folder, read_result(path)) if path.is_file() else None
+
+
+def compare_known(runs: Sequence[Run]) -> list[Comparison]:
+    """Fills every table for which these runs were made, wherever their folders lie; LayerNorm alone makes no table."""
+    known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
+    there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
+    experiments = there & {run.result.experiment for run in runs}
+    roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
+    arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
+    comparisons = []
+    for name in list_tables():
+        table = _keep_columns(read_table(name), experiments)
+        if table.columns:
+            comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
+    return [comparison for comparison in comparisons if _says_something(comparison)]
+
+
+def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[PlannedRow]:
+    """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
+    groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
+    for index, column in enumerate(table.columns):
+        own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        if not own:  # no run of ours measures this
+            continue
+        given = parse((*table.runs, *column.arguments, *arguments))
+        common = {override.key_or_group for override in given if not override.is_sweep_override()}
+        for run in list_runs([*own, *arguments]):
+            key = None if row.label is not None else _describe(run.arguments, common)
+            groups.setdefault(key, [[] for _ in table.columns])[index].append(run)
+    for cell in (cell for cells in groups.values() for cell in cells):
+        settings = sorted({run.key[1] for run in cell})
+        if len(settings) > 1:
+            raise UserError(f"table {table.name}, row {row.label}: a cell can sweep seeds only, got {settings}")
+    if row.label is not None:
+        cells = groups.get(None, [[] for _ in table.columns])
+        yield PlannedRow(row.label, row.published, tuple(map(tuple, cells)))
+        return
+    labels = _label([key for key in groups if key is not None])
+    for label, cells in zip(labels, groups.values(), strict=True):
+        yield PlannedRow(label, row.published, tuple(map(tuple, cells)))
+
+
+def _describe(arguments: Sequence[str], common: Iterable[str]) -> tuple[str, ...]:
+    """Returns those settings of a run, `key=value` each, that tell it from those of other rows."""
+    hidden = {*UNLABELLED, *common}
+    settings = []
+    for override in parse(tuple(arguments)):
+        key, value = override.key_or_group, override.value()
+        if key in hidden or key.startswith(("hydra", "paths.")):
+            continue
+        if isinstance(value, dict):  # +norm={window: 2}
+            settings += [f"{key}.{name}={_write(part)}" for name, part in value.items()]
+        else:
+            settings.append(f"{key}={override.get_value_element_as_str()}")
+    return tuple(settings)
+
+
+def _label(settings: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns a label for each setting: what not all have in common, without the prefix of the norm."""
+    shared = set.intersection(*map(set, settings)) if len(settings) > 1 else set()
+    labels = []
+    for setting in settings:
+        parts = [part for part in setting if part not in shared]
+        labels.append(" ".join(part.removeprefix("norm=").removeprefix("norm.") for part in parts) or "as configured")
+    return labels
+
+
+def _find_reference(rows: Sequence[Sequence[Run]]) -> Sequence[Run]:
+    """Returns the runs of the first row with LayerNorm."""
+    return next((runs for runs in rows if runs and all(run.norm == LAYERNORM for run in runs)), ())
+
+
+def _change_experiment(table: Table, experiment: str) -> Table:
+    column = Column(experiment, (f"experiment={experiment}",))
+    rows = tuple(Row(row.label, row.arguments, (None,)) for row in table.rows)
+    return replace(table, columns=(column,), rows=rows, paper_setting=False, setting="", needs=())
+
+
+def _says_something(comparison: Comparison) -> bool:
+    norms = {run.norm for cell in comparison.cells for run in cell.runs}
+    return bool(norms - {LAYERNORM}) or any(cell.published and cell.runs for cell in comparison.cells)
+
+
+def _keep_columns(table: Table, experiments: set[str]) -> Table:
+    """Drops columns of other experiments; with a published figure they stay, unless no column has runs."""
+    named = [read_choices(column.arguments).get("experiment") for column in table.columns]
+    if experiments.isdisjoint(filter(None, named)):
+        return replace(table, columns=())
+    kept = [
+        index
+        for index, experiment in enumerate(named)
+        if experiment in experiments or any(row.published[index] for row in table.rows)
+    ]
+    rows = tuple(replace(row, published=tuple(row.published[index] for index in kept)) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[index] for index in kept), rows=rows)
+
+
+def _write(value: Any) -> str:
+    """Returns a value of an override as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
