@@ -23,7 +23,7 @@ demo-translation: $(TRANSLATION)  ## train a small translator with UN on generat
 translation: $(TRANSLATION)  ## install what translation needs; fairseq is compiled, which takes some minutes
 
 test: $(DEV)  ## run the tests, installing what is missing
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-all: $(DEV)  ## run the tests, slow and gpu ones included
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"
