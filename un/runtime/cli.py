@@ -39,12 +39,12 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     _failed_jobs = []
     prepare_process()
     sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
-    os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving with code 1
     first, overrides = sys.argv[1:2], sys.argv[2:]
     is_sweep = first in (["-m"], ["--multirun"]) and not any(text.startswith("-") for text in overrides)
     try:
         failed = sweep(overrides) if sweep is not None and is_sweep else None
         if failed is None:
+            os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving itself
             main()
     except ReportedError:
         sys.exit(EXIT_CODE)
