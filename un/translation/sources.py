@@ -12,6 +12,7 @@ from un.loading import load_dataset
 PHRASEBOOK = "phrasebook"
 PHRASEBOOK_SEED = 0  # ours: the same sentences in every run, whatever its seed
 PHRASEBOOK_COUNTS = {"test": 1000, "val": 1000, "train": 20_000}  # ours; drawn in this order
+PREPARATION_HINT = "scripts/prepare_iwslt14.py and prepare_wmt14.py make the folders of these data sets (docs/data.md)"
 log = logging.getLogger(__name__)
 
 
@@ -146,7 +147,10 @@ def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str
     Raises:
         ValueError: No such data set, split or column, or a column that holds something else than text.
     """
-    source = load_dataset(path)
+    try:
+        source = load_dataset(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {PREPARATION_HINT}") from error
     texts = {}
     for name, split in splits.items():
         if split not in source:
