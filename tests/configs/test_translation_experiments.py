@@ -50,7 +50,7 @@ RECIPES = {
         "optimizer.lr": 3e-3,
         "optimizer.weight_decay": 0.0,
         "scheduler.warmup_steps": 400,
-        "trainer.max_epochs": 5,
+        "trainer.max_epochs": 7,
         "trainer.gradient_clip_val": 1.0,
         "norm.warmup_steps": 300,
         "surgery.pad_mask": True,
