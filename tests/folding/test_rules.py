@@ -23,37 +23,43 @@ from un.norms import BatchNorm, ChannelFirst, UnifiedNorm
 
 # Models of which every norm vanishes: rule, modules, forward, input shape.
 VANISHING = {
-    "linear": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)), TOKENS),
-    "new bias": ("R1", {"fc": linear(bias=False)}, lambda m, x: m.fc(m.norm(x)), TOKENS),
-    "several readers": (
+    "linear, not the last": (
         "R1",
+        {"a": linear(), "b": linear()},
+        lambda m, x: m.b(m.a(m.norm(x)).relu()),
+        TOKENS,
+    ),
+    "linear": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)), TOKENS),
+    "new bias": ("R4", {"fc": linear(bias=False)}, lambda m, x: m.fc(m.norm(x)), TOKENS),
+    "several readers": (
+        "R4",
         {"q": linear(), "k": linear(bias=False)},
         lambda m, x: (lambda y: m.q(y[:, :1]) * m.k(y.transpose(0, 1)[:1].transpose(0, 1)))(m.norm(x)),
         TOKENS,
     ),
-    "called twice": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) + m.fc(m.norm(x.sin())), TOKENS),
+    "called twice": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) + m.fc(m.norm(x.sin())), TOKENS),
     "matrix product": (
-        "R1",
+        "R4",
         {"fc": linear()},
         lambda m, x: torch.addmm(m.fc.bias, m.norm(x).flatten(0, 1), m.fc.weight.t()),
         TOKENS,
     ),
-    "in place": ("R1", {"fc": linear()}, lambda m, x: m.fc(torch.zeros_like(x).copy_(m.norm(x))), TOKENS),
+    "in place": ("R4", {"fc": linear()}, lambda m, x: m.fc(torch.zeros_like(x).copy_(m.norm(x))), TOKENS),
     "fused attention": (
         "R1",
         {"attn": nn.MultiheadAttention(C, 2, batch_first=True)},
         lambda m, x: (lambda y: m.attn(y, y, y)[0])(m.norm(x)),
         TOKENS,
     ),
-    "mean": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mean(1)), TOKENS),
+    "mean": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mean(1)), TOKENS),
     "windows": (
-        "R1",
+        "R4",
         {"fc": linear()},
         lambda m, x: m.fc(torch.roll(m.norm(x), 1, 1).view(2, 2, 2, 2, 2, C).transpose(2, 3).reshape(-1, 4, C)),
         (2, 16, C),
     ),
     "merging": (
-        "R1",
+        "R4",
         {"fc": nn.Linear(2 * C, 3, bias=False)},
         lambda m, x: m.fc(torch.cat((m.norm(x)[:, ::2], m.norm(x)[:, 1::2]), -1)),
         (2, 6, C),
@@ -95,6 +101,19 @@ def test_a_norm_vanishes(name):
     assert report.rows[0].into
     assert type(folded.norm) is nn.Identity
     assert list_norm_keys(folded, report) == []
+
+
+@pytest.mark.parametrize(("padding", "rule"), [(0, "R5"), (1, "R1")])
+def test_a_norm_of_concatenated_positions_names_its_rule(padding, rule):
+    model = make_model(
+        lambda m, x: m.head(m.fc(m.norm(F.pad(m.stem(x), (0, 0, 0, 2 * padding)).reshape(2, -1, 2 * C))).relu()),
+        stem=linear(),
+        norm=BatchNorm(2 * C),
+        fc=nn.Linear(2 * C, C, bias=False),
+        head=linear(),
+    )
+    _, report = check_fold(model, make_tokens(2, 6, C), on_unfoldable="raise")
+    assert rules(report) == {"norm": rule}
 
 
 class Unsaved(nn.Module):
