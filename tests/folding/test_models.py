@@ -142,3 +142,16 @@ def test_norms_that_are_not_offline_lose_their_affine(name, factory):
     assert kept == stream_norms.get(name, ["stem.1"])
     assert list_norm_keys(folded, report) == [key for key in folded.state_dict() if kept and key.startswith(kept[0])]
     assert "stays" in report.rows[-1].stays
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, RMSNorm])
+def test_layer_scales_go_into_the_layer_before_them(norm):
+    model, images = build_small("deit3_small_patch16_224")
+    replace_norms(model, norm, carry_affine=False)
+    folded, report = check_fold(randomize(model), (images,))
+    scales = [f"blocks.{block}.ls{number}" for block in range(len(model.blocks)) for number in (1, 2)]
+    assert f"R10: {', '.join(scales)} merged into the layers before them" in report.notes
+    assert all(type(folded.get_submodule(name)) is torch.nn.Identity for name in scales)
+    assert not any(row.site in scales for row in report.rows)
+    expected = model.blocks[0].ls1.gamma[:, None] * model.blocks[0].attn.proj.weight
+    torch.testing.assert_close(folded.blocks[0].attn.proj.weight, expected)

@@ -204,3 +204,48 @@ def test_a_zero_scale_folds_forward_and_backward():
         norm.weight.data[::2] = 0
     _, report = check_fold(model, make_tokens(), on_unfoldable="raise")
     assert rules(report) == {"first": "R3", "second": "R1"}
+
+
+class Scale(nn.Module):
+    """A LayerScale, or with `power` 2 something that looks like one."""
+
+    def __init__(self, power: int = 1, shape: tuple[int, ...] = (-1,)) -> None:
+        super().__init__()
+        self.gamma, self.power, self.shape = nn.Parameter(torch.ones(C)), power, shape
+
+    def forward(self, x):
+        return x**self.power * self.gamma.view(self.shape)
+
+
+def run_with_scale(m, x):
+    return m.scale(m.conv(m.norm(x)))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_only_a_plain_factor_is_merged(power):
+    model = make_model(
+        run_with_scale, norm=ChannelFirst(BatchNorm(C)), conv=nn.Conv2d(C, C, 1), scale=Scale(power, (-1, 1, 1))
+    )
+    folded, report = check_fold(model, make_tokens(2, C, 4, 4), on_unfoldable="raise")
+    assert type(folded.scale) is (nn.Identity if power == 1 else Scale)
+    assert len(report.notes) == 2 - power
+
+
+def test_a_factor_stays_where_others_read_what_it_scales():
+    model = make_model(
+        lambda m, x: (lambda y: m.scale(y) + y.tanh())(m.fc(m.norm(x))), norm=BatchNorm(C), fc=linear(), scale=Scale()
+    )
+    folded, report = check_fold(model, make_tokens(), on_unfoldable="raise")
+    assert torch.equal(folded.scale.gamma, model.scale.gamma)
+    assert report.notes == ()
+
+
+def test_a_norm_whose_reader_is_a_factor_becomes_part_of_what_stays():
+    model = make_model(lambda m, x: m.scale(m.norm(x)).tanh(), norm=BatchNorm(C), scale=Scale())
+    folded, _ = check_fold(model, make_tokens())
+    assert sum(isinstance(module, ScaleShift) for module in folded.modules()) == 1
+
+
+def test_a_factor_alone_is_no_norm():
+    with pytest.raises(ValueError, match="holds no norm"):
+        fold_norms(make_model(lambda m, x: m.scale(m.fc(x)), fc=linear(), scale=Scale()), make_tokens())

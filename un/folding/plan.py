@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -87,8 +88,10 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
     new: nn.Module
     if index in plan.frames.residues:
         scale, shift = plan.frames.residues[index]
+        if site.is_layer_scale and torch.equal(scale, site.scale.cpu()) and not bool(shift.any()):
+            return
         shape = (-1, *[1] * (calls[0].num_dims - 2)) if site.channel_axis == 1 else (-1,)
-        like = next(iter(norm.parameters()), next(iter(norm.buffers())))
+        like = next(itertools.chain(norm.parameters(), norm.buffers()))
         like = torch.empty(0, dtype=read_dtype(norm), device=like.device)
         values = [_cast(site.name, value.view(shape), like) for value in (scale, shift)]
         new = ScaleShift(values[0], values[1] if form is Form.KEEP else None)

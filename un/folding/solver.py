@@ -4,7 +4,7 @@ A channel with value x in the model holds h in the folded one, x = scale * h + s
 understood needs x itself (scale 1, shift 0). A norm that vanishes passes h on; its map enters the next frame. A linear
 map can take any frames at its input and, unless something else is asked of it, give any at its output. The two sides
 of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm it comes
-from is blamed and tries its next form. That covers rules R1 to R5, R7 and R8.
+from is blamed and tries its next form. That covers rules R1 to R5, R7, R8 and R10's LayerScale.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Solver:
         if not self.sites[site].offline:
             return [Form.FORWARD, Form.KEEP]
         backward = [Form.BACKWARD] if self._can_go_backward(site) else []
+        if self.sites[site].is_layer_scale:
+            return [*backward, Form.KEEP]
         if self.is_direct(site):
             return [Form.FORWARD, *backward, Form.KEEP]
         return [*backward, Form.FORWARD, Form.MULTIPLY, Form.KEEP]

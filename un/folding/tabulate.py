@@ -15,9 +15,13 @@ NOT_REACHED = "not reached on the example inputs"
 
 def tabulate(plan: Plan) -> tuple[tuple[FoldRow, ...], tuple[str, ...]]:
     """The rows of a plan's report, and its notes."""
-    rows = tuple(_describe_site(plan, index) for index in range(len(plan.sites)))
+    rows = tuple(_describe_site(plan, index) for index, site in enumerate(plan.sites) if not site.is_layer_scale)
     notes = [f"{name} was tied and has its own memory now" for name in plan.untied]
     notes += [f"{name} gets a bias" for name in plan.rewrite.new_biases]
+    scales = {index: site.name for index, site in enumerate(plan.sites) if site.is_layer_scale}
+    merged = [name for index, name in scales.items() if plan.forms[index] is Form.BACKWARD]
+    if merged:
+        notes.append(f"R10: {', '.join(merged)} merged into the layers before them")
     lost = sorted(plan.sites[site].name for site in plan.rewrite.homeless)
     if lost:
         notes.append(f"the outputs do not depend on a part of the shift (as of attention keys) of {', '.join(lost)}")
