@@ -104,17 +104,18 @@ def test_norms_over_heads_fold_into_the_projection_before_them():
     assert rules(report)["blocks.0.attn.q_norm"] == rules(report)["blocks.0.attn.k_norm"] == "R3"
 
 
-def test_token_mixing_keeps_its_norms_and_says_so():
+@pytest.mark.parametrize("img_size", [64, 96])  # 16 tokens, and more than MAX_KINDS_OF_ROWS
+def test_token_mixing_keeps_its_norms_and_says_so(img_size):
     torch.manual_seed(0)
-    model = timm.models.MlpMixer(img_size=64, patch_size=16, num_blocks=2, embed_dim=40, num_classes=3)
+    model = timm.models.MlpMixer(img_size=img_size, patch_size=16, num_blocks=2, embed_dim=40, num_classes=3)
     replace_norms(model, UnifiedNorm)
-    _, report = check_fold(randomize(model), (torch.randn(2, 3, 64, 64),))
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, img_size, img_size),))
     by_site = {row.site: row for row in report.rows}
     assert by_site["blocks.0.norm1"].outcome == by_site["blocks.1.norm1"].outcome == "multiply-add"
     assert "mixes another axis" in by_site["blocks.0.norm1"].stays
     assert {by_site[name].outcome for name in ("blocks.0.norm2", "blocks.1.norm2", "norm")} == {"folded"}
     with pytest.raises(ValueError, match=r"2 of 5 norms do not vanish: blocks\.0\.norm1"):
-        fold_norms(model, (torch.randn(2, 3, 64, 64).double(),), on_unfoldable="raise")
+        fold_norms(model, (torch.randn(2, 3, img_size, img_size).double(),), on_unfoldable="raise")
 
 
 def test_windows_padded_with_zeros_keep_the_norm_before_them():
