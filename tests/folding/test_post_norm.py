@@ -17,6 +17,7 @@ from tests.folding.helpers import (
     randomize,
     rules,
 )
+from un.folding import fold, fold_norms
 from un.norms import BatchNorm
 from un.surgery import replace_norms
 
@@ -53,6 +54,18 @@ def test_post_norm_blocks_fall_back_to_the_local_form(weight, reason):
     assert rules(report)["norm0"] == "R8 local"
     assert reason in report.rows[0].stays
     assert folded.norm0.shift is None
+
+
+def test_a_product_that_costs_precision_is_not_carried_on(monkeypatch):
+    model = make_post_norm()
+    _, cumulative = fold_norms(model, make_tokens())
+    assert cumulative.condition > 1
+    monkeypatch.setitem(fold.PRECISION, torch.float32, 0.0)
+    folded, report = fold_norms(model, make_tokens())
+    assert outcomes(report) == {"norm0": "multiply", "norm1": "multiply", "norm2": "folded"}
+    assert report.condition == 1
+    assert "differ by a factor of" in report.rows[0].stays
+    torch.testing.assert_close(folded(*make_tokens()), model.eval()(*make_tokens()))
 
 
 def test_a_kept_norm_that_reads_normed_and_other_tokens_keeps_the_norm_before_it():

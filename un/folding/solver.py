@@ -80,10 +80,11 @@ class Solver:
     Args:
         graph: from a trace.
         sites: the norms, in the numbering of the graph.
+        max_condition: largest max|scale| / min|scale| carried through a residual stream; 1 carries none.
     """
 
-    def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, sites: Sequence[Site], max_condition: float = MAX_CONDITION) -> None:
+        self.graph, self.max_condition = graph, max_condition
         self.sites = sites
         self.calls: dict[int, list[NormCall]] = {index: [] for index in range(len(sites))}
         self.from_linear = torch.zeros(graph.size, dtype=torch.bool)
@@ -242,8 +243,11 @@ class Solver:
         if bool((scale == 0).any()):
             frames.blame(stream, f"a scale is 0 in the stream of {source.module}")
             return
-        if condition > MAX_CONDITION:
-            frames.blame(stream, f"scales of the stream of {source.module} differ by a factor of {condition:.0e}")
+        if condition > self.max_condition:
+            reason = (
+                f"scales of the stream of {source.module} differ by a factor of {condition:.0e}, too much to carry on"
+            )
+            frames.blame(stream, reason)
             return
         frames.scale[writer], frames.shift[writer] = scale, -frames.shift[stream]
         frames.row_scale[writer] = 1 / scale
