@@ -1,0 +1,143 @@
+"""Families of models with every norm replaced: outputs before and after, and where each norm went."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from tests.folding.helpers import OFFLINE, check_fold, list_norm_keys, outcomes, randomize, rules
+from tests.standins import build_small
+from un.folding import fold_norms
+from un.norms import BatchNorm, RepBatchNorm, RMSNorm, UnifiedNorm
+from un.surgery import replace_norms
+from un.vision import t2t_vit  # noqa: F401  registers its models with timm
+
+T2T = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 3}
+FULLY = {
+    "vit_tiny_patch16_224": {"R1"},
+    "deit_tiny_distilled_patch16_224": {"R1"},
+    "deit3_small_patch16_224": {"R1"},
+    "beit_base_patch16_224": {"R1"},
+    "cait_xxs24_224": {"R1"},
+    "swin_tiny_patch4_window7_224": {"R1", "R3"},
+    "swinv2_tiny_window8_256": {"R1", "R3"},
+    "convnext_atto": {"R1", "R2", "R3"},
+}
+
+
+@pytest.mark.parametrize("name", FULLY)
+def test_every_norm_of_a_family_vanishes(name):
+    model, images = build_small(name)
+    replace_norms(model, RepBatchNorm)
+    folded, report = check_fold(randomize(model), (images,), on_unfoldable="raise")
+    assert set(rules(report).values()) == FULLY[name]
+    assert list_norm_keys(folded, report) == []
+
+
+@pytest.mark.parametrize("norm", OFFLINE)
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+def test_every_offline_norm_of_t2t_vit_vanishes(name, norm):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **T2T)
+    replace_norms(model, OFFLINE[norm])
+    folded, report = check_fold(randomize(model), (torch.randn(2, 3, 32, 32),), on_unfoldable="raise")
+    assert set(rules(report).values()) == {"R1"}
+    assert list_norm_keys(folded, report) == []
+    assert folded.blocks[0].attn.qkv.bias is not None
+
+
+def test_a_folded_state_dict_loads_into_the_plain_class():
+    model, images = build_small("vit_tiny_patch16_224")
+    replace_norms(model, UnifiedNorm)
+    folded, _ = fold_norms(randomize(model), (images,))
+    plain, _ = build_small("vit_tiny_patch16_224")
+    for name in ("blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm"):
+        parent, _, attribute = name.rpartition(".")
+        setattr(plain.get_submodule(parent), attribute, torch.nn.Identity())
+    plain.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(plain.eval()(images), folded(images), rtol=0, atol=0)
+
+
+def test_both_heads_of_a_distilled_model_take_the_norm():
+    model, images = build_small("deit_tiny_distilled_patch16_224")
+    replace_norms(model, BatchNorm)
+    folded, report = fold_norms(randomize(model), (images,))
+    assert {"head.weight", "head_dist.weight"} <= set(report.rows[-1].into)
+    features, folded_features = model.forward_features(images), folded.forward_features(images)
+    for head, position in (("head", 0), ("head_dist", 1)):
+        expected = model.get_submodule(head)(features[:, position])
+        torch.testing.assert_close(folded.get_submodule(head)(folded_features[:, position]), expected)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "max", "avgmax"])
+def test_pooling_folds_only_where_the_map_commutes(pool):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3, global_pool=pool, fc_norm=False
+    )
+    replace_norms(model, BatchNorm)
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, 32, 32),))
+    expected = "folded" if pool in ("token", "avg") else "multiply-add"
+    assert outcomes(report)["norm"] == expected
+    assert outcomes(report)["blocks.0.norm1"] == "folded"
+
+
+def test_a_maximum_passes_positive_scales():
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3, global_pool="max", fc_norm=False
+    )
+    replace_norms(model, BatchNorm)
+    randomize(model).norm.weight.data.abs_()
+    check_fold(model, (torch.randn(2, 3, 32, 32),), on_unfoldable="raise")
+
+
+def test_norms_over_heads_fold_into_the_projection_before_them():
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=3, qk_norm=True
+    )
+    replace_norms(model, BatchNorm)
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, 32, 32),), on_unfoldable="raise")
+    assert rules(report)["blocks.0.attn.q_norm"] == rules(report)["blocks.0.attn.k_norm"] == "R3"
+
+
+def test_token_mixing_keeps_its_norms_and_says_so():
+    torch.manual_seed(0)
+    model = timm.models.MlpMixer(img_size=64, patch_size=16, num_blocks=2, embed_dim=40, num_classes=3)
+    replace_norms(model, UnifiedNorm)
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, 64, 64),))
+    by_site = {row.site: row for row in report.rows}
+    assert by_site["blocks.0.norm1"].outcome == by_site["blocks.1.norm1"].outcome == "multiply-add"
+    assert "mixes another axis" in by_site["blocks.0.norm1"].stays
+    assert {by_site[name].outcome for name in ("blocks.0.norm2", "blocks.1.norm2", "norm")} == {"folded"}
+    with pytest.raises(ValueError, match=r"2 of 5 norms do not vanish: blocks\.0\.norm1"):
+        fold_norms(model, (torch.randn(2, 3, 64, 64).double(),), on_unfoldable="raise")
+
+
+def test_windows_padded_with_zeros_keep_the_norm_before_them():
+    torch.manual_seed(0)
+    sizes = {"img_size": 40, "depths": (2,), "embed_dim": 24, "num_heads": (2,), "window_size": 7}
+    model = timm.models.SwinTransformer(**sizes, num_classes=3, strict_img_size=False)
+    replace_norms(model, BatchNorm)
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, 40, 40),))
+    by_site = {row.site: row for row in report.rows}
+    padded = [by_site[f"layers.0.blocks.{i}.norm1"] for i in (0, 1)]
+    assert [row.outcome for row in padded] == ["multiply-add"] * 2
+    assert all("zero padding" in row.stays for row in padded)
+    assert {row.outcome for row in report.rows if row not in padded} == {"folded"}
+
+
+@pytest.mark.parametrize("factory", [None, RMSNorm])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_norms_that_are_not_offline_lose_their_affine(name, factory):
+    model, images = build_small(name)
+    if factory is not None:
+        replace_norms(model, factory, carry_affine=False)
+    folded, report = check_fold(randomize(model), (images,))
+    kept = [row.site for row in report.rows if row.outcome != "affine folded"]
+    stream_norms = {"vit_tiny_patch16_224": [], "swin_tiny_patch4_window7_224": ["patch_embed.norm"]}
+    assert kept == stream_norms.get(name, ["stem.1"])
+    assert list_norm_keys(folded, report) == [key for key in folded.state_dict() if kept and key.startswith(kept[0])]
+    assert "stays" in report.rows[-1].stays

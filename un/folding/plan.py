@@ -1,0 +1,124 @@
+"""The plan of a fold and its application to a copy of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from un.folding.graph import Graph
+from un.folding.rewrite import Rewrite
+from un.folding.scale_shift import PassOn, ScaleShift
+from un.folding.sites import Site, read_dtype, remove_affine
+from un.folding.solver import Form, Frames, Solver
+
+# Attribute -> value that keeps nn.TransformerEncoderLayer, nn.TransformerEncoder and fairseq 0.12.2's encoder layer
+# from a fused kernel that computes LayerNorm itself from the weight, bias and eps of what stands in a norm's place.
+FAST_PATH_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that turns a model into the folded one, in float64.
+
+    Attributes:
+        sites: the norms.
+        solver: graph of the model and what it says of each norm.
+        forms: site -> what becomes of it.
+        reasons: site -> why better forms were impossible.
+        frames: of the solution.
+        rewrite: new weights and biases.
+        untied: names of weights that get a memory of their own.
+    """
+
+    sites: list[Site]
+    solver: Solver
+    forms: dict[int, Form]
+    reasons: dict[int, str]
+    frames: Frames
+    rewrite: Rewrite
+    untied: tuple[str, ...]
+
+    @property
+    def graph(self) -> Graph:
+        """What the trace found."""
+        return self.solver.graph
+
+
+def untie_projections(model: nn.Module) -> tuple[str, ...]:
+    """Gives every Linear that shares its weight with another kind of module a copy; returns the weights' names."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(module)
+    names = []
+    for name, module in model.named_modules():
+        sharing = holders.get(id(module.weight), []) if isinstance(module, nn.Linear) else []
+        if any(not isinstance(holder, nn.Linear) for holder in sharing):
+            names.append(f"{name}.weight")
+            _untie(module)
+    return tuple(names)
+
+
+def apply_plan(plan: Plan, model: nn.Module) -> None:
+    """Changes a copy of the planned model in place; values are cast to the type of what they replace.
+
+    Raises:
+        ArithmeticError: a value does not fit the type.
+    """
+    for name in plan.untied:
+        _untie(model.get_submodule(name.rpartition(".")[0]))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in plan.rewrite.values.items():
+            tensors[name].copy_(_cast(name, value, tensors[name]))
+    for name, bias in plan.rewrite.new_biases.items():
+        module = model.get_submodule(name)
+        weight = module.get_parameter("weight")
+        module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
+    changed = {model.get_submodule(site.name) for site in plan.sites}
+    for module in model.modules():
+        for switch, off in FAST_PATH_SWITCHES.items():
+            if hasattr(module, switch) and not changed.isdisjoint(module.modules()):
+                setattr(module, switch, off)
+    for index in range(len(plan.sites)):
+        _replace_norm(plan, index, model)
+
+
+def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
+    site, form = plan.sites[index], plan.forms[index]
+    norm = model.get_submodule(site.name)
+    calls = plan.solver.calls[index]
+    new: nn.Module
+    if index in plan.frames.residues:
+        scale, shift = plan.frames.residues[index]
+        shape = (-1, *[1] * (calls[0].num_dims - 2)) if site.channel_axis == 1 else (-1,)
+        like = next(iter(norm.parameters()), next(iter(norm.buffers())))
+        like = torch.empty(0, dtype=read_dtype(norm), device=like.device)
+        values = [_cast(site.name, value.view(shape), like) for value in (scale, shift)]
+        new = ScaleShift(values[0], values[1] if form is Form.KEEP else None)
+    elif form is Form.KEEP:
+        return
+    elif not site.offline:
+        remove_affine(norm)
+        return
+    else:
+        new = PassOn() if any(call.more_arguments for call in calls) else nn.Identity()
+    for name in site.names:
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new.train(norm.training))
+
+
+def _untie(module: nn.Module) -> None:
+    weight = module.get_parameter("weight")
+    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+
+
+def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:
+    cast = value.clone().to(like)
+    if not bool(cast.isfinite().all()) and bool(value.isfinite().all()):
+        raise ArithmeticError(
+            f"{name} does not fit {like.dtype} after folding: its largest value is {value.abs().max():.1e}"
+        )
+    return cast

@@ -1,0 +1,192 @@
+"""Turns operations on tensors into a graph of channel codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from un.folding.graph import Catalog, Graph, LinearUse, Meeting, NormCall, Place, Read, Sum, identify_storage
+from un.folding.shadow import Shadow
+
+MAX_KINDS_OF_ROWS = 32  # different rows of codes a linear layer may see; more means that it mixes another axis
+
+
+class Recorder:
+    """Codes and graph of one trace.
+
+    Args:
+        model: the traced copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.catalog = Catalog(model)
+        self.shadow = Shadow()
+        self.graph = Graph()
+        self.numbers: dict[int, tuple[Tensor, Tensor]] = {}  # storage of a computed bias -> (it, stored numbers)
+        self.modules: list[tuple[str, nn.Module]] = [("", model)]
+
+    @property
+    def module(self) -> str:
+        """The innermost module running."""
+        return self.modules[-1][0] or "the model"
+
+    def record_read(self, tensors: Sequence[Tensor], reader: str) -> None:
+        """Notes that something not understood reads these tensors."""
+        for tensor in tensors:
+            codes = self.shadow.read(tensor)
+            if codes is not None:
+                self.graph.reads.append(Read(self._list_codes(codes), reader))
+            self.record_raw_read(tensor, reader)
+
+    def record_raw_read(self, tensor: Tensor, reader: str) -> None:
+        """Notes that a stored tensor, or what a bias was put together from, is read other than by a linear map."""
+        stored = self.catalog.find(tensor)
+        if stored is not None:
+            self.graph.raw_reads.setdefault(stored.name, reader)
+        known = self.numbers.get(identify_storage(tensor))
+        if known is not None:
+            for name, entry in self.catalog.by_name.items():
+                last = entry.base + entry.tensor.numel()
+                if bool(((known[1] >= entry.base) & (known[1] < last)).any()):
+                    self.graph.raw_reads.setdefault(name, reader)
+
+    def locate_bias(self, tensor: Tensor) -> Tensor | None:
+        """The number of the stored element behind each element of a bias; -1 for none; None if it is not stored."""
+        known = self.numbers.get(identify_storage(tensor))
+        if known is None:
+            return self.catalog.number(tensor)
+        return known[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def record_concatenated_bias(self, parts: Sequence[Tensor], out: Tensor) -> bool:
+        """Remembers where the elements of concatenated vectors are stored; False where none is."""
+        numbers = [self.locate_bias(part) for part in parts]
+        if all(of_part is None for of_part in numbers) or any(part.dim() != 1 for part in parts):
+            return False
+        filled = [
+            torch.full_like(part, -1, dtype=torch.int64) if of_part is None else of_part
+            for part, of_part in zip(parts, numbers, strict=True)
+        ]
+        self.numbers[identify_storage(out)] = (out, torch.cat(filled))
+        return True
+
+    def record_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, axis: int, groups: int
+    ) -> None:
+        """Notes one linear map over an axis of x with a stored weight, and codes its output along the same axis."""
+        stored = self.catalog.find(weight)
+        assert stored is not None  # callers ask before
+        size = weight.shape[0]
+        place = Place(stored.name, tuple(weight.size()), tuple(weight.stride()), int(weight.storage_offset()))
+        numbers = None
+        if bias is not None:
+            located = self.locate_bias(bias)
+            numbers = torch.full((size,), -1) if located is None else located.cpu()
+        module = self.modules[-1][1]
+        takes_bias = (
+            isinstance(module, nn.Linear | _ConvNd)
+            and module.bias is None
+            and self.catalog.find(module.weight) is stored
+            and bias is None
+        )
+        inputs = self._read_rows(x, axis)
+        base = self.graph.allocate(size)
+        self.graph.sources.append(LinearUse(place, inputs, numbers, self.module, takes_bias, groups, base, size))
+        self.shadow.write(out, along(torch.arange(base, base + size, device=out.device), out, axis))
+
+    def record_padding(self, x: Tensor, reader: str) -> None:
+        """Notes that zeros are added at the border of x."""
+        codes = self.shadow.read(x)
+        if codes is not None:
+            self.graph.padded.append(Read(self._list_codes(codes), reader))
+
+    def record_norm(self, site: int, x: Tensor, out: Tensor, axis: int, more_arguments: bool) -> None:
+        """Notes one call of a norm and codes its output: one code per channel and code of the input."""
+        size = x.shape[axis]
+        codes = self.shadow.read(x)
+        channels = along(torch.arange(size, device=x.device), x, axis)
+        pairs = channels if codes is None else codes.long() * size + channels
+        kinds, positions = list_kinds(pairs, axis)
+        base = self.graph.allocate(len(kinds))
+        call = NormCall(site, (kinds // size).cpu(), (kinds % size).cpu(), base, x.dim(), more_arguments)
+        self.graph.sources.append(call)
+        self.shadow.write(out, positions + base)
+
+    def record_sum(self, left: Tensor, right: Tensor, out: Tensor, in_place: bool = False) -> None:
+        """Notes an addition and codes its result; the operands may broadcast."""
+        codes = [self.shadow.read(tensor) for tensor in (left, right)]
+        for tensor in (left, right):
+            self.record_raw_read(tensor, f"addition in {self.module}")
+        if all(of_one is None or not bool(of_one.any()) for of_one in codes):
+            return
+        wide = [
+            torch.zeros(out.shape, dtype=torch.int64, device=out.device) if c is None else c.long().expand(out.shape)
+            for c in codes
+        ]
+        pairs = wide[0] * self.graph.size + wide[1]
+        kinds, positions = list_kinds(pairs, -1)
+        lefts, rights = (kinds // self.graph.size).cpu(), (kinds % self.graph.size).cpu()
+        known = (lefts != 0) | (rights != 0)
+        count = int(known.sum())
+        base = self.graph.allocate(count)
+        new_codes = torch.where(known, base + known.cumsum(0) - 1, 0)
+        self.graph.sources.append(Sum(lefts[known], rights[known], self.module, base))
+        self.shadow.write(out, new_codes.to(out.device)[positions])
+
+    def record_mean(self, x: Tensor, dims: list[int], out: Tensor, ordered: bool, reader: str) -> None:
+        """Notes a mean or maximum over axes: all codes met along them must mean the same map."""
+        codes = self.shadow.read(x)
+        if codes is None:
+            return
+        first = codes.amin(dims, keepdim=True)
+        self._record_meeting(first.expand_as(codes), codes, reader)
+        if ordered:
+            self.graph.ordered.append(Read(self._list_codes(codes), reader))
+        self.shadow.write(out, first.reshape(out.shape))
+
+    def _read_rows(self, x: Tensor, axis: int) -> Tensor | None:
+        """The code of each channel of a linear map's input, and a meeting where positions differ."""
+        codes = self.shadow.read(x)
+        if codes is None or codes.numel() == 0:
+            return None
+        rows = codes.movedim(axis, -1).reshape(-1, codes.shape[axis]).long()
+        reader = f"linear map in {self.module}"
+        if not bool((rows == rows[0]).all()):
+            rows = torch.unique(rows, dim=0)
+            if len(rows) > MAX_KINDS_OF_ROWS:
+                self.graph.reads.append(Read(self._list_codes(codes), f"{reader}, which mixes another axis"))
+                return None
+            self._record_meeting(rows[:1].expand_as(rows), rows, reader)
+        return rows[0].cpu()
+
+    def _record_meeting(self, left: Tensor, right: Tensor, reader: str) -> None:
+        differ = left != right
+        if bool(differ.any()):
+            pairs = torch.unique(left[differ].long() * self.graph.size + right[differ].long()).cpu()
+            self.graph.meetings.append(Meeting(pairs // self.graph.size, pairs % self.graph.size, reader))
+
+    def _list_codes(self, codes: Tensor) -> Tensor:
+        """The different codes of a tensor, without 0."""
+        present = torch.zeros(self.graph.size, dtype=torch.bool, device=codes.device)
+        present[codes.flatten().long()] = True
+        present[0] = False
+        return present.nonzero().flatten().cpu()
+
+
+def along(values: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A vector laid along one axis and repeated over the others, in the shape of `like`."""
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.view(shape).expand(like.shape)
+
+
+def list_kinds(pairs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The different numbers in a tensor, and for each element the position of its number in that list."""
+    rows = pairs.movedim(axis, -1).reshape(-1, pairs.shape[axis])
+    first = rows[0] if len(rows) else rows.flatten()
+    if bool((rows == first).all()) and len(torch.unique(first)) == len(first):
+        return first, along(torch.arange(len(first), device=pairs.device), pairs, axis)
+    kinds, positions = torch.unique(pairs, return_inverse=True)
+    return kinds, positions

@@ -1,0 +1,259 @@
+"""Chooses what the channels of the folded model mean, and so which norms can vanish.
+
+A channel with value x in the model holds h in the folded one, x = scale * h + shift: its frame. Whatever is not
+understood needs x itself (scale 1, shift 0). A norm that vanishes passes h on; its map enters the next frame. A linear
+map can take any frames at its input and, unless something else is asked of it, give any at its output. The two sides
+of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm it comes
+from is blamed and tries its next form. That covers rules R1 to R5, R7 and R8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from un.folding.graph import Graph, LinearUse, NormCall, Sum
+from un.folding.sites import Site
+
+MAX_CONDITION = 1e4  # of a scale carried through a residual stream, spec R8
+RELATIVE_TOLERANCE = 1e-11  # between frames that must be equal; both are products of the same float64 numbers
+NOBODY = -1
+
+
+class Form(Enum):
+    """What becomes of a norm's map."""
+
+    FORWARD = "into what reads it"
+    BACKWARD = "into what feeds it"
+    MULTIPLY = "only its shift leaves, a multiplication stays"
+    KEEP = "stays as one multiplication and addition"
+
+
+@dataclass
+class Frames:
+    """Frames of every code, each (number of codes,) in float64.
+
+    Attributes:
+        scale: of x = scale * h + shift.
+        shift: likewise.
+        row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
+        row_shift: likewise.
+        owner: site whose norm made the frame, or -1.
+        residues: site -> the scale and shift, each (C,), of what stays in its place.
+        conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
+        blamed: site -> why its form is impossible.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    row_scale: Tensor
+    row_shift: Tensor
+    owner: Tensor
+    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    conditions: dict[int, float] = field(default_factory=dict)
+    blamed: dict[int, str] = field(default_factory=dict)
+
+    def blame(self, codes: Tensor, reason: str) -> None:
+        """Blames the norms that own the frames of codes."""
+        for site in torch.unique(self.owner[codes]).tolist():
+            if site != NOBODY:
+                self.blamed.setdefault(site, reason)
+
+    def is_plain(self, codes: Tensor) -> Tensor:
+        """For each code, whether its h is x."""
+        return (self.scale[codes] == 1) & (self.shift[codes] == 0)
+
+
+class Solver:
+    """Propagates frames through a graph for given forms of the norms.
+
+    Args:
+        graph: from a trace.
+        sites: the norms, in the numbering of the graph.
+    """
+
+    def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
+        self.graph = graph
+        self.sites = sites
+        self.calls: dict[int, list[NormCall]] = {index: [] for index in range(len(sites))}
+        self.from_linear = torch.zeros(graph.size, dtype=torch.bool)
+        self._read_by_norm = torch.full((graph.size,), NOBODY)
+        self._read_by_sum, self._read_by_linear, self.pinned = (self.from_linear.clone() for _ in range(3))
+        self.weight_dims: dict[str, int] = {}
+        several = len(sites)
+        for source in graph.sources:
+            if isinstance(source, LinearUse):
+                self.from_linear[source.outputs] = True
+                self.weight_dims[source.weight.name] = len(source.weight.size)
+                if source.inputs is not None:
+                    self._read_by_linear[source.inputs] = True
+            elif isinstance(source, NormCall):
+                self.calls[source.site].append(source)
+                seen = self._read_by_norm[source.inputs]
+                reader = torch.where((seen == NOBODY) | (seen == source.site), source.site, several)
+                self._read_by_norm[source.inputs] = reader
+                if not sites[source.site].offline:
+                    self.pinned[source.inputs] = True
+            else:
+                self._read_by_sum[source.left] = self._read_by_sum[source.right] = True
+        for meeting in graph.meetings:
+            self._read_by_linear[meeting.left] = self._read_by_linear[meeting.right] = True
+        for read in graph.reads:
+            self.pinned[read.codes] = True
+        self.pinned[0] = True
+
+    def list_forms(self, site: int) -> list[Form]:
+        """The forms a norm can try, best first."""
+        if self.sites[site].obstacle or not self.calls[site]:
+            return [Form.KEEP]
+        if not self.sites[site].offline:
+            return [Form.FORWARD, Form.KEEP]
+        backward = [Form.BACKWARD] if self._can_go_backward(site) else []
+        if self.is_direct(site):
+            return [Form.FORWARD, *backward, Form.KEEP]
+        return [*backward, Form.FORWARD, Form.MULTIPLY, Form.KEEP]
+
+    def is_direct(self, site: int) -> bool:
+        """Whether only linear maps read a norm."""
+        others = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
+        return not bool(others[self._list_outputs(site)].any())
+
+    def feeds_sum(self, site: int) -> bool:
+        """Whether a norm's output is one side of an addition."""
+        return bool(self._read_by_sum[self._list_outputs(site)].any())
+
+    def list_norm_readers(self, site: int) -> list[int]:
+        """The norms that read a norm's output."""
+        mine = torch.zeros(self.graph.size, dtype=torch.bool)
+        mine[self._list_outputs(site)] = True
+        return [index for index, calls in self.calls.items() if any(bool(mine[call.inputs].any()) for call in calls)]
+
+    def _list_outputs(self, site: int) -> Tensor:
+        return torch.cat([call.outputs for call in self.calls[site]] or [torch.zeros(0, dtype=torch.int64)])
+
+    def _can_go_backward(self, site: int) -> bool:
+        """Whether a norm reads nothing but linear maps' outputs that nobody else reads, always by the same channel."""
+        inputs = torch.cat([call.inputs for call in self.calls[site]])
+        channels = torch.cat([call.channels for call in self.calls[site]])
+        alone = self.from_linear & (self._read_by_norm == site)
+        alone &= ~(self._read_by_sum | self._read_by_linear | self.pinned)
+        for read in self.graph.ordered:
+            alone[read.codes] = False
+        if not bool(alone[inputs].all()):
+            return False
+        of_code = torch.zeros(self.graph.size, dtype=torch.int64)
+        of_code[inputs] = channels
+        return bool((of_code[inputs] == channels).all())
+
+    def solve(self, forms: dict[int, Form]) -> Frames:
+        """Frames for these forms; `blamed` is empty where they are possible as far as codes tell."""
+        ones, zeros = (
+            torch.ones(self.graph.size, dtype=torch.float64),
+            torch.zeros(self.graph.size, dtype=torch.float64),
+        )
+        owner = torch.full((self.graph.size,), NOBODY)
+        frames = Frames(ones, zeros, ones.clone(), zeros.clone(), owner)
+        free = self.from_linear & ~self.pinned
+        for source in self.graph.sources:
+            if isinstance(source, NormCall):
+                self._place_norm(source, forms[source.site], frames, free)
+            elif isinstance(source, Sum):
+                self._place_sum(source, frames, free)
+            if frames.blamed:
+                return frames  # what follows may be wrong only because of this
+        self._check_readers(frames)
+        return frames
+
+    def _place_norm(self, call: NormCall, form: Form, frames: Frames, free: Tensor) -> None:
+        site, inputs, outputs = self.sites[call.site], call.inputs, call.outputs
+        scale, shift = site.scale.cpu()[call.channels], site.shift.cpu()[call.channels]
+        free[inputs] = False
+        if form is Form.BACKWARD:
+            frames.row_scale[inputs], frames.row_shift[inputs] = scale, shift
+            frames.owner[inputs] = call.site
+            return
+        if site.offline:
+            shift = scale * frames.shift[inputs] + shift
+            scale = scale * frames.scale[inputs]
+        elif not bool(frames.is_plain(inputs).all()):
+            frames.blame(inputs, f"{site.name} reads it, which is not linear")
+        if form is Form.FORWARD:
+            frames.scale[outputs], frames.shift[outputs], frames.owner[outputs] = scale, shift, call.site
+            return
+        if form is Form.MULTIPLY:
+            frames.shift[outputs], frames.owner[outputs] = shift, call.site
+            shift = torch.zeros_like(shift)
+        if site.offline:
+            self._keep_residue(call, scale, shift, frames)
+
+    def _keep_residue(self, call: NormCall, scale: Tensor, shift: Tensor, frames: Frames) -> None:
+        """Notes the map that stays in a norm's place, one per channel for all calls and positions."""
+        size = len(self.sites[call.site].scale)
+        if call.site not in frames.residues:
+            known = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+            known[0][call.channels], known[1][call.channels] = scale, shift
+            frames.residues[call.site] = known
+        known = frames.residues[call.site]
+        same = is_same(known[0][call.channels], scale) & is_same(known[1][call.channels], shift)
+        if not bool(same.all()):
+            frames.blame(call.inputs[~same], f"{self.sites[call.site].name} sees it in several forms")
+
+    def _place_sum(self, source: Sum, frames: Frames, free: Tensor) -> None:
+        left, right, outputs = source.left, source.right, source.outputs
+        both = free[left] & free[right]
+        free[left[both]] = free[right[both]] = False
+        for mine, other in ((left, right), (right, left)):
+            chosen = free[mine]
+            self._fit_writer(mine[chosen], other[chosen], source, frames)
+        free[left] = free[right] = False
+        same = is_same(frames.scale[left], frames.scale[right])
+        if not bool(same.all()):
+            reason = f"the addition in {source.module} needs one scale on both sides"
+            frames.blame(torch.cat((left[~same], right[~same])), reason)
+        frames.scale[outputs] = frames.scale[left]
+        frames.shift[outputs] = frames.shift[left] + frames.shift[right]
+        owner = frames.owner[left]
+        frames.owner[outputs] = torch.where(owner != NOBODY, owner, frames.owner[right])
+
+    def _fit_writer(self, writer: Tensor, stream: Tensor, source: Sum, frames: Frames) -> None:
+        """Lets a linear map write into a stream: at the stream's scale, and taking its shift away."""
+        if bool(frames.is_plain(stream).all()):
+            return
+        scale = frames.scale[stream]
+        condition = float(scale.abs().max() / scale.abs().min())
+        for site in torch.unique(frames.owner[stream]).tolist():
+            frames.conditions[site] = max(condition, frames.conditions.get(site, 1.0))
+        if bool((scale == 0).any()):
+            frames.blame(stream, f"a scale is 0 in the stream of {source.module}")
+            return
+        if condition > MAX_CONDITION:
+            frames.blame(stream, f"scales of the stream of {source.module} differ by a factor of {condition:.0e}")
+            return
+        frames.scale[writer], frames.shift[writer] = scale, -frames.shift[stream]
+        frames.row_scale[writer] = 1 / scale
+        frames.row_shift[writer] = frames.shift[stream] / scale
+        frames.owner[writer] = frames.owner[stream]
+
+    def _check_readers(self, frames: Frames) -> None:
+        """Blames norms whose frames meet a reader that needs others."""
+        for read in self.graph.reads:
+            wrong = read.codes[~frames.is_plain(read.codes)]
+            frames.blame(wrong, f"read by {read.reader}")
+        for meeting in self.graph.meetings:
+            same = is_same(frames.scale[meeting.left], frames.scale[meeting.right])
+            same &= is_same(frames.shift[meeting.left], frames.shift[meeting.right])
+            wrong = torch.cat((meeting.left[~same], meeting.right[~same]))
+            frames.blame(wrong, f"the {meeting.reader} also reads values that are not its own, as zero padding")
+        for read in self.graph.padded:
+            frames.blame(read.codes[frames.shift[read.codes] != 0], read.reader)
+        for read in self.graph.ordered:
+            frames.blame(read.codes[frames.scale[read.codes] <= 0], f"{read.reader} needs positive scales")
+
+
+def is_same(left: Tensor, right: Tensor) -> Tensor:
+    """Element-wise equality to rounding."""
+    return torch.isclose(left, right, rtol=RELATIVE_TOLERANCE, atol=0.0)
