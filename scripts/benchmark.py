@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.timing import keep_freed_memory, print_rows
+from benchmarks.common import keep_freed_memory, print_rows
 
 
 def parse_options() -> argparse.Namespace:
