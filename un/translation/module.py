@@ -21,6 +21,7 @@ from un.translation.transformer import Transformer
 
 Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
 FOLD_EXAMPLES = 4  # sentence pairs that a fold is checked on
+LEFT_OUT = "the decoder, which reads the states in the form of this encoder, and beam search: they stay in PyTorch"
 FOLDER = "translations"  # in the run folder, with a file per split
 LOSS_DETAILS = "cross-entropy in nats per target token (end of sentence included), without label smoothing"
 
@@ -196,7 +197,7 @@ class Translation(lightning.LightningModule):
             {"source_tokens": batch["net_input"]["src_tokens"]},
             {"source_tokens": {0: "batch", 1: "length"}},
             ("states", "padding_mask"),
-            "the decoder and beam search, which stay in PyTorch",
+            LEFT_OUT,
         )
 
     def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
