@@ -55,6 +55,19 @@ def test_post_norm_blocks_fall_back_to_the_local_form(weight, reason):
     assert folded.norm0.shift is None
 
 
+def test_a_kept_norm_that_reads_normed_and_other_tokens_keeps_the_norm_before_it():
+    """As class attention of XCiT: only the first token of a stream is normalised."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        first = model.first(x[:, :1])
+        stream = torch.cat((first + model.fc(first).relu(), x[:, 1:]), 1)
+        return model.second(stream).tanh()
+
+    model = make_model(forward, first=BatchNorm(C), second=BatchNorm(C), fc=linear())
+    _, report = check_fold(model, make_tokens())
+    assert outcomes(report) == {"first": "multiply-add", "second": "multiply-add"}
+
+
 def test_a_tied_projection_is_untied_or_kept():
     def forward(model: nn.Module, tokens: Tensor) -> Tensor:
         return model.project(model.norm(model.embed(tokens)))

@@ -35,6 +35,8 @@ class Catalog:
             self.by_name[name] = stored
             self.by_storage[identify_storage(tensor)] = stored
             self.size += count_stored(tensor)
+        self._entries = list(self.by_name.values())
+        self._bases = torch.tensor([entry.base for entry in self._entries])
 
     def find(self, tensor: Tensor) -> Stored | None:
         """The stored tensor whose memory this tensor shows, with any shape and strides."""
@@ -48,6 +50,12 @@ class Catalog:
             return None
         numbers = torch.arange(stored.base, stored.base + count_stored(stored.tensor), device=tensor.device)
         return numbers.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def list_stored(self, numbers: Tensor) -> list[Stored]:
+        """The stored tensors to which numbered elements belong; -1 belongs to none."""
+        known = numbers[numbers >= 0].cpu()
+        positions = torch.searchsorted(self._bases, known, right=True) - 1
+        return [self._entries[position] for position in torch.unique(positions).tolist()]
 
 
 @dataclass(frozen=True)

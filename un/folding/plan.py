@@ -116,7 +116,7 @@ def _untie(module: nn.Module) -> None:
 
 
 def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:
-    cast = value.clone().to(like)
+    cast = value.to(like, copy=True)
     if not bool(cast.isfinite().all()) and bool(value.isfinite().all()):
         raise ArithmeticError(
             f"{name} does not fit {like.dtype} after folding: its largest value is {value.abs().max():.1e}"

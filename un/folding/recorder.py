@@ -47,11 +47,8 @@ class Recorder:
         if stored is not None:
             self.graph.raw_reads.setdefault(stored.name, reader)
         known = self.numbers.get(identify_storage(tensor))
-        if known is not None:
-            for name, entry in self.catalog.by_name.items():
-                last = entry.base + entry.tensor.numel()
-                if bool(((known[1] >= entry.base) & (known[1] < last)).any()):
-                    self.graph.raw_reads.setdefault(name, reader)
+        for stored in self.catalog.list_stored(known[1]) if known is not None else ():
+            self.graph.raw_reads.setdefault(stored.name, reader)
 
     def locate_bias(self, tensor: Tensor) -> Tensor | None:
         """The number of the stored element behind each element of a bias; -1 for none; None if it is not stored."""
@@ -151,15 +148,13 @@ class Recorder:
         codes = self.shadow.read(x)
         if codes is None or codes.numel() == 0:
             return None
-        rows = codes.movedim(axis, -1).reshape(-1, codes.shape[axis]).long()
+        rows, _ = find_rows(codes, axis)
         reader = f"linear map in {self.module}"
-        if not bool((rows == rows[0]).all()):
-            rows = torch.unique(rows, dim=0)
-            if len(rows) > MAX_KINDS_OF_ROWS:
-                self.graph.reads.append(Read(self._list_codes(codes), f"{reader}, which mixes another axis"))
-                return None
-            self._record_meeting(rows[:1].expand_as(rows), rows, reader)
-        return rows[0].cpu()
+        if len(rows) > MAX_KINDS_OF_ROWS:
+            self.graph.reads.append(Read(self._list_codes(codes), f"{reader}, which mixes another axis"))
+            return None
+        self._record_meeting(rows[:1].expand_as(rows), rows, reader)
+        return rows[0].long().cpu()
 
     def _record_meeting(self, left: Tensor, right: Tensor, reader: str) -> None:
         differ = left != right
@@ -170,7 +165,7 @@ class Recorder:
     def _list_codes(self, codes: Tensor) -> Tensor:
         """The different codes of a tensor, without 0."""
         present = torch.zeros(self.graph.size, dtype=torch.bool, device=codes.device)
-        present[codes.flatten().long()] = True
+        present.index_fill_(0, codes.flatten().long(), True)
         present[0] = False
         return present.nonzero().flatten().cpu()
 
@@ -182,11 +177,23 @@ def along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     return values.view(shape).expand(like.shape)
 
 
+def find_rows(values: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
+    """The different rows along an axis, (R, size), and the number of each row of `values`; None where R is 1."""
+    rows = values.movedim(axis, -1).reshape(-1, values.shape[axis])
+    if bool((rows == rows[:1]).all()):
+        return rows[:1], None
+    return torch.unique(rows, dim=0, return_inverse=True)
+
+
 def list_kinds(pairs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The different numbers in a tensor, and for each element the position of its number in that list."""
-    rows = pairs.movedim(axis, -1).reshape(-1, pairs.shape[axis])
-    first = rows[0] if len(rows) else rows.flatten()
-    if bool((rows == first).all()) and len(torch.unique(first)) == len(first):
-        return first, along(torch.arange(len(first), device=pairs.device), pairs, axis)
-    kinds, positions = torch.unique(pairs, return_inverse=True)
-    return kinds, positions
+    """The different numbers in a tensor, and for each element the position of its number in that list.
+
+    Most tensors repeat a few rows: only those are searched.
+    """
+    if pairs.dim() < 2 or not pairs.numel():
+        return torch.unique(pairs, return_inverse=True)
+    rows, numbers = find_rows(pairs, axis)
+    kinds, positions = torch.unique(rows, return_inverse=True)
+    moved = pairs.movedim(axis, -1).shape
+    spread = positions.expand(moved) if numbers is None else positions[numbers].view(moved)
+    return kinds, spread.movedim(-1, axis)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from un.folding.graph import Catalog, Graph, LinearUse
+from un.folding.graph import Catalog, Graph, LinearUse, Stored, count_stored
 from un.folding.solver import NOBODY, Frames, is_same
 
 HOMELESS = "part of its shift has no stored bias to go to, and the outputs depend on it"
@@ -36,10 +36,17 @@ def rewrite_weights(graph: Graph, catalog: Catalog, frames: Frames) -> Rewrite:
     """Applies frames to every weight and bias that a linear map uses; adds to `frames.blamed` what contradicts."""
     rewriter = _Rewriter(catalog, frames)
     uses = [source for source in graph.sources if isinstance(source, LinearUse)]
+    names = {id(use): {use.weight.name, *(stored.name for stored in _list_biases(catalog, use))} for use in uses}
+    changed = set().union(*(names[id(use)] for use in uses if rewriter.changes(use)))
     for use in uses:
-        rewriter.rewrite(use)
+        if not changed.isdisjoint(names[id(use)]):
+            rewriter.rewrite(use)
     rewriter.finish(graph.raw_reads)
     return rewriter.result
+
+
+def _list_biases(catalog: Catalog, use: LinearUse) -> list[Stored]:
+    return [] if use.bias is None else catalog.list_stored(use.bias)
 
 
 class _Rewriter:
@@ -47,25 +54,33 @@ class _Rewriter:
         self.catalog = catalog
         self.frames = frames
         self.result = Rewrite()
+        self._read_changed = (frames.scale != 1) | (frames.shift != 0)
+        self._written_changed = (frames.row_scale != 1) | (frames.row_shift != 0)
         self._memories: dict[str, Tensor] = {}  # name -> new elements, nan where nothing has been asked for
         self._codes: dict[str, list[Tensor]] = {}  # name -> codes whose frames changed it
+
+    def changes(self, use: LinearUse) -> bool:
+        """Whether frames ask anything new of a linear map."""
+        reads = use.inputs is not None and bool(self._read_changed[use.inputs].any())
+        return reads or bool(self._written_changed[use.outputs].any())
 
     def rewrite(self, use: LinearUse) -> None:
         """Demands what one linear map needs of its weight and bias."""
         frames, outputs = self.frames, use.outputs
-        stored = self.catalog.by_name[use.weight.name]
-        weight = use.weight.view(stored.tensor)
+        weight = use.weight.view(self.catalog.by_name[use.weight.name].tensor)
         inputs = torch.zeros(weight.shape[1] * use.groups, dtype=torch.int64) if use.inputs is None else use.inputs
         codes = torch.cat((inputs, outputs))
-        scale, shift = (_spread(v[inputs].to(weight), weight, use.groups) for v in (frames.scale, frames.shift))
-        row_scale, row_shift = frames.row_scale[outputs].to(weight), frames.row_shift[outputs].to(weight)
-        rows = row_scale.view(-1, *[1] * (weight.dim() - 1))
-        self._demand(use.weight.name, use.weight.view, weight * scale * rows, codes)
-        added = row_scale * (weight * shift).flatten(1).sum(1) + row_shift
+        row_scale, added = frames.row_scale[outputs].to(weight), frames.row_shift[outputs].to(weight)
+        new = weight
+        if bool(self._read_changed[inputs].any()):
+            scale, shift = (_spread(v[inputs].to(weight), weight, use.groups) for v in (frames.scale, frames.shift))
+            new = weight * scale
+            added = added + row_scale * (weight * shift).flatten(1).sum(1)
+        if bool(self._written_changed[outputs].any()):
+            new = new * row_scale.view(-1, *[1] * (weight.dim() - 1))
+        self._demand(use.weight.name, use.weight.view, new, codes)
         names = [use.weight.name, *self._rewrite_bias(use, row_scale, added, codes)]
-        changed = torch.cat(
-            (inputs[~frames.is_plain(inputs)], outputs[(row_scale != 1).cpu() | (row_shift != 0).cpu()])
-        )
+        changed = torch.cat((inputs[self._read_changed[inputs]], outputs[self._written_changed[outputs]]))
         for site in torch.unique(frames.owner[changed]).tolist():
             if site != NOBODY:
                 listed = self.result.touched.setdefault(site, [])
@@ -77,31 +92,31 @@ class _Rewriter:
             return self._grow_bias(use, added, codes)
         names = []
         numbers = use.bias.to(scale.device)
-        for name, stored in self.catalog.by_name.items():
-            mine = (numbers >= stored.base) & (numbers < stored.base + stored.tensor.numel())
-            if not bool(mine.any()):
-                continue
+        for stored in _list_biases(self.catalog, use):
+            mine = (numbers >= stored.base) & (numbers < stored.base + count_stored(stored.tensor))
             positions = numbers[mine] - stored.base
-            old = stored.tensor.as_strided((stored.tensor.numel(),), (1,))[positions]
+            old = stored.tensor.as_strided((count_stored(stored.tensor),), (1,), 0)[positions]
             new = scale[mine] * old + added[mine]
             if not stored.persistent:
                 self._lose(codes, new != old)
                 continue
-            self._demand(name, positions, new, codes)
-            names.append(name)
+            self._demand(stored.name, positions, new, codes)
+            names.append(stored.name)
         self._lose(codes, (numbers < 0) & ((added != 0) | (scale != 1)))
         return names
 
     def _grow_bias(self, use: LinearUse, added: Tensor, codes: Tensor) -> list[str]:
-        if not bool((added != 0).any()):
-            return []
+        needed = bool((added != 0).any())
         if not use.takes_bias:
-            self.frames.blame(codes, f"the linear map in {use.module} takes no bias")
+            if needed:
+                self.frames.blame(codes, f"the linear map in {use.module} takes no bias")
             return []
         known = self.result.new_biases.setdefault(use.module, added)
+        earlier = self._codes.setdefault(use.module, [])
+        earlier.append(codes)
         if not bool(is_same(known, added).all()):
-            self.frames.blame(codes, f"{use.module} is called on several inputs and would need several biases")
-        return [f"{use.module}.bias"]
+            self.frames.blame(torch.cat(earlier), f"{use.module} has several inputs and would need several biases")
+        return [f"{use.module}.bias"] if needed else []
 
     def _lose(self, codes: Tensor, lost: Tensor) -> None:
         if bool(lost.any()):
@@ -110,14 +125,14 @@ class _Rewriter:
     def _demand(self, name: str, where: object, new: Tensor, codes: Tensor) -> None:
         """Asks for new elements of a stored tensor; `where` makes a view of its memory or lists positions in it."""
         stored = self.catalog.by_name[name]
-        if name not in self._memories:
-            size = stored.tensor.untyped_storage().nbytes() // stored.tensor.element_size()
+        first = name not in self._memories
+        if first:
+            size = count_stored(stored.tensor)
             self._memories[name] = torch.full((size,), torch.nan, dtype=torch.float64, device=stored.tensor.device)
         memory = self._memories[name]
         known = where(memory) if callable(where) else memory[where]  # type: ignore[index]
-        fresh = known.isnan()
-        if not bool(fresh.all()) and not bool((fresh | is_same(known, new)).all()):
-            affected = torch.cat([codes, *self._codes.get(name, [])])
+        if not first and not bool((known.isnan() | is_same(known, new)).all()):
+            affected = torch.cat([codes, *self._codes[name]])
             self.frames.blame(affected, f"{name} serves several inputs and would need several values")
         if callable(where):
             known.copy_(new)
@@ -127,17 +142,21 @@ class _Rewriter:
 
     def finish(self, raw_reads: Mapping[str, str]) -> None:
         """Drops what does not change, and blames where something else reads what does."""
-        for name, memory in self._memories.items():
-            old = self.catalog.by_name[name].tensor.as_strided(memory.shape, (1,))
-            asked = ~memory.isnan()
-            if bool((memory[asked] == old[asked]).all()):
+        grown = self.result.new_biases
+        self.result.new_biases = {name: bias for name, bias in grown.items() if bool((bias != 0).any())}
+        for name in list(self._memories):
+            stored, memory = self.catalog.by_name[name], self._memories.pop(name)
+            old = stored.tensor.as_strided(memory.shape, (1,), 0)
+            memory = torch.where(memory.isnan(), old, memory)
+            if torch.equal(memory, old):
                 continue
             if name in raw_reads:
                 self.frames.blame(torch.cat(self._codes[name]), f"{name} is also read by {raw_reads[name]}")
-            if not self.catalog.by_name[name].persistent:
+            if not stored.persistent:
                 self.frames.blame(torch.cat(self._codes[name]), f"{name} is not saved in a state dict")
-            stored = self.catalog.by_name[name].tensor
-            self.result.values[name] = torch.where(asked, memory, old).as_strided(stored.size(), stored.stride())
+            self.result.values[name] = memory.as_strided(
+                stored.tensor.size(), stored.tensor.stride(), stored.tensor.storage_offset()
+            )
 
 
 def _spread(values: Tensor, weight: Tensor, groups: int) -> Tensor:

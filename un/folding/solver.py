@@ -58,10 +58,16 @@ class Frames:
     blamed: dict[int, str] = field(default_factory=dict)
 
     def blame(self, codes: Tensor, reason: str) -> None:
-        """Blames the norms that own the frames of codes."""
-        for site in torch.unique(self.owner[codes]).tolist():
-            if site != NOBODY:
-                self.blamed.setdefault(site, reason)
+        """Blames the norms that own the frames of codes.
+
+        Raises:
+            ArithmeticError: nobody owns any of them.
+        """
+        owners = set(torch.unique(self.owner[codes]).tolist()) - {NOBODY}
+        if len(codes) and not owners:
+            raise ArithmeticError(f"no norm can be kept to mend this: {reason}")
+        for site in owners:
+            self.blamed.setdefault(site, reason)
 
     def is_plain(self, codes: Tensor) -> Tensor:
         """For each code, whether its h is x."""
@@ -200,7 +206,8 @@ class Solver:
         known = frames.residues[call.site]
         same = is_same(known[0][call.channels], scale) & is_same(known[1][call.channels], shift)
         if not bool(same.all()):
-            frames.blame(call.inputs[~same], f"{self.sites[call.site].name} sees it in several forms")
+            inputs = torch.cat([other.inputs for other in self.calls[call.site]])
+            frames.blame(inputs, f"{self.sites[call.site].name} sees it beside values that are not its own")
 
     def _place_sum(self, source: Sum, frames: Frames, free: Tensor) -> None:
         left, right, outputs = source.left, source.right, source.outputs

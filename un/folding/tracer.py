@@ -29,6 +29,7 @@ FILLS = {aten.masked_fill: 2, aten.masked_fill_: 2, aten.constant_pad_nd: 2}  # 
 SHAPE_READERS = {
     *(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.new_empty),
     *(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty_strided, aten.detach_, aten.lift_fresh),
+    *(aten.as_strided_, aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_),
     *(aten.size, aten.stride, aten.storage_offset, aten.sym_size, aten.sym_stride, aten.sym_storage_offset),
 }
 OVERWRITES = {aten.copy_, aten.zero_, aten.fill_}

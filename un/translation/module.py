@@ -209,8 +209,11 @@ class Translation(lightning.LightningModule):
         optimizer = self.make_optimizer(self.model)
         if self.make_scheduler is None:
             return optimizer
+        num_updates = self.trainer.estimated_stepping_batches  # asked first: it makes the loader that is counted next
         updates_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches, updates_per_epoch)
+        scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
+        if not isinstance(scheduler, LRScheduler):
+            raise ValueError(f"scheduler makes a {type(scheduler).__name__}, translation takes scheduler=inverse_sqrt")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
