@@ -16,6 +16,7 @@ from un.folding.sites import find_sites
 from un.folding.verify import measure_difference
 from un.inference import GraphPart
 from un.reports.result import write_json
+from un.runtime.console import hide_output
 from un.runtime.errors import UserError
 from un.runtime.finished import FinishedRun, open_run
 from un.runtime.folded import fold_run, require_inference
@@ -24,7 +25,8 @@ FOLDER = "exports"  # in the run folder
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 QUANTIZATIONS = (None, "int8")
 TOLERANCE = 1e-4  # relative, of float32 outputs
-EXAMPLES, OTHER_EXAMPLES = 2, (1, 3)  # examples of the export, and of the checks: other sizes
+EXAMPLES, OTHER_EXAMPLES = 2, (1, 3)  # examples of the export, and of the checks beside the whole batch
+REASON_LENGTH = 200  # characters of an exporter's error that are shown
 Graph = Callable[..., tuple[Tensor, ...]]
 
 
@@ -114,9 +116,10 @@ def write_checked(
         description["difference"] = compare_graph(part, _load_graph(temporary))
     except Exception as error:  # exporters fail with whatever they meet
         temporary.unlink(missing_ok=True)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         name = type(part.module).__name__
-        raise UserError(f"{name} of {run.folder.path} cannot be exported as {config.format}: {reason}") from error
+        raise UserError(
+            f"{name} of {run.folder.path} cannot be exported as {config.format}: {find_reason(error)}"
+        ) from error
     if not description["difference"] <= TOLERANCE:
         temporary.unlink()
         raise UserError(
@@ -126,6 +129,13 @@ def write_checked(
     os.replace(temporary, path)
     description["megabytes"] = path.stat().st_size / 1e6
     return _load_graph(path)
+
+
+def find_reason(error: BaseException) -> str:
+    """The first lines of the error behind an exporter's, which only tells how to ask for help."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]
 
 
 def compare_graph(part: GraphPart, graph: Graph) -> float:
@@ -190,9 +200,9 @@ def _write_onnx(part: GraphPart, path: Path) -> None:
 def _write_program(part: GraphPart, path: Path) -> None:
     sizes = {name: torch.export.Dim(name) for axes in part.dynamic.values() for name in axes.values()}
     shapes = tuple({axis: sizes[size] for axis, size in part.dynamic.get(name, {}).items()} for name in part.inputs)
-    with torch.no_grad():
+    with hide_output(), torch.no_grad():
         program = torch.export.export(part.module, tuple(part.inputs.values()), dynamic_shapes=shapes)
-    torch.export.save(program, path)
+        torch.export.save(program, path)
 
 
 def _load_graph(path: Path) -> Graph:

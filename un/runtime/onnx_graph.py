@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +19,7 @@ from onnxruntime import quantization
 from torch import Tensor
 
 from un.inference import GraphPart
+from un.runtime.console import hide_output
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: dotted names of the modules around it
 QUANTIZED = ["MatMul", "Gemm", "Conv"]  # operators whose weights are quantised
@@ -36,7 +34,7 @@ def write_graph(part: GraphPart, path: Path) -> None:
     """
     sizes = {name: torch.export.Dim(name) for axes in part.dynamic.values() for name in axes.values()}
     shapes = tuple({axis: sizes[size] for axis, size in part.dynamic.get(name, {}).items()} for name in part.inputs)
-    with quiet_exporters(), torch.no_grad():
+    with hide_output(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
             tuple(part.inputs.values()),
@@ -125,7 +123,7 @@ def quantize_graph(path: Path, output: Path, examples: Iterable[Mapping[str, NDA
     """
     common: dict[str, Any] = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
     common["extra_options"] = {"MatMulConstBOnly": True}  # products of two activations, as in attention, stay float
-    with quiet_exporters(), tempfile.TemporaryDirectory() as folder:
+    with hide_output(), tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
         if examples is None:
@@ -134,19 +132,6 @@ def quantize_graph(path: Path, output: Path, examples: Iterable[Mapping[str, NDA
         else:
             reader = CalibrationReader(examples)
             quantization.quantize_static(prepared, output, reader, op_types_to_quantize=QUANTIZED, **common)
-
-
-@contextlib.contextmanager
-def quiet_exporters() -> Iterator[None]:
-    """Hides what exporters say about their own work."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def list_feeds(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, NDArray[Any]]]:
