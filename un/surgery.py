@@ -21,13 +21,11 @@ import torch
 from torch import nn
 
 from un.norms.base import Norm
+from un.norms.fused_kernels import avoid_fused_kernels
 from un.norms.layout import ChannelFirst, is_channel_first
 
 NormFactory = Callable[..., nn.Module]
 
-# Attribute -> value that keeps a module from computing LayerNorm itself from its norm's weight, bias and eps: the fused
-# inference kernels of nn.TransformerEncoderLayer, its nn.TransformerEncoder, and fairseq 0.12.2's encoder layer.
-FAST_PATH_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
 SUGGESTIONS = 3  # site names offered when a glob matches nothing
 
 
@@ -261,11 +259,8 @@ def _carry_affine(name: str, old: nn.Module, new: nn.Module) -> None:
 
 def _disable_fast_paths(model: nn.Module, new_norms: set[nn.Module]) -> Iterator[str]:
     """Switches fused kernels off which would compute LayerNorm from a new norm's parameters; yields notes on them."""
-    for name, module in model.named_modules():
-        for switch, off in FAST_PATH_SWITCHES.items():
-            if getattr(module, switch, off) != off and not new_norms.isdisjoint(module.modules()):
-                setattr(module, switch, off)
-                yield f"{name or 'the model'}: {switch} set to {off}, its fused kernel would bypass the new norms"
+    for name, change in avoid_fused_kernels(model, new_norms):
+        yield f"{name}: {change}, its fused kernel would bypass the new norms"
 
 
 def _note_shared(sites: list[_Site]) -> Iterator[str]:

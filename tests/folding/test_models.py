@@ -15,14 +15,14 @@ from un.vision import t2t_vit  # noqa: F401  registers its models with timm
 
 T2T = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 3}
 FULLY = {
-    "vit_tiny_patch16_224": {"R1"},
-    "deit_tiny_distilled_patch16_224": {"R1"},
-    "deit3_small_patch16_224": {"R1"},
-    "beit_base_patch16_224": {"R1"},
-    "cait_xxs24_224": {"R1"},
-    "swin_tiny_patch4_window7_224": {"R1", "R3"},
-    "swinv2_tiny_window8_256": {"R1", "R3"},
-    "convnext_atto": {"R1", "R2", "R3"},
+    "vit_tiny_patch16_224": {"R1", "R4"},
+    "deit_tiny_distilled_patch16_224": {"R1", "R4"},
+    "deit3_small_patch16_224": {"R1", "R4"},
+    "beit_base_patch16_224": {"R1", "R4"},
+    "cait_xxs24_224": {"R1", "R4"},
+    "swin_tiny_patch4_window7_224": {"R1", "R3", "R4", "R5"},
+    "swinv2_tiny_window8_256": {"R3", "R4"},
+    "convnext_atto": {"R2", "R3", "R4"},
 }
 
 
@@ -32,6 +32,7 @@ def test_every_norm_of_a_family_vanishes(name):
     replace_norms(model, RepBatchNorm)
     folded, report = check_fold(randomize(model), (images,), on_unfoldable="raise")
     assert set(rules(report).values()) == FULLY[name]
+    assert [row.site for row in report.rows if row.rule == "R4"] == [report.rows[-1].site]
     assert list_norm_keys(folded, report) == []
 
 
@@ -42,7 +43,7 @@ def test_every_offline_norm_of_t2t_vit_vanishes(name, norm):
     model = timm.create_model(name, **T2T)
     replace_norms(model, OFFLINE[norm])
     folded, report = check_fold(randomize(model), (torch.randn(2, 3, 32, 32),), on_unfoldable="raise")
-    assert set(rules(report).values()) == {"R1"}
+    assert list(rules(report).values()) == ["R1"] * (len(report.rows) - 1) + ["R4"]
     assert list_norm_keys(folded, report) == []
     assert folded.blocks[0].attn.qkv.bias is not None
 
@@ -103,17 +104,18 @@ def test_norms_over_heads_fold_into_the_projection_before_them():
     assert rules(report)["blocks.0.attn.q_norm"] == rules(report)["blocks.0.attn.k_norm"] == "R3"
 
 
-def test_token_mixing_keeps_its_norms_and_says_so():
+@pytest.mark.parametrize("img_size", [64, 96])  # 16 tokens, and more than MAX_KINDS_OF_ROWS
+def test_token_mixing_keeps_its_norms_and_says_so(img_size):
     torch.manual_seed(0)
-    model = timm.models.MlpMixer(img_size=64, patch_size=16, num_blocks=2, embed_dim=40, num_classes=3)
+    model = timm.models.MlpMixer(img_size=img_size, patch_size=16, num_blocks=2, embed_dim=40, num_classes=3)
     replace_norms(model, UnifiedNorm)
-    _, report = check_fold(randomize(model), (torch.randn(2, 3, 64, 64),))
+    _, report = check_fold(randomize(model), (torch.randn(2, 3, img_size, img_size),))
     by_site = {row.site: row for row in report.rows}
     assert by_site["blocks.0.norm1"].outcome == by_site["blocks.1.norm1"].outcome == "multiply-add"
     assert "mixes another axis" in by_site["blocks.0.norm1"].stays
     assert {by_site[name].outcome for name in ("blocks.0.norm2", "blocks.1.norm2", "norm")} == {"folded"}
     with pytest.raises(ValueError, match=r"2 of 5 norms do not vanish: blocks\.0\.norm1"):
-        fold_norms(model, (torch.randn(2, 3, 64, 64).double(),), on_unfoldable="raise")
+        fold_norms(model, (torch.randn(2, 3, img_size, img_size).double(),), on_unfoldable="raise")
 
 
 def test_windows_padded_with_zeros_keep_the_norm_before_them():
@@ -141,3 +143,16 @@ def test_norms_that_are_not_offline_lose_their_affine(name, factory):
     assert kept == stream_norms.get(name, ["stem.1"])
     assert list_norm_keys(folded, report) == [key for key in folded.state_dict() if kept and key.startswith(kept[0])]
     assert "stays" in report.rows[-1].stays
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, RMSNorm])
+def test_layer_scales_go_into_the_layer_before_them(norm):
+    model, images = build_small("deit3_small_patch16_224")
+    replace_norms(model, norm, carry_affine=False)
+    folded, report = check_fold(randomize(model), (images,))
+    scales = [f"blocks.{block}.ls{number}" for block in range(len(model.blocks)) for number in (1, 2)]
+    assert f"R10: {', '.join(scales)} merged into the layers before them" in report.notes
+    assert all(type(folded.get_submodule(name)) is torch.nn.Identity for name in scales)
+    assert not any(row.site in scales for row in report.rows)
+    expected = model.blocks[0].ls1.gamma[:, None] * model.blocks[0].attn.proj.weight
+    torch.testing.assert_close(folded.blocks[0].attn.proj.weight, expected)

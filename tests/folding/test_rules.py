@@ -23,37 +23,43 @@ from un.norms import BatchNorm, ChannelFirst, UnifiedNorm
 
 # Models of which every norm vanishes: rule, modules, forward, input shape.
 VANISHING = {
-    "linear": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)), TOKENS),
-    "new bias": ("R1", {"fc": linear(bias=False)}, lambda m, x: m.fc(m.norm(x)), TOKENS),
-    "several readers": (
+    "linear, not the last": (
         "R1",
+        {"a": linear(), "b": linear()},
+        lambda m, x: m.b(m.a(m.norm(x)).relu()),
+        TOKENS,
+    ),
+    "linear": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)), TOKENS),
+    "new bias": ("R4", {"fc": linear(bias=False)}, lambda m, x: m.fc(m.norm(x)), TOKENS),
+    "several readers": (
+        "R4",
         {"q": linear(), "k": linear(bias=False)},
         lambda m, x: (lambda y: m.q(y[:, :1]) * m.k(y.transpose(0, 1)[:1].transpose(0, 1)))(m.norm(x)),
         TOKENS,
     ),
-    "called twice": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) + m.fc(m.norm(x.sin())), TOKENS),
+    "called twice": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) + m.fc(m.norm(x.sin())), TOKENS),
     "matrix product": (
-        "R1",
+        "R4",
         {"fc": linear()},
         lambda m, x: torch.addmm(m.fc.bias, m.norm(x).flatten(0, 1), m.fc.weight.t()),
         TOKENS,
     ),
-    "in place": ("R1", {"fc": linear()}, lambda m, x: m.fc(torch.zeros_like(x).copy_(m.norm(x))), TOKENS),
+    "in place": ("R4", {"fc": linear()}, lambda m, x: m.fc(torch.zeros_like(x).copy_(m.norm(x))), TOKENS),
     "fused attention": (
         "R1",
         {"attn": nn.MultiheadAttention(C, 2, batch_first=True)},
         lambda m, x: (lambda y: m.attn(y, y, y)[0])(m.norm(x)),
         TOKENS,
     ),
-    "mean": ("R1", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mean(1)), TOKENS),
+    "mean": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mean(1)), TOKENS),
     "windows": (
-        "R1",
+        "R4",
         {"fc": linear()},
         lambda m, x: m.fc(torch.roll(m.norm(x), 1, 1).view(2, 2, 2, 2, 2, C).transpose(2, 3).reshape(-1, 4, C)),
         (2, 16, C),
     ),
     "merging": (
-        "R1",
+        "R4",
         {"fc": nn.Linear(2 * C, 3, bias=False)},
         lambda m, x: m.fc(torch.cat((m.norm(x)[:, ::2], m.norm(x)[:, 1::2]), -1)),
         (2, 6, C),
@@ -95,6 +101,19 @@ def test_a_norm_vanishes(name):
     assert report.rows[0].into
     assert type(folded.norm) is nn.Identity
     assert list_norm_keys(folded, report) == []
+
+
+@pytest.mark.parametrize(("padding", "rule"), [(0, "R5"), (1, "R1")])
+def test_a_norm_of_concatenated_positions_names_its_rule(padding, rule):
+    model = make_model(
+        lambda m, x: m.head(m.fc(m.norm(F.pad(m.stem(x), (0, 0, 0, 2 * padding)).reshape(2, -1, 2 * C))).relu()),
+        stem=linear(),
+        norm=BatchNorm(2 * C),
+        fc=nn.Linear(2 * C, C, bias=False),
+        head=linear(),
+    )
+    _, report = check_fold(model, make_tokens(2, 6, C), on_unfoldable="raise")
+    assert rules(report) == {"norm": rule}
 
 
 class Unsaved(nn.Module):
@@ -185,3 +204,48 @@ def test_a_zero_scale_folds_forward_and_backward():
         norm.weight.data[::2] = 0
     _, report = check_fold(model, make_tokens(), on_unfoldable="raise")
     assert rules(report) == {"first": "R3", "second": "R1"}
+
+
+class Scale(nn.Module):
+    """A LayerScale, or with `power` 2 something that looks like one."""
+
+    def __init__(self, power: int = 1, shape: tuple[int, ...] = (-1,)) -> None:
+        super().__init__()
+        self.gamma, self.power, self.shape = nn.Parameter(torch.ones(C)), power, shape
+
+    def forward(self, x):
+        return x**self.power * self.gamma.view(self.shape)
+
+
+def run_with_scale(m, x):
+    return m.scale(m.conv(m.norm(x)))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_only_a_plain_factor_is_merged(power):
+    model = make_model(
+        run_with_scale, norm=ChannelFirst(BatchNorm(C)), conv=nn.Conv2d(C, C, 1), scale=Scale(power, (-1, 1, 1))
+    )
+    folded, report = check_fold(model, make_tokens(2, C, 4, 4), on_unfoldable="raise")
+    assert type(folded.scale) is (nn.Identity if power == 1 else Scale)
+    assert len(report.notes) == 2 - power
+
+
+def test_a_factor_stays_where_others_read_what_it_scales():
+    model = make_model(
+        lambda m, x: (lambda y: m.scale(y) + y.tanh())(m.fc(m.norm(x))), norm=BatchNorm(C), fc=linear(), scale=Scale()
+    )
+    folded, report = check_fold(model, make_tokens(), on_unfoldable="raise")
+    assert torch.equal(folded.scale.gamma, model.scale.gamma)
+    assert report.notes == ()
+
+
+def test_a_norm_whose_reader_is_a_factor_becomes_part_of_what_stays():
+    model = make_model(lambda m, x: m.scale(m.norm(x)).tanh(), norm=BatchNorm(C), scale=Scale())
+    folded, _ = check_fold(model, make_tokens())
+    assert sum(isinstance(module, ScaleShift) for module in folded.modules()) == 1
+
+
+def test_a_factor_alone_is_no_norm():
+    with pytest.raises(ValueError, match="holds no norm"):
+        fold_norms(make_model(lambda m, x: m.scale(m.fc(x)), fc=linear(), scale=Scale()), make_tokens())

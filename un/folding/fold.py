@@ -34,7 +34,8 @@ def fold_norms(
 
     Consumers are found by following the data flow on the example inputs, so the fold holds for every input that takes
     the same path through the model's code. Whatever does not fold exactly is left as a `ScaleShift`; LayerNorm and
-    others that are not offline lose their weight and bias only.
+    others that are not offline lose their weight and bias only. LayerScales between a linear layer and the residual
+    stream go into that layer.
 
     Args:
         model: any model; it is not changed. It is folded as in evaluation mode, whatever mode it is in.
@@ -79,7 +80,7 @@ def _plan_verified(model: nn.Module, example_inputs: Any, tied: str) -> tuple[Pl
         copied = copy.deepcopy(model).eval().double()
         untied = untie_projections(copied) if tied == "untie" else ()
         sites = find_sites(copied)
-        if not sites:
+        if all(site.is_layer_scale for site in sites):
             raise ValueError(f"{type(model).__name__} holds no norm: no LayerNorm, no RMSNorm, none of un.norms")
         graph, outputs = trace(copied, sites, lambda traced: run_model(traced, example_inputs, torch.float64))
         expected = list_tensors(outputs)

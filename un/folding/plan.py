@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,7 @@ from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
 from un.folding.solver import Form, Frames, Solver
-
-# Attribute -> value that keeps nn.TransformerEncoderLayer, nn.TransformerEncoder and fairseq 0.12.2's encoder layer
-# from a fused kernel that computes LayerNorm itself from the weight, bias and eps of what stands in a norm's place.
-FAST_PATH_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
+from un.norms.fused_kernels import avoid_fused_kernels
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,13 @@ def apply_plan(plan: Plan, model: nn.Module) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in plan.rewrite.values.items():
-            tensors[name].copy_(_cast(name, value, tensors[name]))
+            _check_fit(name, value, tensors[name].copy_(value))
     for name, bias in plan.rewrite.new_biases.items():
         module = model.get_submodule(name)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
     changed = {model.get_submodule(site.name) for site in plan.sites}
-    for module in model.modules():
-        for switch, off in FAST_PATH_SWITCHES.items():
-            if hasattr(module, switch) and not changed.isdisjoint(module.modules()):
-                setattr(module, switch, off)
+    avoid_fused_kernels(model, changed)
     for index in range(len(plan.sites)):
         _replace_norm(plan, index, model)
 
@@ -93,8 +88,10 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
     new: nn.Module
     if index in plan.frames.residues:
         scale, shift = plan.frames.residues[index]
+        if site.is_layer_scale and torch.equal(scale, site.scale.cpu()) and not bool(shift.any()):
+            return
         shape = (-1, *[1] * (calls[0].num_dims - 2)) if site.channel_axis == 1 else (-1,)
-        like = next(iter(norm.parameters()), next(iter(norm.buffers())))
+        like = next(itertools.chain(norm.parameters(), norm.buffers()))
         like = torch.empty(0, dtype=read_dtype(norm), device=like.device)
         values = [_cast(site.name, value.view(shape), like) for value in (scale, shift)]
         new = ScaleShift(values[0], values[1] if form is Form.KEEP else None)
@@ -117,8 +114,12 @@ def _untie(module: nn.Module) -> None:
 
 def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:
     cast = value.to(like, copy=True)
+    _check_fit(name, value, cast)
+    return cast
+
+
+def _check_fit(name: str, value: Tensor, cast: Tensor) -> None:
     if not bool(cast.isfinite().all()) and bool(value.isfinite().all()):
         raise ArithmeticError(
-            f"{name} does not fit {like.dtype} after folding: its largest value is {value.abs().max():.1e}"
+            f"{name} does not fit {cast.dtype} after folding: its largest value is {value.abs().max():.1e}"
         )
-    return cast

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from un.folding.graph import Catalog, Graph, LinearUse, Meeting, NormCall, Place, Read, Sum, identify_storage
 from un.folding.shadow import Shadow
 
-MAX_KINDS_OF_ROWS = 32  # different rows of codes a linear layer may see; more means that it mixes another axis
+MAX_KINDS_OF_ROWS = 32  # different rows of channels a linear layer may see; more means that it mixes another axis
 
 
 class Recorder:
@@ -150,11 +150,21 @@ class Recorder:
             return None
         rows, _ = find_rows(codes, axis)
         reader = f"linear map in {self.module}"
-        if len(rows) > MAX_KINDS_OF_ROWS:
+        if len(rows) > MAX_KINDS_OF_ROWS and len(find_rows(self._name_channels(rows), -1)[0]) > MAX_KINDS_OF_ROWS:
             self.graph.reads.append(Read(self._list_codes(codes), f"{reader}, which mixes another axis"))
             return None
         self._record_meeting(rows[:1].expand_as(rows), rows, reader)
         return rows[0].long().cpu()
+
+    def _name_channels(self, rows: Tensor) -> Tensor:
+        """Codes, with one number for all codes of one channel of a norm, whatever it has read there."""
+        names = torch.arange(self.graph.size)
+        for call in self.graph.sources:
+            if isinstance(call, NormCall):
+                first = torch.full((int(call.channels.max()) + 1,), self.graph.size)
+                first.scatter_reduce_(0, call.channels, call.outputs, "amin")
+                names[call.outputs] = first[call.channels]
+        return names[rows.long().cpu()]
 
     def _record_meeting(self, left: Tensor, right: Tensor, reader: str) -> None:
         differ = left != right

@@ -20,8 +20,9 @@ class FoldRow:
         norm: class and channels.
         outcome: "folded" (nothing is left), "affine folded" (weight and bias are gone, the rest of a norm that is not
             offline stays), "multiply" or "multiply-add" (a `ScaleShift` is left), "kept" (untouched).
-        rule: of the specification's section 10: R1 linear layers that read it (R4 and R5 are cases of it), R2
-            convolutions that read it, R3 the layer that feeds it, R7 an untied output projection, R8 the stream of a
+        rule: of the specification's section 10: R1 linear layers that read it, R2 convolutions that read it, R3 the
+            layer that feeds it, R4 as R1 where the layers that read it are the model's last, R5 as R1 where the norm
+            reads a concatenation of several positions' channels, R7 an untied output projection, R8 the stream of a
             post-norm model, cumulative or local; empty where nothing moved.
         into: names of the weights and biases that took the map.
         stays: why and what, empty where nothing does.

@@ -1,7 +1,8 @@
-"""Finds the norms of a model and reads the per-channel map that can leave each of them."""
+"""Finds the norms and LayerScales of a model and reads the per-channel map that can leave each of them."""
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from un.norms.layout import ChannelFirst, is_channel_first
 
 @dataclass(frozen=True)
 class Site:
-    """A norm of the model.
+    """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale.
 
     Attributes:
         names: dotted names, several where the model holds one norm more than once.
@@ -25,6 +26,7 @@ class Site:
         offline: whether the map is all that the norm does at inference; otherwise it follows a part that stays.
         channel_axis: of the norm's output, 1 or -1.
         obstacle: why nothing of this norm can be moved; empty where it can.
+        is_layer_scale: whether it is a LayerScale.
     """
 
     names: tuple[str, ...]
@@ -34,6 +36,7 @@ class Site:
     offline: bool
     channel_axis: int
     obstacle: str = ""
+    is_layer_scale: bool = False
 
     @property
     def name(self) -> str:
@@ -48,7 +51,7 @@ class Site:
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """Every norm over channels in module order; norms inside norms belong to the outer one."""
+    """Every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
     names: dict[nn.Module, list[str]] = {}
     _collect(model, "", names)
     return [_read_site(norm, tuple(of_norm)) for norm, of_norm in names.items()]
@@ -57,6 +60,32 @@ def find_sites(model: nn.Module) -> list[Site]:
 def find_inner(norm: nn.Module) -> nn.Module:
     """The norm inside a layout wrapper, or the norm itself."""
     return norm.norm if isinstance(norm, ChannelFirst) else norm
+
+
+def find_scaled_axis(module: nn.Module) -> int | None:
+    """The axis of which a module multiplies every channel by its own parameter, -1 or 1; None where it does not.
+
+    LayerScales have no class or attribute in common, so a copy of every module with one vector and nothing else is
+    asked: with a random vector, only a plain multiplication gives the product.
+    """
+    vectors = list(module.parameters())
+    if [vector.dim() for vector in vectors] != [1] or any(True for _ in (*module.buffers(), *module.children())):
+        return None
+    probe = copy.deepcopy(module)
+    (vector,) = probe.parameters()
+    num_channels = len(vector)
+    generator = torch.Generator().manual_seed(0)
+    vector.copy_(torch.randn(num_channels, generator=generator))
+    for shape, axis in (((2, 3, num_channels), -1), ((2, num_channels, 3, 4), 1)):
+        x = torch.randn(shape, generator=generator).to(vector)
+        expected = (x.movedim(axis, -1) * vector).movedim(-1, axis)
+        try:
+            y = probe.forward(x.clone())
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            continue
+        if isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected):
+            return axis
+    return None
 
 
 def remove_affine(norm: nn.Module) -> None:
@@ -73,13 +102,18 @@ def _collect(module: nn.Module, prefix: str, names: dict[nn.Module, list[str]]) 
     for attribute, child in module._modules.items():
         if child is None:
             continue
-        if isinstance(child, Norm | ChannelFirst) or hasattr(child, "normalized_shape"):
+        is_norm = isinstance(child, Norm | ChannelFirst) or hasattr(child, "normalized_shape")
+        if is_norm or find_scaled_axis(child) is not None:
             names.setdefault(child, []).append(prefix + attribute)
         else:
             _collect(child, f"{prefix}{attribute}.", names)
 
 
 def _read_site(norm: nn.Module, names: tuple[str, ...]) -> Site:
+    scaled_axis = None if hasattr(norm, "normalized_shape") else find_scaled_axis(norm)
+    if scaled_axis is not None:
+        factor = next(norm.parameters()).detach().double()
+        return Site(names, norm, factor, torch.zeros_like(factor), True, scaled_axis, is_layer_scale=True)
     inner = find_inner(norm)
     axis, obstacle = -1, ""
     if isinstance(norm, ChannelFirst):

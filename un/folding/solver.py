@@ -4,7 +4,7 @@ A channel with value x in the model holds h in the folded one, x = scale * h + s
 understood needs x itself (scale 1, shift 0). A norm that vanishes passes h on; its map enters the next frame. A linear
 map can take any frames at its input and, unless something else is asked of it, give any at its output. The two sides
 of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm it comes
-from is blamed and tries its next form. That covers rules R1 to R5, R7 and R8.
+from is blamed and tries its next form. That covers rules R1 to R5, R7, R8 and R10's LayerScale.
 """
 
 from __future__ import annotations
@@ -111,22 +111,31 @@ class Solver:
         for read in graph.reads:
             self.pinned[read.codes] = True
         self.pinned[0] = True
+        self._read_otherwise = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
+        self._read_by_norms_alone = self.from_linear & ~(self._read_by_sum | self._read_by_linear | self.pinned)
+        for read in graph.ordered:
+            self._read_by_norms_alone[read.codes] = False
+        self._forms = [self._list_forms(site) for site in range(len(sites))]
 
     def list_forms(self, site: int) -> list[Form]:
         """The forms a norm can try, best first."""
+        return self._forms[site]
+
+    def _list_forms(self, site: int) -> list[Form]:
         if self.sites[site].obstacle or not self.calls[site]:
             return [Form.KEEP]
         if not self.sites[site].offline:
             return [Form.FORWARD, Form.KEEP]
         backward = [Form.BACKWARD] if self._can_go_backward(site) else []
+        if self.sites[site].is_layer_scale:
+            return [*backward, Form.KEEP]
         if self.is_direct(site):
             return [Form.FORWARD, *backward, Form.KEEP]
         return [*backward, Form.FORWARD, Form.MULTIPLY, Form.KEEP]
 
     def is_direct(self, site: int) -> bool:
         """Whether only linear maps read a norm."""
-        others = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
-        return not bool(others[self._list_outputs(site)].any())
+        return not bool(self._read_otherwise[self._list_outputs(site)].any())
 
     def feeds_sum(self, site: int) -> bool:
         """Whether a norm's output is one side of an addition."""
@@ -145,11 +154,7 @@ class Solver:
         """Whether a norm reads nothing but linear maps' outputs that nobody else reads, always by the same channel."""
         inputs = torch.cat([call.inputs for call in self.calls[site]])
         channels = torch.cat([call.channels for call in self.calls[site]])
-        alone = self.from_linear & (self._read_by_norm == site)
-        alone &= ~(self._read_by_sum | self._read_by_linear | self.pinned)
-        for read in self.graph.ordered:
-            alone[read.codes] = False
-        if not bool(alone[inputs].all()):
+        if not bool((self._read_by_norms_alone[inputs] & (self._read_by_norm[inputs] == site)).all()):
             return False
         of_code = torch.zeros(self.graph.size, dtype=torch.int64)
         of_code[inputs] = channels

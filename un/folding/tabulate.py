@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from un.folding.graph import Graph, LinearUse, NormCall, Sum
 from un.folding.plan import Plan
 from un.folding.report import AFFINE, FOLDED, KEPT, MULTIPLY, MULTIPLY_ADD, FoldRow
 from un.folding.solver import Form
@@ -13,9 +15,13 @@ NOT_REACHED = "not reached on the example inputs"
 
 def tabulate(plan: Plan) -> tuple[tuple[FoldRow, ...], tuple[str, ...]]:
     """The rows of a plan's report, and its notes."""
-    rows = tuple(_describe_site(plan, index) for index in range(len(plan.sites)))
+    rows = tuple(_describe_site(plan, index) for index, site in enumerate(plan.sites) if not site.is_layer_scale)
     notes = [f"{name} was tied and has its own memory now" for name in plan.untied]
     notes += [f"{name} gets a bias" for name in plan.rewrite.new_biases]
+    scales = {index: site.name for index, site in enumerate(plan.sites) if site.is_layer_scale}
+    merged = [name for index, name in scales.items() if plan.forms[index] is Form.BACKWARD]
+    if merged:
+        notes.append(f"R10: {', '.join(merged)} merged into the layers before them")
     lost = sorted(plan.sites[site].name for site in plan.rewrite.homeless)
     if lost:
         notes.append(f"the outputs do not depend on a part of the shift (as of attention keys) of {', '.join(lost)}")
@@ -36,7 +42,7 @@ def _describe_site(plan: Plan, index: int) -> FoldRow:
 
 
 def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
-    """Outcome and rule of a norm."""
+    """Outcome and rule of a norm; R4 and R5 are cases of R1."""
     site, form = plan.sites[index], plan.forms[index]
     if form is Form.KEEP:
         return (MULTIPLY_ADD if index in plan.frames.residues else KEPT), ""
@@ -51,7 +57,36 @@ def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
     if any(name in plan.untied for name in into):
         return outcome, "R7"
     weights = [plan.solver.weight_dims[name] for name in into if name in plan.solver.weight_dims]
-    return outcome, "R2" if weights and min(weights) > 2 else "R1"
+    if weights and min(weights) > 2:
+        return outcome, "R2"
+    if is_final(plan.graph, index):
+        return outcome, "R4"
+    return outcome, "R5" if all(map(is_concatenation, plan.solver.calls[index])) else "R1"
+
+
+def is_final(graph: Graph, site: int) -> bool:
+    """Whether nothing comes after a norm but linear maps that read it, and sums of their outputs."""
+    of_norm, of_heads = (torch.zeros(graph.size, dtype=torch.bool) for _ in range(2))
+    for source in graph.sources:
+        if isinstance(source, NormCall) and source.site == site:
+            of_norm[source.outputs] = True
+        elif bool(of_norm.any()):
+            if not _is_head(source, of_norm, of_heads):
+                return False
+            of_heads[source.outputs] = True
+    return True
+
+
+def _is_head(source: LinearUse | NormCall | Sum, of_norm: Tensor, of_heads: Tensor) -> bool:
+    if isinstance(source, Sum):
+        return bool((of_heads[source.left] & of_heads[source.right]).all())
+    return isinstance(source, LinearUse) and source.inputs is not None and bool(of_norm[source.inputs].all())
+
+
+def is_concatenation(call: NormCall) -> bool:
+    """Whether a norm reads several positions' channels as one row: every input code equally often, more than once."""
+    codes, counts = torch.unique(call.inputs, return_counts=True)
+    return bool(codes[0] != 0) and int(counts[0]) > 1 and bool((counts == counts[0]).all())
 
 
 def _explain(plan: Plan, index: int) -> str:
