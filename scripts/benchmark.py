@@ -1,7 +1,7 @@
-"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation [options]`, each with its own --help.
+"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|inference [options]`.
 
-Runs are interleaved (one of each arm in turn), so that a change of the machine's speed meets all arms alike. Medians
-are printed; --output writes JSON with quartiles, the machine and the versions behind them.
+Each has a --help of its own. Runs are interleaved (one of each arm in turn), so that a change of the machine's speed
+meets all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, says less
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.timing import keep_freed_memory, print_rows
+from benchmarks.common import keep_freed_memory, print_rows
+from benchmarks.inference import add_options as add_inference_options
 
 
 def parse_options() -> argparse.Namespace:
@@ -45,6 +49,9 @@ def parse_options() -> argparse.Namespace:
     translation.add_argument("--rounds", type=int, default=3, help="runs of each arm")
     translation.add_argument("--experiment", default="multi30k_small", help="whose model, data and batches to take")
     translation.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder> data.limit=6000")
+
+    inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
+    add_inference_options(inference)
     return parser.parse_args()
 
 
@@ -54,8 +61,12 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows = importlib.import_module(f"benchmarks.{options.what}").measure(options)
-    print_rows(rows)
+    benchmark = importlib.import_module(f"benchmarks.{options.what}")
+    rows = benchmark.measure(options)
+    if hasattr(benchmark, "show"):
+        benchmark.show(rows, options)
+    else:
+        print_rows(rows)
     if options.output:
         machine = {"cpu": platform.processor() or platform.machine(), "threads": options.threads}
         versions = {"torch": torch.__version__, "python": platform.python_version()}

@@ -15,13 +15,19 @@ ROOT = Path(__file__).parents[1]
 ALLOWED_PARTS = {
     "norms": set(),
     "loading": set(),  # what loading of data has in common, so that the tasks need not import each other
+    "inference": set(),  # what folding and exporting ask of a task
     "surgery": {"norms"},
     "folding": {"norms"},
-    "vision": {"norms", "loading"},
-    "translation": {"norms", "loading", "surgery"},  # surgery for fairseq's own commands, which know no runtime
+    "vision": {"norms", "loading", "inference"},
+    "translation": {
+        "norms",
+        "loading",
+        "inference",
+        "surgery",
+    },  # surgery for fairseq's own commands, which know no runtime
     "analysis": {"norms"},
     "reports": set(),
-    "runtime": {"norms", "surgery", "folding", "analysis", "reports"},
+    "runtime": {"norms", "inference", "surgery", "folding", "analysis", "reports"},
 }
 ONLY_TORCH = ("norms", "surgery", "folding")
 WITHOUT_TORCH = {"reports": {"torch", "torchvision", "torchmetrics", "lightning", "timm", "fairseq"}}

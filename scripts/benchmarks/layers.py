@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Row, compare, time_interleaved
+from benchmarks.common import Row
 from un import norms
+from un.runtime.timing import compare, time_interleaved
 
 # Tokens of one batch, from a small ViT on CIFAR-10, translation, and the paper's translation model.
 SHAPES = ((64, 65, 192), (32, 64, 256), (128, 50, 512))

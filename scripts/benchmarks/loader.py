@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from benchmarks.timing import Row
+from benchmarks.common import Row
 from un.vision.data import measure_loader
 
 CONFIGS = Path(__file__).parents[2] / "configs"

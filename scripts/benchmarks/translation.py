@@ -21,10 +21,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.timing import Row, compare
+from benchmarks.common import Row
 from un.runtime.assembly import build
 from un.runtime.averaging import load_tested
 from un.runtime.run_folder import RunFolder
+from un.runtime.timing import compare
 from un.translation.data import TranslationDataModule
 from un.translation.preparation.binarization import binarize
 

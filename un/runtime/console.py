@@ -1,7 +1,10 @@
 """Keeps what libraries say apart from what a user needs to read."""
 
+import contextlib
+import io
 import logging
 import warnings
+from collections.abc import Iterator
 
 # Advice that does not apply here.
 IGNORED_WARNINGS = (
@@ -32,3 +35,20 @@ def quiet_libraries() -> None:
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.captureWarnings(True)
+
+
+@contextlib.contextmanager
+def hide_output() -> Iterator[None]:
+    """Hides whatever is printed, logged or warned of, as by exporters that report on every step and failure."""
+    level = logging.root.manager.disable
+    logging.disable()
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

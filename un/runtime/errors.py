@@ -15,7 +15,7 @@ USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not 
 # Optional packages: extra of pyproject.toml -> what its modules are called, and the command that installs it.
 EXTRAS = {
     "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
-    "export": (("onnx", "onnxruntime"), "pip install -e '.[export]'"),
+    "export": (("onnx", "onnxruntime", "onnxscript"), "pip install -e '.[export]'"),
 }
 UNEXPECTED_ARGUMENT = "unexpected keyword argument"
 

@@ -1,24 +1,29 @@
-"""Evaluates a finished run again, from nothing but its folder."""
+"""Evaluates a finished run again, from nothing but its folder, as it was trained or folded."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+import statistics
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities import move_data_to_device
+from omegaconf import DictConfig
+from torch import nn
 
-from un.reports.result import Result, read_result, write_json
-from un.runtime.assembly import build, build_trainer
-from un.runtime.averaging import load_tested
-from un.runtime.checks import check_config
-from un.runtime.console import quiet_libraries
-from un.runtime.errors import UserError
-from un.runtime.run_folder import RunFolder
+from un.folding import FoldReport
+from un.reports.result import Result, write_json
+from un.runtime.finished import FinishedRun, open_run
+from un.runtime.folded import fold_run, require_inference
+from un.runtime.timing import compare, measure_call, measure_on_gpu, time_interleaved
 from un.runtime.training import describe_metrics
 
-RUN_FORM = "python eval.py run=runs/<experiment>/norm=<choice>/seed=<n>"
-log = logging.getLogger(__name__)
+TIMED_BATCHES, TIMED_ROUNDS, WARMUP_ROUNDS = 4, 5, 1  # for the speed-up of folding
+TINY = 1e-12  # in place of a metric that is 0
+ROUNDING = 1e-5  # largest relative difference of a metric that is called rounding
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -33,66 +38,92 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
     Raises:
         UserError: no run folder, or one whose run is unfinished or diverged; an average over epochs of which none
-            was kept.
+            was kept; a model that cannot be folded.
     """
-    quiet_libraries()
-    if OmegaConf.is_missing(config, "run"):
-        raise UserError(f"run is missing: say which, as in {RUN_FORM}")
-    folder = RunFolder(Path(str(config.run)))
-    recorded = _read_finished(folder)
-    run_config = OmegaConf.create(folder.read_config())
-    changes = _list_changes(config)
-    for key, value in changes.items():
-        OmegaConf.update(run_config, key, value)
-    check_config(run_config)
-    count = run_config.get("average_checkpoints")
-    if config.average_checkpoints and not folder.list_epochs():
-        raise UserError(f"average_checkpoints={count}: {folder.path} kept no epochs, as it was trained without it")
-    run_config.init_weights = None  # the checkpoints hold all weights
-    run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
-    data, module = build(run_config)
-    tested = load_tested(folder, module, count)
-    trainer = build_trainer(run_config, folder.evaluation_files, loggers=[])
-    metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+    run = open_run(config)
+    trainer = run.build_trainer(run.folder.evaluation_files)
+    unfolded, report = None, None
+    if config.fold:
+        task = require_inference(run.module)
+        unfolded = task.inference_model.eval()
+        folded, report = fold_run(run)
+        task.use_inference_model(folded)
+    metrics = run.test(trainer)
     if trainer.is_global_zero:
-        same = all(recorded.metrics.get(name) == value for name, value in metrics.items())
-        content = {
-            "metrics": metrics,
-            "recorded": {name: recorded.metrics.get(name) for name in metrics},
-            "same": same,
-            "metric_details": describe_metrics(module, tested),
-            "changes": changes,
-            "data_path": run_config.data.get("path"),
-        }
-        write_json(content, folder.evaluation)
-        print(_format_table(metrics, recorded, same, changes))
+        speed = measure_speed(run, trainer, unfolded) if unfolded is not None else None
+        content = describe_evaluation(run, metrics, report, speed)
+        write_json(content, run.folder.evaluation)
+        print(_format_table(metrics, run.recorded, content["same"], run.changes, report, speed))
     return metrics
 
 
-def _list_changes(config: DictConfig) -> dict[str, Any]:
-    """Returns what is to differ from the run's config: dotted key -> value."""
-    groups: Any = OmegaConf.to_container(config, resolve=True)
-    changes = {f"{group}.{key}": value for group in ("data", "task", "trainer") for key, value in groups[group].items()}
-    changes["average_checkpoints"] = groups["average_checkpoints"]
-    return {key: value for key, value in changes.items() if value is not None}
+def describe_evaluation(
+    run: FinishedRun, metrics: dict[str, float], report: FoldReport | None, speed: dict[str, float] | None
+) -> dict[str, Any]:
+    """Returns what `eval.json` holds."""
+    content = {
+        "metrics": metrics,
+        "recorded": {name: run.recorded.metrics.get(name) for name in metrics},
+        "same": all(run.recorded.metrics.get(name) == value for name, value in metrics.items()),
+        "metric_details": describe_metrics(run.module, run.tested),
+        "changes": run.changes,
+        "data_path": run.config.data.get("path"),
+        "folded": report is not None,
+    }
+    if report is not None:
+        content |= {"fold": {"norms": len(report.rows), "folded": len(report.folded)}, "speed": speed}
+    return content
 
 
-def _read_finished(folder: RunFolder) -> Result:
-    if not folder.path.is_dir():
-        raise UserError(f"{folder.path}: no such folder; run= takes one as in {RUN_FORM}")
-    folder.read_config()
-    if not folder.result.exists():
-        raise UserError(f"{folder.path} is not finished: start the same train.py command again to complete it")
-    result = read_result(folder.result)
-    if result.status == "diverged":
-        raise UserError(f"{folder.path} diverged at step {result.diverged_step}: there is no model to evaluate")
-    return result
+def measure_speed(run: FinishedRun, trainer: Trainer, unfolded: nn.Module) -> dict[str, float]:
+    """Times the folded model of a run's module and the unfolded one in turn on the first test batches.
+
+    Returns:
+        Median seconds of a batch of both, and the median of their ratios.
+    """
+    task = require_inference(run.module)
+    device = trainer.strategy.root_device
+    models = {"unfolded": unfolded, "folded": task.inference_model}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        placed = {name: model.to(device).eval() for name, model in models.items()}
+        for batch in islice(run.data.test_dataloader(), TIMED_BATCHES):
+            moved = move_data_to_device(batch, device)
+            arms: dict[str, Callable[[], object]] = {
+                name: partial(task.predict, model, moved) for name, model in placed.items()
+            }
+            measure = measure_on_gpu if device.type == "cuda" else measure_call
+            for name, values in time_interleaved(arms, TIMED_ROUNDS, WARMUP_ROUNDS, measure).items():
+                seconds[name] += values
+    medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "speed_up": compare(seconds["unfolded"], seconds["folded"])}
 
 
-def _format_table(metrics: dict[str, float], recorded: Result, same: bool, changes: dict[str, Any]) -> str:
+def _format_table(
+    metrics: dict[str, float],
+    recorded: Result,
+    same: bool,
+    changes: dict[str, Any],
+    report: FoldReport | None,
+    speed: dict[str, float] | None,
+) -> str:
     lines = [f"{'metric':<16}{'recorded':>14}{'now':>14}"]
     for name, value in metrics.items():
         old = recorded.metrics.get(name)
         lines.append(f"{name:<16}{'none' if old is None else format(old, '14.6f'):>14}{value:>14.6f}")
     asked = f" (asked for: {', '.join(f'{key}={value}' for key, value in changes.items())})" if changes else ""
-    return "\n".join([*lines, "the same to the last bit" if same else f"DIFFERENT from the run's own{asked}"])
+    if report is not None and speed is not None:
+        lines.append(f"{len(report.folded)} of {len(report.rows)} norms folded")
+        lines.append(
+            f"a batch took {speed['folded_seconds']:.4g} s folded, {speed['unfolded_seconds']:.4g} s unfolded: "
+            f"{speed['speed_up']:.2f} times as fast"
+        )
+    if same:
+        return "\n".join([*lines, "the same to the last bit"])
+    recorded_values = ((value, recorded.metrics.get(name)) for name, value in metrics.items())
+    largest = max(
+        (abs(now - old) / max(abs(old), TINY) for now, old in recorded_values if old is not None), default=0.0
+    )
+    if report is not None and largest <= ROUNDING:
+        return "\n".join([*lines, f"the same to rounding{asked}: relative difference {largest:.1e}"])
+    return "\n".join([*lines, f"DIFFERENT from the run's own{asked}"])

@@ -2,7 +2,8 @@
 
 Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for
 average_checkpoints), what the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where
-asked for; eval.json and evaluation/ are of eval.py. Nothing here imports torch.
+asked for; eval.json and evaluation/ are of eval.py, checkpoints/folded.* of scripts/fold.py, exports/ of
+scripts/export.py. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OTHER_KEYS = (
 NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
 LEFT_BY_RUNS = (
     *("result.json", "eval.json", "metrics.csv", "config.yaml"),
-    *("checkpoints", "translations", "evaluation", "wandb", "tensorboard"),
+    *("checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
     *("activation_stats", "activation_stats.parquet", "figures"),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes

@@ -50,6 +50,7 @@ with restore_global_state():
         TransformerEncoderBase,
         TransformerModel,
     )
+    from fairseq.modules import SinusoidalPositionalEmbedding
     from fairseq.sequence_generator import SequenceGenerator
     from fairseq.tokenizer import tokenize_line
 
@@ -63,6 +64,7 @@ __all__ = [
     "FileBinarizer",
     "LanguagePairDataset",
     "SequenceGenerator",
+    "SinusoidalPositionalEmbedding",
     "TransformerConfig",
     "TransformerDecoderBase",
     "TransformerEncoderBase",

@@ -7,17 +7,21 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from un.inference import GraphPart
+from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 from un.translation.losses import sum_cross_entropy
 from un.translation.scores import SentencePair, score_translations, write_translations
 from un.translation.transformer import Transformer
 
 Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
+FOLD_EXAMPLES = 4  # sentence pairs that a fold is checked on
+LEFT_OUT = "the decoder, which reads the states in the form of this encoder, and beam search: they stay in PyTorch"
 FOLDER = "translations"  # in the run folder, with a file per split
 LOSS_DETAILS = "cross-entropy in nats per target token (end of sentence included), without label smoothing"
 
@@ -165,6 +169,40 @@ class Translation(lightning.LightningModule):
     def metric_details(self) -> dict[str, str]:
         """Return what the metrics logged so far are: the kind, sacrebleu's signature and the search."""
         return dict(self._details)
+
+    @property
+    def inference_model(self) -> Transformer:
+        """The model that is tested."""
+        return self.model
+
+    def use_inference_model(self, model: nn.Module) -> None:
+        """Test this model from now on."""
+        assert isinstance(model, Transformer)
+        self.model = model
+
+    def make_fold_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the first sources and targets of a batch."""
+        return {name: value[:FOLD_EXAMPLES] for name, value in batch["net_input"].items()}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Return the translations of a batch."""
+        assert isinstance(model, Transformer)
+        return self.searches["test"].translate(model, batch)
+
+    def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
+        """Return the encoder; a search with a cache that grows and hypotheses that end is no fixed graph."""
+        assert isinstance(model, Transformer)
+        return GraphPart(
+            EncoderGraph(model).eval(),
+            {"source_tokens": batch["net_input"]["src_tokens"]},
+            {"source_tokens": {0: "batch", 1: "length"}},
+            ("states", "padding_mask"),
+            LEFT_OUT,
+        )
+
+    def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
+        """Test with an encoder that is computed by a graph."""
+        replace_encoder(self.model.encoder, run)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""

@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from un.inference import GraphPart
 from un.vision.batches import Batch
 
+FOLD_EXAMPLES = 4  # images that a fold is checked on
 TOP_K = 5  # of the second accuracy, for more than this many classes
 
 
@@ -72,6 +74,27 @@ class ImageClassification(lightning.LightningModule):
     def inference_model(self) -> nn.Module:
         """The model that is validated and tested: the moving average, or the trained one."""
         return self.ema.module if self.ema is not None and self.evaluate_ema else self.model
+
+    def use_inference_model(self, model: nn.Module) -> None:
+        """Test this model from now on, without a moving average."""
+        self.model, self.ema = model, None
+
+    def make_fold_inputs(self, batch: Batch) -> tuple[Tensor]:
+        """Return the first images of a batch."""
+        return (batch[0][:FOLD_EXAMPLES],)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (B, K)."""
+        logits: Tensor = model(batch[0])
+        return logits
+
+    def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
+        """Return the whole model."""
+        return GraphPart(model.eval(), {"images": batch[0]}, {"images": {0: "batch"}}, ("logits",))
+
+    def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
+        """Test the logits which a graph computes."""
+        self.use_inference_model(GraphModel(run))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of the model in its present mode: trained, or for inference."""
@@ -145,3 +168,19 @@ class ImageClassification(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model)
+
+
+class GraphModel(nn.Module):
+    """A classifier that is computed elsewhere.
+
+    Args:
+        run: Maps images (B, C, S, S) to a tuple of the logits (B, K).
+    """
+
+    def __init__(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        return self.run(images)[0]

@@ -1,13 +1,11 @@
-"""Fair timing: arms take turns, so that a change of the machine's speed meets all of them alike."""
+"""What all benchmarks share: memory that stays and rows that are printed."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 
 # glibc's mallopt parameters (malloc.h) and a value that no benchmark reaches.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 1 << 30
@@ -25,24 +23,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)
         libc.mallopt(M_MMAP_THRESHOLD, NEVER)
-
-
-def time_interleaved(arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every call of every arm, one of each in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for index in range(warmup + rounds):
-        for name, run in arms.items():
-            start = perf_counter()
-            run()
-            elapsed = perf_counter() - start
-            if index >= warmup:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def compare(values: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the ratios of calls that followed each other."""
-    return statistics.median(a / b for a, b in zip(values, base, strict=True))
 
 
 def print_rows(rows: Sequence[Row]) -> None:

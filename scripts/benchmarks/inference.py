@@ -1,0 +1,207 @@
+"""Inference of whole models: folded UN against LayerNorm, and identity instead of every norm as the lower bound.
+
+Every combination of model, engine, device and batch is one JSON file in the folder, so that the table can be measured
+piece by piece; the table and the figure show all files that are there. Before arms are timed, folded and unfolded
+outputs are compared within the engine, and with those of eager PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import Row
+from benchmarks.inference_models import FOLDED, IDENTITY, LAYER_NORM, MODELS, UNFOLDED, Workload, build_workload
+from benchmarks.inference_results import draw_figure, read_rows, render_table
+from un.folding.verify import list_tensors, measure_difference
+from un.reports.result import write_json
+from un.runtime.environment import describe_git, describe_hardware, list_packages
+from un.runtime.timing import compare, measure_call, measure_on_gpu, time_interleaved
+
+ENGINES = ("eager", "compile", "onnxruntime")
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}  # relative difference of outputs
+BATCHES = {"cpu": [1, 8], "cuda": [1, 64, 256]}
+Call = Callable[[], Any]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this benchmark."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--batches", nargs="+", type=int, help="default: 1 8 on a CPU, 1 64 256 on a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
+    parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32", help="float16 not with onnxruntime")
+    parser.add_argument("--rounds", type=int, default=200, help="timed calls of each arm")
+    parser.add_argument("--warmup", type=int, default=50, help="calls of each arm before")
+    parser.add_argument("--length", type=int, default=32, help="tokens of a source sentence")
+    parser.add_argument("--steps", type=int, default=32, help="tokens of a translation, end of sentence not counted")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_inference"), help="of results and figure")
+    parser.add_argument("--table", action="store_true", help="measure nothing, show what the folder holds")
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Measures every combination that was asked for; returns a row for each arm in the folder."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if not options.table:
+        for name, batch in product(options.models, options.batches or BATCHES[options.device]):
+            workload = None
+            for engine in options.engines:
+                obstacle = find_obstacle(name, engine, options)
+                if obstacle:
+                    print(f"{name} in {engine}: not measured, {obstacle}", file=sys.stderr)
+                    continue
+                workload = workload or build_workload(name, batch, options, torch.device(options.device))
+                result = measure_engine(name, engine, batch, workload, options)
+                file = f"{name}-{engine}-{options.device}-{options.dtype}-batch={batch}.json"
+                write_json(result, options.folder / file)
+    return read_rows(options.folder)
+
+
+def show(rows: list[Row], options: argparse.Namespace) -> None:
+    """Prints the table and draws the figure."""
+    print(render_table(rows))
+    print(draw_figure(rows, options.folder / "inference.png"))
+
+
+def find_obstacle(name: str, engine: str, options: argparse.Namespace) -> str:
+    """Why a combination cannot be measured; empty where it can."""
+    if name == "iwslt_beam5" and engine != "eager":
+        return "a search with a cache that grows is no fixed graph"
+    if engine == "onnxruntime" and options.device != "cpu":
+        return "onnxruntime is measured on the CPU"
+    if engine == "onnxruntime" and options.dtype != "float32":
+        return "graphs are exported in float32"
+    return ""
+
+
+def measure_engine(
+    name: str, engine: str, batch: int, workload: Workload, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Checks and times all arms of a model in one engine."""
+    cuda = options.device == "cuda"
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        calls, operators = prepare_calls(engine, workload, Path(folder))
+        checks = check_outputs(workload, calls, TOLERANCES[options.dtype])
+        peaks = {arm: None if engine == "onnxruntime" else measure_peak(call, cuda) for arm, call in calls.items()}
+        timer = measure_on_gpu if cuda else measure_call
+        seconds = time_interleaved(calls, options.rounds, options.warmup, timer)
+    label, items = workload.items
+    arms = {}
+    for arm, values in seconds.items():
+        twentieths = statistics.quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 2
+        arms[arm] = {
+            "seconds": statistics.median(values),
+            "seconds_p5": twentieths[0],
+            "seconds_p95": twentieths[-1],
+            f"{label}_per_second": items / statistics.median(values),
+            "peak_megabytes": peaks[arm],
+            "ratio_to_layernorm": compare(values, seconds[LAYER_NORM]),
+            "ratio_to_identity": compare(values, seconds[IDENTITY]),
+            "operators": operators.get(arm),
+            "all_seconds": values,
+        }
+    setting = {key: getattr(options, key) for key in ("device", "dtype", "rounds", "warmup", "threads")}
+    sizes = {"length": options.length, "steps": options.steps} if name.startswith("iwslt") else {}
+    where = {"hardware": describe_hardware(), "packages": list_packages(), "git": describe_git()}
+    return {
+        **{"model": name, "engine": engine, "batch": batch, **setting, **sizes},
+        **{"layernorm": describe_layernorm(engine), "checks": checks, "arms": arms, **where},
+    }
+
+
+def prepare_calls(engine: str, workload: Workload, folder: Path) -> tuple[dict[str, Call], dict[str, dict[str, int]]]:
+    """What is timed of every arm, and the operators of its graph where there is one."""
+    operators: dict[str, dict[str, int]] = {}
+    calls: dict[str, Call] = {}
+    for arm, model in workload.models.items():
+        if engine == "onnxruntime":
+            from un.runtime.onnx_graph import GraphSession, count_operators, write_graph
+
+            path = folder / f"{arm}.onnx"
+            with torch.inference_mode(False):
+                write_graph(workload.cut_graph(arm), path)
+            operators[arm] = count_operators(path)
+            session = GraphSession(path)
+            calls[arm] = partial(session.session.run, None, session.make_feed(workload.inputs.values()))
+        elif engine == "compile":
+            calls[arm] = partial(workload.run, compile_alone(model, arm))
+        else:
+            calls[arm] = partial(workload.run, model)
+    return calls, operators
+
+
+def compile_alone(model: nn.Module, arm: str) -> Callable[..., Any]:
+    """Compiles a model so that its calls do not go through the guards of other arms, which share its class's code."""
+
+    def call(*inputs: Tensor) -> Any:
+        return model(*inputs)
+
+    code = call.__code__.replace(co_name=f"call_{arm}")
+    return torch.compile(types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__))
+
+
+def check_outputs(workload: Workload, calls: Mapping[str, Call], tolerance: float) -> dict[str, Any]:
+    """Compares folded with unfolded UN, and both with eager PyTorch; notes where identity overflows.
+
+    Raises:
+        ValueError: they differ by more than rounding.
+    """
+    finished = {arm: list(read_tensors(workload.finish(arm))) for arm in (UNFOLDED, FOLDED)}
+    found = {"folded and unfolded": measure_difference(finished[UNFOLDED], finished[FOLDED])}
+    for arm in (UNFOLDED, FOLDED):
+        eager, here = (list(read_tensors(outputs)) for outputs in (workload.run(workload.models[arm]), calls[arm]()))
+        found[f"{arm} here and in eager"] = measure_difference(eager, here)
+    for what, difference in found.items():
+        if not difference <= tolerance:
+            raise ValueError(f"outputs of {what} differ by {difference:.1e} of the largest")
+    identity = read_tensors(calls[IDENTITY]())
+    return {"differences": found, "identity_finite": all(bool(tensor.isfinite().all()) for tensor in identity)}
+
+
+def read_tensors(outputs: Any) -> Iterator[Tensor]:
+    """Tensors of whatever an engine returns."""
+    for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
+        yield from list_tensors(output if isinstance(output, Tensor) else torch.as_tensor(output))
+
+
+def measure_peak(call: Call, cuda: bool) -> float:
+    """Most megabytes that a call holds of torch's memory beyond what was held before; weights do not count."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events: Any = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6
+
+
+def describe_layernorm(engine: str) -> str:
+    """What becomes of LayerNorm's arms in an engine: a speed-up says little without it."""
+    return {
+        "eager": "native: torch's fused kernel; elementary: nine kernels",
+        "compile": "both compiled by inductor, which fuses them with what surrounds them",
+        "onnxruntime": "native: the operator LayerNormalization; elementary: fused into it by onnxruntime where it can",
+    }[engine]

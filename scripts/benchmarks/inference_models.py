@@ -1,0 +1,170 @@
+"""The models and arms of the inference benchmark, without training: speed does not depend on what weights hold."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from un.folding import fold_norms
+from un.inference import GraphPart
+from un.norms import UnifiedNorm
+from un.norms.base import Norm
+from un.surgery import replace_norms
+
+VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
+MODELS = (*VISION, "iwslt_encoder", "iwslt_beam5")
+LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY = ARMS = (
+    *("layernorm", "layernorm_elementary", "un", "un_folded", "identity"),
+)
+NUM_WORDS = 10148  # with the four special ones about the joint dictionary of IWSLT14 German-English
+FOLD_EXAMPLES = 2
+BEAM = 5
+
+
+class ElementaryLayerNorm(nn.Module):
+    """LayerNorm in the operations of its formula, as where no fused kernel exists.
+
+    Args:
+        num_features: channels, the last axis.
+        eps: added to the variance.
+        **options: device and dtype.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, **options: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features, **options))
+        self.bias = nn.Parameter(torch.zeros(num_features, **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x (..., C)."""
+        centered = x - x.mean(dim=-1, keepdim=True)
+        variance = centered.pow(2).mean(dim=-1, keepdim=True)
+        return centered / torch.sqrt(variance + self.eps) * self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model in all arms with the inputs of one batch size.
+
+    Attributes:
+        models: arm -> model.
+        inputs: name -> tensor, in the order of the model's arguments.
+        dynamic: see `GraphPart`; null where no graph can be exported.
+        run: calls a model on the inputs.
+        finish: arm -> what the arms agree on. Not always what `run` returns: a folded encoder's last norm is in the
+            decoder.
+        items: what is counted, and how many of them one call handles.
+    """
+
+    models: Mapping[str, nn.Module]
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str]] | None
+    run: Callable[[nn.Module], Any]
+    finish: Callable[[str], Any]
+    items: tuple[str, int]
+
+    def cut_graph(self, arm: str) -> GraphPart:
+        """What the exporter takes."""
+        assert self.dynamic is not None
+        return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[: self.count_outputs(arm)])
+
+    def count_outputs(self, arm: str) -> int:
+        """Number of tensors that a model returns."""
+        with torch.inference_mode():
+            out = self.run(self.models[arm])
+        return len(out) if isinstance(out, tuple) else 1
+
+
+def build_workload(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Workload:
+    """Builds one model in all arms, of equal weights and in evaluation mode."""
+    dtype = getattr(torch, options.dtype)
+    if name in VISION:
+        from un.vision.models import create_model
+
+        images = torch.randn(batch, 3, 224, 224)
+        models = build_arms(partial(create_model, VISION[name]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
+        inputs = {"images": images.to(device, dtype)}
+        placed = {arm: model.to(device, dtype) for arm, model in models.items()}
+        axes = {"images": {0: "batch"}}
+
+        def classify(arm: str) -> Tensor:
+            return placed[arm](*inputs.values())
+
+        return Workload(placed, inputs, axes, partial(_call, inputs=inputs), classify, ("images", batch))
+    return _build_translation(name, batch, options, device, dtype)
+
+
+def build_arms(build: Callable[[], nn.Module], fold_inputs: tuple[Any, ...] | dict[str, Any]) -> dict[str, nn.Module]:
+    """Builds a model in all arms."""
+    models: dict[str, nn.Module] = {}
+    for arm, factory in {
+        LAYER_NORM: None,
+        ELEMENTARY: ElementaryLayerNorm,
+        UNFOLDED: UnifiedNorm,
+        IDENTITY: nn.Identity,
+    }.items():
+        torch.manual_seed(0)
+        models[arm] = build().eval()
+        if factory is not None:
+            replace_norms(models[arm], factory)
+    draw_statistics(models[UNFOLDED])
+    models[FOLDED], _ = fold_norms(models[UNFOLDED], fold_inputs, on_unfoldable="raise")
+    return {arm: models[arm] for arm in ARMS}
+
+
+def draw_statistics(model: nn.Module) -> None:
+    """Gives norms weights, biases and running statistics as after training, so that a wrong fold shows."""
+    for norm in model.modules():
+        if isinstance(norm, Norm):
+            nn.init.normal_(norm.get_parameter("weight"), 1.0, 0.1)
+            nn.init.normal_(norm.get_parameter("bias"), 0.0, 0.1)
+            nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 1.5)
+
+
+def _build_translation(
+    name: str, batch: int, options: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> Workload:
+    from un.translation.encoder_graph import EncoderGraph
+    from un.translation.fairseq_library import Dictionary
+    from un.translation.generation import BeamSearch
+    from un.translation.transformer import build_transformer
+
+    words = Dictionary()
+    for number in range(NUM_WORDS):
+        words.add_symbol(f"word{number}")
+    form = {"encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True}
+    source = torch.randint(words.nspecial, len(words), (max(batch, FOLD_EXAMPLES), options.length))
+    source[:, -1] = words.eos()
+    lengths = torch.full((len(source),), options.length)
+    few = {"src_tokens": source[:FOLD_EXAMPLES], "src_lengths": lengths[:FOLD_EXAMPLES]}
+    models: Mapping[str, Any] = build_arms(
+        partial(build_transformer, words, words, **form), {**few, "prev_output_tokens": few["src_tokens"]}
+    )
+    source, lengths = source[:batch].to(device), lengths[:batch].to(device)
+    inputs = {"source_tokens": source}
+    placed = {arm: model.to(device, dtype) for arm, model in models.items()}
+    if name == "iwslt_encoder":
+        encoders = {arm: EncoderGraph(model).eval() for arm, model in placed.items()}
+        axes = {"source_tokens": {0: "batch", 1: "length"}}
+
+        def predict(arm: str) -> Tensor:
+            return placed[arm](source, lengths, source)[0]
+
+        return Workload(encoders, inputs, axes, partial(_call, inputs=inputs), predict, ("tokens", source.numel()))
+    # Untrained models end at any length, and each arm at another: all search for as many steps here.
+    search = BeamSearch(beam=BEAM, min_len=options.steps, max_len_b=options.steps)
+    sample = {"id": torch.arange(batch), "net_input": {"src_tokens": source, "src_lengths": lengths}}
+    translate = partial(search.translate, batch=sample)
+    items = ("tokens", batch * options.steps)
+    return Workload(placed, inputs, None, translate, lambda arm: translate(placed[arm]), items)
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    return model(*inputs.values())
