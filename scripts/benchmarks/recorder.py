@@ -18,8 +18,9 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from benchmarks.timing import Row, compare, time_interleaved
+from benchmarks.common import Row
 from un.runtime.assembly import build_model, build_norm_factory, build_part
+from un.runtime.timing import compare, time_interleaved
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from un.folding import FoldReport, ScaleShift, fold_norms
-from un.folding.plan import FAST_PATH_SWITCHES
 from un.folding.scale_shift import PassOn
 from un.folding.verify import list_tensors, measure_difference, run_model
 from un.inference import InferenceTask
+from un.norms.fused_kernels import SWITCHES
 from un.runtime.errors import UserError
 from un.runtime.finished import FinishedRun, open_run
 from un.runtime.weights import check_state, read_checkpoint
@@ -129,7 +129,7 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
     switches = {
         f"{name}.{switch}".lstrip("."): off
         for name, module in after.items()
-        for switch, off in FAST_PATH_SWITCHES.items()
+        for switch, off in SWITCHES.items()
         if hasattr(module, switch) and getattr(module, switch) == off
     }
     shared = {name for name in old if sum(other is old[name] for other in old.values()) > 1}
