@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -35,8 +36,9 @@ def evaluate_run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def make_evaluation(folder: Path, *overrides: str) -> DictConfig:
-    defaults = OmegaConf.load(Path(__file__).parents[2] / "configs/eval.yaml")
-    del defaults["defaults"]
+    with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+        defaults = compose("eval")
+    OmegaConf.set_struct(defaults, False)
     return OmegaConf.merge(defaults, {"run": str(folder)}, OmegaConf.from_dotlist(list(overrides)))
 
 

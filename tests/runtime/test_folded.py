@@ -58,6 +58,21 @@ def test_layernorm_keeps_no_affine_part(tmp_path: Path) -> None:
     assert loaded.blocks[0].norm1.weight is None
 
 
+def test_fused_kernels_do_not_compute_layernorm_again(tmp_path: Path) -> None:
+    """Those of torch's own layer run in inference, whatever stands in a norm's place."""
+
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model.head(model.encoder(x))
+
+    def build() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        return make_model(forward, encoder=nn.TransformerEncoder(layer, 1), head=nn.Linear(8, 4))
+
+    trained = build()
+    replace_norms(trained, BatchNorm)
+    check_loads(tmp_path, randomize(trained), build(), make_tokens())
+
+
 def test_a_norm_that_stays_as_multiply_add(tmp_path: Path) -> None:
     def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return model.head(torch.tanh(model.norm(x)))

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from tests.folding.helpers import randomize
 from un.folding import fold_norms
-from un.folding.sites import find_sites
 from un.inference import GraphPart
 from un.norms import UnifiedNorm
 from un.runtime.onnx_graph import GraphSession, count_operators, list_feeds, quantize_graph, write_graph
-from un.surgery import replace_norms
+from un.surgery import is_norm, replace_norms
 
 NORM_OPERATORS = {"LayerNormalization", "ReduceMean", "Sqrt", "Div", "Pow"}
 build_vit = partial(
@@ -65,7 +64,7 @@ def paths(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_operators_of_norms(models: dict[str, nn.Module], paths: dict[str, Path]) -> None:
-    sites = [site.name for site in find_sites(models["un"])]
+    sites = [name for name, module in models["un"].named_modules() if is_norm(module)]
     found = {name: count_operators(path, sites) for name, path in paths.items()}
     assert found["layernorm"]["LayerNormalization"] == len(sites) == 3
     assert {"ReduceMean", "Sqrt", "Div", "Pow"} <= found["formula"].keys()

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from un.folding.sites import find_sites
 from un.folding.verify import measure_difference
 from un.inference import GraphPart
 from un.reports.result import write_json
@@ -20,6 +19,7 @@ from un.runtime.console import hide_output
 from un.runtime.errors import UserError
 from un.runtime.finished import FinishedRun, open_run
 from un.runtime.folded import fold_run, require_inference
+from un.surgery import is_norm
 
 FOLDER = "exports"  # in the run folder
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -48,7 +48,7 @@ def export_run(config: DictConfig) -> Path:
         import un.runtime.onnx_graph  # noqa: F401  that a package is missing should be said before the work
     run = open_run(config)
     task = require_inference(run.module)
-    sites = [name for site in find_sites(task.inference_model) for name in site.names]
+    sites = [name for name, module in task.inference_model.named_modules(remove_duplicate=False) if is_norm(module)]
     report = None
     if config.fold:
         folded, report = fold_run(run)

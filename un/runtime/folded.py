@@ -17,7 +17,7 @@ from un.folding import FoldReport, ScaleShift, fold_norms
 from un.folding.scale_shift import PassOn
 from un.folding.verify import list_tensors, measure_difference, run_model
 from un.inference import InferenceTask
-from un.norms.fused_kernels import SWITCHES
+from un.norms.fused_kernels import avoid_fused_kernels
 from un.runtime.errors import UserError
 from un.runtime.finished import FinishedRun, open_run
 from un.runtime.weights import check_state, read_checkpoint
@@ -126,16 +126,10 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
     inside = tuple(f"{name}." for name in replaced)
     old, new = (dict(candidate.named_parameters(remove_duplicate=False)) for candidate in (model, folded))
     removed = [name for name in old if name not in new and not name.startswith(inside)]
-    switches = {
-        f"{name}.{switch}".lstrip("."): off
-        for name, module in after.items()
-        for switch, off in SWITCHES.items()
-        if hasattr(module, switch) and getattr(module, switch) == off
-    }
     shared = {name for name in old if sum(other is old[name] for other in old.values()) > 1}
     untied = [n for n in sorted(shared) if n in new and sum(other is new[n] for other in new.values()) == 1]
     added = [name for name in new if name not in old]
-    return {"replaced": replaced, "removed": removed, "added": added, "untied": untied, "switches": switches}
+    return {"replaced": replaced, "removed": removed, "added": added, "untied": untied}
 
 
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -153,6 +147,5 @@ def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[s
     for name in (*changes["added"], *changes["untied"]):
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, nn.Parameter(torch.empty_like(state[name])))
-    for name, value in changes["switches"].items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, value)
+    sites = {*changes["replaced"], *(name.rpartition(".")[0] for name in changes["removed"])}
+    avoid_fused_kernels(model, {model.get_submodule(site) for site in sites})
