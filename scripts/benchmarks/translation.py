@@ -118,6 +118,7 @@ def run_fairseq(
     # words: target tokens with their ends of sentence
     train_rate = float(re.findall(r'"train_wps": "([\d.]+)"', log)[-1])
     search = ["--beam", str(config.task.beam), "--lenpen", str(config.task.length_penalty), "--remove-bpe"]
+    search += ["--max-len-a", str(config.task.max_len_a), "--max-len-b", str(config.task.max_len_b)]
     search += ["--batch-size", str(SENTENCES_PER_BATCH), "--required-batch-size-multiple", "1"]
     command = [sys.executable, "-m", "fairseq_cli.generate", *common, *search, "--path", str(folder / "checkpoint1.pt")]
     # its checkpoints hold an argparse.Namespace, which torch refuses to load without being asked
