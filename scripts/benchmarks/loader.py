@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from benchmarks.common import Row
+from un.runtime.errors import CONFIG_FOLDER
 from un.vision.data import measure_loader
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 REPEATS = 5
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """The median over some repeats of `options.rounds` batches."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         overrides = [f"experiment={options.experiment}", *options.overrides]
         data = instantiate(compose("train", overrides=overrides).data)
     data.setup("fit")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks.common import Row
 from un.runtime.assembly import build_model, build_norm_factory, build_part
+from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.timing import compare, time_interleaved
 
 Batch = tuple[Tensor, Tensor]  # images and labels
-CONFIGS = Path(__file__).parents[2] / "configs"
 WARMUP = 3  # intervals
 
 
@@ -74,7 +74,7 @@ def repeat(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Median milliseconds of a step in either arm, over `options.rounds` intervals, and the median of their ratio."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         overrides = [f"experiment={options.experiment}", "callbacks=activation_stats", *options.overrides]
         config = compose("train", overrides=overrides)
     data = build_part(config, "data")

@@ -24,12 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.common import Row
 from un.runtime.assembly import build
 from un.runtime.averaging import load_tested
+from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.run_folder import RunFolder
 from un.runtime.timing import compare
 from un.translation.data import TranslationDataModule
 from un.translation.preparation.binarization import binarize
 
-ROOT = Path(__file__).parents[2]
+ROOT = CONFIG_FOLDER.parent
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 SENTENCES_PER_BATCH = 128  # of translating, in both programs
 
@@ -37,7 +38,7 @@ SENTENCES_PER_BATCH = 128  # of translating, in both programs
 def measure(options: argparse.Namespace) -> list[Row]:
     """Target tokens per second in training, and sentences per second in translating, of both programs."""
     overrides = [f"experiment={options.experiment}", "norm=layernorm", *options.overrides]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", overrides=overrides)
     rates: dict[str, dict[str, list[float]]] = {"train": {}, "translate": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,21 +1,14 @@
 import pytest
 import torch
 
-from tests.translation.tiny import draw_sentences, make_batch, make_dictionary, make_model, make_unified
+from tests.translation.tiny import draw_sentences, make_batch, make_dictionary, make_model, make_unified, train_a_little
 from un.translation.generation import BeamSearch
-from un.translation.losses import sum_cross_entropy
 
 
 @pytest.fixture(scope="module")
 def model():
     """Trained a little, so that it has learned to end sentences."""
-    model = make_model(make_unified, True).train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for seed in range(60):
-        optimizer.zero_grad()
-        sum_cross_entropy(model, make_batch(draw_sentences(8, seed=seed))).div(50).backward()
-        optimizer.step()
-    return model
+    return train_a_little(make_model(make_unified, True))
 
 
 def search_greedily(model, batch, longest):

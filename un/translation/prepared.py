@@ -8,10 +8,12 @@ from typing import Any
 
 from un.translation.corpus import Corpus, Split, SplitTexts, make_dataset, spell_out
 from un.translation.fairseq_library import Dictionary, LanguagePairDataset, data_utils, indexed_dataset
+from un.translation.preparation.corpora import CODES
+from un.translation.preparation.steps import RECORD
 from un.translation.sources import draw_rows, read_lines
 from un.translation.text import Subwords, TextCodec
 
-RECORD, CODES, RAW = "preparation.json", "bpe.codes", "raw"  # written by the preparation scripts, not by fairseq
+RAW = "raw"  # written, as the record and the codes, by the preparation scripts, not by fairseq
 FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
 

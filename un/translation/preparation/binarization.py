@@ -7,9 +7,9 @@ from un.translation.fairseq_library import Dictionary, FileBinarizer, Vocabulary
 from un.translation.preparation.corpora import CODES, Languages, name_pair
 from un.translation.preparation.lines import count_lines, read_parallel
 from un.translation.preparation.steps import Counts
+from un.translation.vocabulary import PADDING_FACTOR
 
 SPLITS = ("train", "valid", "test")
-PADDING_FACTOR = 8  # fairseq-preprocess pads dictionaries to a multiple of it
 
 
 def binarize(
