@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from un.norms.recomputation import CallNotes
+
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
@@ -33,6 +35,8 @@ class Norm(nn.Module):
     bias: nn.Parameter | None
     optional_state: tuple[str, ...] = ()  # buffers that checkpoints of the official code lack
     shared_pad_mask: Tensor | None = None  # used where no mask is passed; set by `un.norms.masking`
+    count = "calls"  # what windows and warm-up count; set by `un.norms.updates`
+    update_calls: Tensor
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Norm(nn.Module):
         self.eps = eps
         self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
         self._initial_state: dict[str, float] = {}
+        self.notes = CallNotes()
         for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
@@ -131,7 +136,8 @@ class Norm(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.optional_state:
-            state_dict.setdefault(prefix + name, getattr(self, name))
+            if name in self._buffers:
+                state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from un.norms.base import Norm, check_flags, check_fraction
 from un.norms.moments import (
-    Moments,
     choose,
     count_usable,
     is_distributed,
@@ -25,6 +24,7 @@ class _Step(NamedTuple):
     mean: Tensor
     usable: Tensor
     num_rows: int | Tensor
+    corrected: Tensor | None  # (R, 1), the rows that are not padding; None for all
 
 
 class BatchNorm(Norm):
@@ -81,13 +81,13 @@ class BatchNorm(Norm):
             return self.apply_affine(x)
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        step = self._observe(measure_moments(rows, mask, centered=True, sync=self.sync), update)
+        step = self.notes.decide_once(rows, lambda: self._observe(rows, mask, update))
         rule = partial(self._differentiate, step)
-        corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
-        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=corrected)
+        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=step.corrected)
 
     @torch.no_grad()
-    def _observe(self, moments: Moments, update: Tensor | None) -> _Step:
+    def _observe(self, rows: Tensor, mask: Tensor | None, update: Tensor | None) -> _Step:
+        moments = measure_moments(rows, mask, centered=True, sync=self.sync)
         usable = count_usable(moments, self.nonfinite_counter)
         assert moments.mean is not None  # centered moments have one
         variance = choose(usable, moments.square, self.running_var)
@@ -98,7 +98,8 @@ class BatchNorm(Norm):
         for running, batch in ((self.running_mean, mean), (self.running_var, variance * count / others)):
             running.lerp_(torch.where(tracked, batch, running).to(running.dtype), self.momentum)
         self.num_batches_tracked.add_(tracked)
-        return _Step((variance + self.eps).rsqrt_(), mean, usable, count)
+        corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
+        return _Step((variance + self.eps).rsqrt_(), mean, usable, count, corrected)
 
     def _differentiate(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
         """The exact gradient: a row that counted loses its share of the summed gradients of mean and variance."""

@@ -24,6 +24,7 @@ from un.norms.moments import (
 )
 from un.norms.passes import Coefficients, normalize
 from un.norms.schedule import COMPENSATION_START, Phase, Schedule
+from un.norms.updates import advance_steps, count_backward, merge_entry, register_count
 from un.norms.window import average_slots, read_slot, write_slot
 
 # Clamp of the compensation ratio in the official code; UN inherits it.
@@ -43,6 +44,7 @@ class MovingAverageBatchNorm(Norm):
         eps: inside the square root.
         affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
+        count: `calls` of this layer or optimizer `updates` for window and warm-up (ours).
         device: of parameters and buffers.
         dtype: of the parameters.
     """
@@ -52,7 +54,7 @@ class MovingAverageBatchNorm(Norm):
     buffer_gz: Tensor
     iters: Tensor
     nonfinite_counter: Tensor
-    optional_state = ("nonfinite_counter",)
+    optional_state = ("nonfinite_counter", "update_calls")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class MovingAverageBatchNorm(Norm):
         eps: float = 1e-5,
         affine: bool = True,
         sync: bool = False,
+        count: str = "calls",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class MovingAverageBatchNorm(Norm):
         self.register_state("buffer_gz", 0, self.window[1], num_features)
         self.register_state("iters", 0, 1, integer=True)
         self.register_state("nonfinite_counter", 0, 1, integer=True)
+        register_count(self, count)
         raw_until = (max(self.window[0], warmup_steps - 1), max(self.window[1], warmup_steps - 1))
         self.schedule = Schedule(self.window, raw_until, max(COMPENSATION_START, warmup_steps))
 
@@ -89,18 +93,19 @@ class MovingAverageBatchNorm(Norm):
             return self.apply_affine(x)
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        moments = measure_moments(rows, mask, sync=self.sync)
-        scale, ratio, phase, usable = self._observe(moments)
+        step = self.notes.decide_once(rows, lambda: self._observe(measure_moments(rows, mask, sync=self.sync)))
+        scale, ratio, phase, usable = step
         rule = partial(self._correct_gradient, scale, ratio, phase, usable, max(len(rows), 1))
         return normalize(x, self.weight, self.bias, scale * ratio, rule)
 
     @torch.no_grad()
     def _observe(self, moments: Moments) -> tuple[Tensor, Tensor, Phase, Tensor]:
         usable = count_usable(moments, self.nonfinite_counter)
-        self.iters.add_(usable)
+        number = advance_steps(self, self.iters, usable)
         phase = self.schedule.locate(self.iters)
         ring, running, q = self.buffer_x2, self.running_var.view(-1), moments.square
-        write_slot(ring, phase.forward_slot, choose(usable, as_type(q, ring), read_slot(ring, phase.forward_slot)))
+        old = read_slot(ring, phase.forward_slot)
+        write_slot(ring, phase.forward_slot, choose(usable, merge_entry(number, old, as_type(q, ring)), old))
         s = torch.where(phase.forward_raw, q, average_slots(ring))
         s = choose(usable, s, running)
         scale = (s + self.eps).rsqrt_()
@@ -120,8 +125,9 @@ class MovingAverageBatchNorm(Norm):
             p = outer * products / divisor
         else:
             p = outer * products / count
-        entry = choose(usable & is_finite(p), as_type(p, ring), read_slot(ring, phase.backward_slot))
-        write_slot(ring, phase.backward_slot, entry)
+        usable = usable & is_finite(p)
+        number, old = count_backward(self, usable), read_slot(ring, phase.backward_slot)
+        write_slot(ring, phase.backward_slot, choose(usable, merge_entry(number, old, as_type(p, ring)), old))
         mean = torch.where(phase.backward_raw, p, average_slots(ring))
         return Coefficients(outer, mean * scale * scale, None, weight_grad)
 

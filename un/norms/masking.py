@@ -14,8 +14,8 @@ from un.norms.base import Norm
 def share_pad_mask(module: nn.Module, pad_mask: Tensor) -> Iterator[None]:
     """Lets every norm in `module` use `pad_mask` inside the `with` block, where it is called without a mask.
 
-    Blocks may be nested; the inner one wins and gives way to the outer one at its end. What is recomputed after the
-    block, as activation checkpointing does, no longer sees the mask.
+    Blocks may be nested; the inner one wins and gives way to the outer one at its end. A norm which activation
+    checkpointing recomputes after the block uses the mask of its first call.
 
     Args:
         module: is searched for norms of `un.norms` at each entry, so that replaced norms are found; others ignore it.

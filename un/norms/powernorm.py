@@ -7,13 +7,13 @@ PN-V, without running statistics in training, is `UnifiedNorm` with a window of 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from un.norms.base import Norm, check_at_least, check_flags, check_fraction, statistics_dtype
 from un.norms.moments import (
-    Moments,
     as_type,
     choose,
     count_usable,
@@ -23,6 +23,14 @@ from un.norms.moments import (
     sum_over_processes,
 )
 from un.norms.passes import Coefficients, normalize
+from un.norms.updates import advance_steps, register_count
+
+
+class _Step(NamedTuple):
+    factor: Tensor  # of Z
+    batch_scale: Tensor  # 1 / sqrt(q + eps)
+    square: Tensor  # mean of squares over all rows
+    usable: Tensor  # whether the batch entered the state
 
 
 class PowerNorm(Norm):
@@ -38,6 +46,7 @@ class PowerNorm(Norm):
         group_scaling: off gives a norm that is offline at inference (ours; PN is published with it on).
         affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
+        count: `calls` of this layer or optimizer `updates` for the warm-up (ours).
         device: of parameters and buffers.
         dtype: of the parameters.
 
@@ -49,7 +58,7 @@ class PowerNorm(Norm):
     ema_gz: Tensor
     iters: Tensor
     nonfinite_counter: Tensor
-    optional_state = ("nonfinite_counter",)
+    optional_state = ("nonfinite_counter", "update_calls")
 
     def __init__(
         self,
@@ -63,6 +72,7 @@ class PowerNorm(Norm):
         group_scaling: bool = True,
         affine: bool = True,
         sync: bool = False,
+        count: str = "calls",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +95,7 @@ class PowerNorm(Norm):
         self.register_state("ema_gz", 0, 1, num_features, 1, 1)
         self.register_state("iters", 0, 1, integer=True)
         self.register_state("nonfinite_counter", 0, 1, integer=True)
+        register_count(self, count)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
@@ -94,13 +105,9 @@ class PowerNorm(Norm):
             return self._apply_running(x)
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        moments = measure_moments(rows, mask, sync=self.sync)
-        # The gradient statistic runs over all rows, padded ones too (official code).
-        all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
-        factor, usable = self._observe(moments)
-        batch_scale = (choose(usable, moments.square, self.running_phi.view(-1)) + self.eps).rsqrt_()
-        rule = partial(self._correct_gradient, factor, batch_scale, all_rows.square, usable, max(len(rows), 1))
-        return normalize(x, self.weight, self.bias, factor, rule)
+        step = self.notes.decide_once(rows, lambda: self._observe(rows, mask))
+        rule = partial(self._correct_gradient, step, max(len(rows), 1))
+        return normalize(x, self.weight, self.bias, step.factor, rule)
 
     def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""
@@ -110,29 +117,25 @@ class PowerNorm(Norm):
         return (groups / (groups.square().mean(-1, keepdim=True) + self.eps).sqrt()).flatten(-2).to(x.dtype)
 
     @torch.no_grad()
-    def _observe(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Steps 2 to 4: returns the factor of Z and whether the batch entered the state."""
+    def _observe(self, rows: Tensor, mask: Tensor | None) -> _Step:
+        """Steps 2 to 4: takes the batch's moments into the state and chooses the factor of Z."""
+        moments = measure_moments(rows, mask, sync=self.sync)
+        # The gradient statistic runs over all rows, padded ones too (official code).
+        all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
         usable = count_usable(moments, self.nonfinite_counter)
-        self.iters.add_(usable)
+        advance_steps(self, self.iters, usable)
         t, phi = self.iters, self.running_phi.view(-1)
         q = choose(usable, as_type(moments.square, phi), phi)
         factor = (torch.where(t <= self.warmup_steps, q, phi) + self.eps).rsqrt_()
         cumulative = torch.lerp(phi, q, 1 / t.clamp_min(1).to(phi.dtype))  # phi (t - 1) / t + q / t
         updated = torch.where(t < self.warmup_steps, cumulative, phi).lerp_(q, 1 - self.alpha_forward)
         phi.copy_(choose(usable, updated, phi))
-        return factor, usable
+        batch_scale = (choose(usable, moments.square, phi) + self.eps).rsqrt_()
+        return _Step(factor, batch_scale, all_rows.square, usable)
 
-    def _correct_gradient(
-        self,
-        factor: Tensor,
-        batch_scale: Tensor,
-        square: Tensor,
-        usable: Tensor,
-        count: int,
-        products: Tensor,
-        total: Tensor,
-    ) -> Coefficients:
+    def _correct_gradient(self, step: _Step, count: int, products: Tensor, total: Tensor) -> Coefficients:
         """H = g - (1 - alpha) ν Z; ν grows by mean(h Z); the input gradient divides h by the batch's own scale."""
+        factor, batch_scale, square, usable = step
         gradient = self.ema_gz.view(-1)
         weight_grad = factor * products
         if is_distributed(self.sync):

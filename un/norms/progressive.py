@@ -75,7 +75,7 @@ class ProgressiveRepBatchNorm(Norm):
         pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.rep_norm(x, pad_mask)
-        share, mixing = self._advance()
+        share, mixing = self.notes.decide_once(x.detach().reshape(-1, self.num_features), self._advance)
         y = share * self._apply_base(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
         return y.to(x.dtype)
 

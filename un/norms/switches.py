@@ -44,6 +44,8 @@ class Switches:
         single_window: S18. A window of 1 switches all smoothing off (official), or still averages gradients (paper).
         centering: S20, ours. Subtract nothing (official), the batch mean, or the window's mean of means; the gradient
             through the mean is exact, and padding is then always left out of the gradient statistic.
+        count: What window and warm-up count: calls of this layer (official), or optimizer updates, of which the calls
+            (accumulated gradients) share a window entry; see `un.norms.updates`. Ours.
         reject_nonfinite: A batch with a non-finite statistic leaves no trace in the state; it is normalised by the
             running statistic and counted. False lets it in (official).
     """
@@ -70,6 +72,7 @@ class Switches:
     sync: bool = False
     single_window: Literal["unsmoothed", "smoothed"] = "unsmoothed"
     centering: Literal["none", "batch", "window"] = "none"
+    count: Literal["calls", "updates"] = "calls"
     reject_nonfinite: bool = True
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from un.norms.base import Norm, check_at_least, check_flags, check_fraction, make_pair
+from un.norms.centering import choose_center
 from un.norms.filtration import find_outliers, measure_gap, measure_threshold
 from un.norms.moments import (
     Moments,
@@ -32,6 +33,7 @@ from un.norms.moments import (
 from un.norms.passes import Coefficients, normalize
 from un.norms.schedule import Phase, make_schedule
 from un.norms.switches import build_switches
+from un.norms.updates import advance_steps, count_backward, merge_entry, register_count
 from un.norms.window import average_slots, average_window, read_slot, write_slot
 
 
@@ -46,6 +48,7 @@ class _Step(NamedTuple):
     moments: Moments
     center: Tensor | None  # the mean that was subtracted
     center_weight: Tensor | float  # its derivative by the batch mean
+    corrected: Tensor | None  # (R, 1), the rows whose gradient is corrected; None for all
 
 
 class UnifiedNorm(Norm):
@@ -80,7 +83,7 @@ class UnifiedNorm(Norm):
     nonfinite_counter: Tensor
     running_mean: Tensor
     buffer_mean: Tensor
-    optional_state = ("nonfinite_counter",)
+    optional_state = ("nonfinite_counter", "update_calls")
 
     def __init__(
         self,
@@ -115,6 +118,7 @@ class UnifiedNorm(Norm):
         if self.switches.centering != "none":
             self.register_state("running_mean", 0, num_features)
             self.register_state("buffer_mean", 0, self.window[0], num_features)
+        register_count(self, self.switches.count)
         self.schedule = make_schedule(self.window, warmup_steps, self.switches)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
@@ -126,9 +130,16 @@ class UnifiedNorm(Norm):
         pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
-        switches = self.switches
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
+        step = self.notes.decide_once(rows, lambda: self._observe(rows, mask))
+        rule = partial(self._correct_gradient, step, len(rows) if step.corrected is None else step.corrected.sum())
+        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=step.corrected)
+
+    @torch.no_grad()
+    def _observe(self, rows: Tensor, mask: Tensor | None) -> _Step:
+        """F1 to F10: takes the batch's moments into the state and chooses the statistics of this call."""
+        switches = self.switches
         moments = measure_moments(
             rows,
             mask if switches.pad_moment == "excluded" else None,
@@ -136,37 +147,32 @@ class UnifiedNorm(Norm):
             sync=switches.sync,
             input_type=switches.statistics_type == "input",
         )
-        step = self._observe(moments)
-        corrected = self._find_corrected_rows(mask)
-        rule = partial(self._correct_gradient, step, len(rows) if corrected is None else corrected.sum())
-        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=corrected)
-
-    @torch.no_grad()
-    def _observe(self, moments: Moments) -> _Step:
-        """F1 to F10: takes the batch's moments into the state and chooses the statistics of this call."""
         usable = self._find_usable(moments)
-        self.iters.add_(1 if usable is None else usable)
+        number = advance_steps(self, self.iters, usable)
         phase = self.schedule.locate(self.iters)
-        center, center_weight = self._center(moments, phase, usable)
+        center, center_weight = choose_center(self, moments, phase, usable, number)
         q = moments.square
-        if center is not None and moments.mean is not None and self.switches.centering == "window":
+        if center is not None and moments.mean is not None and switches.centering == "window":
             q = q + (moments.mean - center).square()
         running = self.running_var
-        smooth, filtered = self._smooth(q, phase, usable)
+        smooth, filtered = self._smooth(q, phase, usable, number)
         s = choose(usable, smooth, running)
         scale = (s + self.eps).rsqrt_()
         ratio = self._compensate(scale, phase, filtered)
         target = s
-        if filtered is not None and self.switches.filtered_running == "freeze":
+        if filtered is not None and switches.filtered_running == "freeze":
             target = torch.where(filtered, running, s)
         running.lerp_(as_type(target, running), 1 - self.momentum[0])  # F10
-        return _Step(scale, ratio, phase, filtered, usable, moments, center, center_weight)
+        corrected = self._find_corrected_rows(mask)
+        return _Step(scale, ratio, phase, filtered, usable, moments, center, center_weight, corrected)
 
-    def _smooth(self, q: Tensor, phase: Phase, usable: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _smooth(
+        self, q: Tensor, phase: Phase, usable: Tensor | None, number: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """F3 to F7: fluctuation smoothing over the window and outlier filtration."""
         switches, ring, slot = self.switches, self.buffer_x2, phase.forward_slot
         old = read_slot(ring, slot)
-        entry = choose(usable, as_type(q, ring), old)
+        entry = choose(usable, merge_entry(number, old, as_type(q, ring)), old)
         if self._is_unsmoothed():
             write_slot(ring, slot, entry)
             return q, None
@@ -224,6 +230,7 @@ class UnifiedNorm(Norm):
         if drop is not None:
             kept = {"running": average, "batch": entry, "keep": old}[switches.filtered_gradient]
             entry = torch.where(drop, kept, entry)
+        entry = merge_entry(count_backward(self, usable), old, entry)
         write_slot(ring, slot, choose(usable, entry, old))  # B3
         mean = p
         if switches.backward_average in ("window_running", "window"):
@@ -237,21 +244,6 @@ class UnifiedNorm(Norm):
             average.copy_(torch.where(gate(usable, drop), target, average))
         kappa = average if switches.backward_average in ("window_running", "running") else choose(usable, mean, average)
         return kappa if drop is None else torch.where(gate(usable, drop), mean, kappa)  # B6
-
-    def _center(self, moments: Moments, phase: Phase, usable: Tensor | None) -> tuple[Tensor | None, Tensor | float]:
-        """S20: the mean to subtract and its derivative by the batch mean; (None, 0) without centering."""
-        if moments.mean is None:
-            return None, 0.0
-        center, weight = moments.mean, torch.ones_like(moments.mean)
-        if self.switches.centering == "window":
-            ring, slot, raw = self.buffer_mean, phase.forward_slot, phase.forward_raw
-            write_slot(ring, slot, choose(usable, as_type(center, ring), read_slot(ring, slot)))
-            weight = torch.where(raw, weight, 1 / self.window[0])
-            center = torch.where(raw, center, average_slots(ring))
-        center = choose(usable, center, self.running_mean)
-        weight = choose(usable, weight, torch.zeros_like(weight))
-        self.running_mean.lerp_(as_type(center, self.running_mean), 1 - self.momentum[0])
-        return center, weight
 
     def _find_usable(self, moments: Moments) -> Tensor | None:
         """Whether the batch may enter the state; None for every batch (official) unless it is empty."""

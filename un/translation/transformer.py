@@ -77,13 +77,7 @@ class Transformer(TransformerModel):
         return Decoder(config, tgt_dict, embed_tokens, no_encoder_attn=config.no_cross_attention)
 
     def use_pad_mask(self, enabled: bool) -> None:
-        """Sets whether padding masks reach the norms, those replaced later included. At first they do not.
-
-        Raises:
-            ValueError: for a model with activation checkpointing, which recomputes norms when the masks are gone.
-        """
-        if enabled and self.cfg.checkpoint_activations:
-            raise ValueError("model.checkpoint_activations=true needs surgery.pad_mask=false: it recomputes without")
+        """Sets whether padding masks reach the norms, those replaced later included. At first they do not."""
         self.encoder.masks_norms = self.decoder.masks_norms = enabled
 
 
