@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from un.inference import GraphPart
+from un.norms.updates import call_after_step
 from un.vision.batches import Batch
 
 FOLD_EXAMPLES = 4  # images that a fold is checked on
@@ -146,6 +147,7 @@ class ImageClassification(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
         optimizer = self.make_optimizer(self.model)
+        call_after_step(optimizer, self._update_average)
         if self.make_scheduler is None:
             return optimizer
         num_updates = self.trainer.estimated_stepping_batches
@@ -163,9 +165,7 @@ class ImageClassification(lightning.LightningModule):
         else:
             scheduler.step_update(self.global_step)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights, then the moving average."""
-        super().optimizer_step(*args, **kwargs)
+    def _update_average(self) -> None:
         if self.ema is not None:
             self.ema.update(self.model)
 
