@@ -17,9 +17,11 @@ from un.norms.moments import (
     as_type,
     choose,
     count_usable,
+    divide,
     is_distributed,
     is_finite,
     measure_moments,
+    sum_moments,
     sum_over_processes,
 )
 from un.norms.passes import Coefficients, normalize
@@ -94,12 +96,14 @@ class PowerNorm(Norm):
             return self._apply_running(x)
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
-        moments = measure_moments(rows, mask, sync=self.sync)
+        moments = measure_moments(rows, mask)
         # The gradient statistic runs over all rows, padded ones too (official code).
-        all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
+        all_rows = moments if mask is None else measure_moments(rows, None)
+        if is_distributed(self.sync):
+            moments, all_rows = sum_moments(moments, all_rows)  # in one, as not every process need have a mask
         factor, usable = self._observe(moments)
         batch_scale = (choose(usable, moments.square, self.running_phi.view(-1)) + self.eps).rsqrt_()
-        rule = partial(self._correct_gradient, factor, batch_scale, all_rows.square, usable, max(len(rows), 1))
+        rule = partial(self._correct_gradient, factor, batch_scale, all_rows, usable)
         return normalize(x, self.weight, self.bias, factor, rule)
 
     def scale_groups(self, x: Tensor) -> Tensor:
@@ -126,9 +130,8 @@ class PowerNorm(Norm):
         self,
         factor: Tensor,
         batch_scale: Tensor,
-        square: Tensor,
+        all_rows: Moments,
         usable: Tensor,
-        count: int,
         products: Tensor,
         total: Tensor,
     ) -> Coefficients:
@@ -136,13 +139,11 @@ class PowerNorm(Norm):
         gradient = self.ema_gz.view(-1)
         weight_grad = factor * products
         if is_distributed(self.sync):
-            products, divisor = sum_over_processes(products, count, like=products)
-            mean = factor * products / divisor
-        else:
-            mean = factor * products / count
+            (products,) = sum_over_processes(products, like=products)
+        mean = divide(factor * products, all_rows.num_rows)
         weight = torch.ones_like(factor) if self.weight is None else self.weight
         correction = (1 - self.alpha_backward) * gradient * factor
-        grown = gradient + weight * mean - correction * factor * square
+        grown = gradient + weight * mean - correction * factor * all_rows.square
         inner = correction * batch_scale
         gradient.copy_(choose(usable & is_finite(grown), as_type(grown, gradient), gradient))
         return Coefficients(weight * batch_scale, inner, None, weight_grad)
