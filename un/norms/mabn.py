@@ -17,6 +17,7 @@ from un.norms.moments import (
     as_type,
     choose,
     count_usable,
+    divide,
     is_distributed,
     is_finite,
     measure_moments,
@@ -95,7 +96,7 @@ class MovingAverageBatchNorm(Norm):
         mask = None if pad_mask is None else pad_mask.reshape(-1)
         step = self.notes.decide_once(rows, lambda: self._observe(measure_moments(rows, mask, sync=self.sync)))
         scale, ratio, phase, usable = step
-        rule = partial(self._correct_gradient, scale, ratio, phase, usable, max(len(rows), 1))
+        rule = partial(self._correct_gradient, scale, ratio, phase, usable, len(rows))
         return normalize(x, self.weight, self.bias, scale * ratio, rule)
 
     @torch.no_grad()
@@ -115,16 +116,21 @@ class MovingAverageBatchNorm(Norm):
         return scale, ratio, phase, usable
 
     def _correct_gradient(
-        self, scale: Tensor, ratio: Tensor, phase: Phase, usable: Tensor, count: int, products: Tensor, total: Tensor
+        self,
+        scale: Tensor,
+        ratio: Tensor,
+        phase: Phase,
+        usable: Tensor,
+        count: int | Tensor,
+        products: Tensor,
+        total: Tensor,
     ) -> Coefficients:
         ring, factor = self.buffer_gz, scale * ratio
         outer = factor if self.weight is None else factor * self.weight
         weight_grad = factor * products
         if is_distributed(self.sync):
-            products, divisor = sum_over_processes(products, count, like=products)
-            p = outer * products / divisor
-        else:
-            p = outer * products / count
+            products, count = sum_over_processes(products, count, like=products)
+        p = divide(outer * products, count)
         usable = usable & is_finite(p)
         number, old = count_backward(self, usable), read_slot(ring, phase.backward_slot)
         write_slot(ring, phase.backward_slot, choose(usable, merge_entry(number, old, as_type(p, ring)), old))

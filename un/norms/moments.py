@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from un.norms.base import statistics_dtype
 from un.norms.constants import get_zeros
 from un.norms.passes import reduce_products
 
@@ -25,13 +26,28 @@ class Moments(NamedTuple):
 
 
 def sum_over_processes(*values: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
-    """All-reduces vectors and counts in one call; counts travel as vectors of one entry."""
-    flat = [torch.as_tensor(v, device=like.device).to(like.dtype).reshape(-1) for v in values]
+    """All-reduces vectors and counts in one call, in statistics precision; counts travel as vectors of one entry.
+
+    Every process must get here equally often and in the same order, whatever its share of the batch looks like.
+    """
+    dtype = statistics_dtype(like.dtype)
+    flat = [
+        v.to(dtype).reshape(-1) if isinstance(v, Tensor) else torch.full((1,), v, device=like.device, dtype=dtype)
+        for v in values
+    ]
     packed = torch.cat(flat)
     dist.all_reduce(packed)
     parts = packed.split([f.numel() for f in flat])
     shapes = [v.shape if isinstance(v, Tensor) else () for v in values]
     return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+def sum_moments(*parts: Moments) -> tuple[Moments, ...]:
+    """All-reduces moments without mean, of this process's rows, in one call."""
+    sums = [value for part in parts for value in (part.square * part.num_rows, part.num_rows)]
+    totals = sum_over_processes(*sums, like=parts[0].square)
+    pairs = zip(totals[::2], totals[1::2], strict=True)
+    return tuple(Moments(divide(square, count), None, count) for square, count in pairs)
 
 
 def is_distributed(sync: bool) -> bool:
@@ -61,24 +77,21 @@ def measure_moments(
     count = count_rows(x, pad_mask)
     if pad_mask is not None:
         x = x.masked_fill(pad_mask.unsqueeze(-1), 0)
-    if input_type:
-        square = (x * x).sum(0)
-        mean_sum = x.sum(0) if centered else None
-    elif centered:
-        mean_sum = x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
-    elif isinstance(count, int) and not is_distributed(sync):
-        return Moments(reduce_products(x, x, divisor=max(count, 1))[0], None, count)
-    else:
-        square, mean_sum = reduce_products(x, x)[0], None
     synced = is_distributed(sync)
-    if mean_sum is None:
-        if synced:
-            square, count = sum_over_processes(square, count, like=square)
-        return Moments(_divide(square, count), None, count)
+    if not centered:
+        if input_type:
+            square = divide((x * x).sum(0), count)
+        elif isinstance(count, int):
+            square = reduce_products(x, x, divisor=max(count, 1))[0]
+        else:
+            square = divide(reduce_products(x, x)[0], count)
+        own = Moments(square, None, count)
+        return sum_moments(own)[0] if synced else own
+    mean_sum = x.sum(0) if input_type else x.sum(0, dtype=statistics_dtype(x.dtype))
     if synced:
         mean_sum, count = sum_over_processes(mean_sum, count, like=mean_sum)
-    mean = _divide(mean_sum, count)
-    return Moments(_divide(_sum_centered_squares(x, mean, pad_mask, synced), count), mean, count)
+    mean = divide(mean_sum, count)
+    return Moments(divide(_sum_centered_squares(x, mean, pad_mask, synced), count), mean, count)
 
 
 def _sum_centered_squares(x: Tensor, mean: Tensor, pad_mask: Tensor | None, synced: bool) -> Tensor:
@@ -89,7 +102,7 @@ def _sum_centered_squares(x: Tensor, mean: Tensor, pad_mask: Tensor | None, sync
     return sum_over_processes(square, like=square)[0] if synced else square
 
 
-def _divide(total: Tensor, count: int | Tensor) -> Tensor:
+def divide(total: Tensor, count: int | Tensor) -> Tensor:
     """Total / count, and 0 where nothing was counted."""
     return total / max(count, 1) if isinstance(count, int) else total / count.clamp_min(1)
 

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from un.norms.base import Norm, check_at_least, check_flags, check_fraction, statistics_dtype
 from un.norms.moments import (
+    Moments,
     as_type,
     choose,
     count_usable,
+    divide,
     is_distributed,
     is_finite,
     measure_moments,
+    sum_moments,
     sum_over_processes,
 )
 from un.norms.passes import Coefficients, normalize
@@ -29,7 +32,7 @@ from un.norms.updates import advance_steps, register_count
 class _Step(NamedTuple):
     factor: Tensor  # of Z
     batch_scale: Tensor  # 1 / sqrt(q + eps)
-    square: Tensor  # mean of squares over all rows
+    all_rows: Moments  # over all rows, padded ones too
     usable: Tensor  # whether the batch entered the state
 
 
@@ -106,8 +109,7 @@ class PowerNorm(Norm):
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
         step = self.notes.decide_once(rows, lambda: self._observe(rows, mask))
-        rule = partial(self._correct_gradient, step, max(len(rows), 1))
-        return normalize(x, self.weight, self.bias, step.factor, rule)
+        return normalize(x, self.weight, self.bias, step.factor, partial(self._correct_gradient, step))
 
     def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""
@@ -119,9 +121,11 @@ class PowerNorm(Norm):
     @torch.no_grad()
     def _observe(self, rows: Tensor, mask: Tensor | None) -> _Step:
         """Steps 2 to 4: takes the batch's moments into the state and chooses the factor of Z."""
-        moments = measure_moments(rows, mask, sync=self.sync)
+        moments = measure_moments(rows, mask)
         # The gradient statistic runs over all rows, padded ones too (official code).
-        all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
+        all_rows = moments if mask is None else measure_moments(rows, None)
+        if is_distributed(self.sync):
+            moments, all_rows = sum_moments(moments, all_rows)  # in one, as not every process need have a mask
         usable = count_usable(moments, self.nonfinite_counter)
         advance_steps(self, self.iters, usable)
         t, phi = self.iters, self.running_phi.view(-1)
@@ -131,21 +135,19 @@ class PowerNorm(Norm):
         updated = torch.where(t < self.warmup_steps, cumulative, phi).lerp_(q, 1 - self.alpha_forward)
         phi.copy_(choose(usable, updated, phi))
         batch_scale = (choose(usable, moments.square, phi) + self.eps).rsqrt_()
-        return _Step(factor, batch_scale, all_rows.square, usable)
+        return _Step(factor, batch_scale, all_rows, usable)
 
-    def _correct_gradient(self, step: _Step, count: int, products: Tensor, total: Tensor) -> Coefficients:
+    def _correct_gradient(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
         """H = g - (1 - alpha) ν Z; ν grows by mean(h Z); the input gradient divides h by the batch's own scale."""
-        factor, batch_scale, square, usable = step
+        factor, batch_scale, all_rows, usable = step
         gradient = self.ema_gz.view(-1)
         weight_grad = factor * products
         if is_distributed(self.sync):
-            products, divisor = sum_over_processes(products, count, like=products)
-            mean = factor * products / divisor
-        else:
-            mean = factor * products / count
+            (products,) = sum_over_processes(products, like=products)
+        mean = divide(factor * products, all_rows.num_rows)
         weight = torch.ones_like(factor) if self.weight is None else self.weight
         correction = (1 - self.alpha_backward) * gradient * factor
-        grown = gradient + weight * mean - correction * factor * square
+        grown = gradient + weight * mean - correction * factor * all_rows.square
         inner = correction * batch_scale
         gradient.copy_(choose(usable & is_finite(grown), as_type(grown, gradient), gradient))
         return Coefficients(weight * batch_scale, inner, None, weight_grad)

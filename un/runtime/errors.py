@@ -12,6 +12,10 @@ CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 # Errors of these kinds name a wrong input. Everything else is a fault of the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
 USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not imported here
+# What torch.distributed raises where another process is gone: NCCL and its helpers errors of these names, gloo a
+# RuntimeError that quotes its source file.
+LOST_PROCESS_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+LOST_PROCESS_SOURCE = "/gloo/"
 # Optional packages: extra of pyproject.toml -> what its modules are called, and the command that installs it.
 EXTRAS = {
     "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
@@ -35,7 +39,13 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return is_user_error(error.__cause__)
     known = isinstance(error, USER_ERRORS) or type(error).__name__ in USER_ERROR_NAMES
-    return known or (isinstance(error, TypeError) and UNEXPECTED_ARGUMENT in str(error))
+    return known or _is_lost_process(error) or (isinstance(error, TypeError) and UNEXPECTED_ARGUMENT in str(error))
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    """Tells whether this process is sound and another one of its run is not."""
+    quotes_gloo = isinstance(error, RuntimeError) and LOST_PROCESS_SOURCE in str(error)
+    return quotes_gloo or type(error).__name__ in LOST_PROCESS_NAMES
 
 
 def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
@@ -52,6 +62,8 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return (f"{key.group(1)}: " if key else "") + describe_error(error.__cause__, keys)
     if isinstance(error, ImportError):
         return _describe_missing_import(error)
+    if _is_lost_process(error):
+        return "another process of this run ended or does not answer; the same command resumes the run"
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     unknown = re.search(r"Could not override '([^']+)'", str(error))

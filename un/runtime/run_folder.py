@@ -31,6 +31,7 @@ OTHER_KEYS = (
     *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra"),
     *("data.path", "data.num_workers"),
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
+    "trainer.strategy.timeout",
     *(
         "callbacks.checkpoints",
         "callbacks.watch_norms",

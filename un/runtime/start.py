@@ -12,8 +12,17 @@ from un.runtime.checks import check_config
 from un.runtime.errors import UserError
 from un.runtime.run_folder import RunFolder, RunIdentity
 
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, Slurm and Lightning's own launcher
+# Of torchrun, Slurm and Lightning's own launcher, the last to be set by the user on every node but the first.
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 log = logging.getLogger(__name__)
+
+
+def choose_mixed_precision(accelerator: str) -> str:
+    """Returns the precision of `trainer=gpu`, which on a CPU would not be faster, and bfloat16."""
+    return "32-true" if accelerator == "cpu" else "16-mixed"
+
+
+OmegaConf.register_new_resolver("mixed_precision", choose_mixed_precision, replace=True)
 
 
 def start_run(config: DictConfig) -> float | None:
@@ -32,6 +41,8 @@ def start_run(config: DictConfig) -> float | None:
     folder = RunFolder(identity.folder)
     if is_first_process():
         open_folder(folder, config)
+    else:
+        logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all
     if folder.result.exists() and not config.force:
         status = read_result(folder.result).status
         log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)

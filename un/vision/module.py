@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from un.inference import GraphPart
@@ -70,6 +70,8 @@ class ImageClassification(lightning.LightningModule):
             scores["acc5"] = MulticlassAccuracy(num_classes, top_k=TOP_K, average="micro")
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = self.val_scores.clone(prefix="test/")
+        # Lightning's own mean over processes divides by the rounded mean of their numbers of examples.
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     @property
     def inference_model(self) -> nn.Module:
@@ -118,31 +120,32 @@ class ImageClassification(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
-        self._score(batch, self.val_scores, "val/loss")
+        self._score(batch, self.val_scores, self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
-        self._score(batch, self.test_scores, "test/loss")
+        self._score(batch, self.test_scores, self.test_loss)
 
-    def _score(self, batch: Batch, scores: MetricCollection, loss_name: str) -> None:
+    def _score(self, batch: Batch, scores: MetricCollection, loss: MeanMetric) -> None:
         images, labels = batch
         logits = self(images)
         scores.update(logits, labels)
-        loss = F.cross_entropy(logits, labels)
-        self.log(loss_name, loss, on_epoch=True, sync_dist=True, batch_size=len(images))
+        loss.update(F.cross_entropy(logits, labels), len(images))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies."""
-        self._log_scores(self.val_scores)
+        """Log loss and accuracies."""
+        self._log_scores(self.val_scores, self.val_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracies."""
-        self._log_scores(self.test_scores)
+        """Log loss and accuracies."""
+        self._log_scores(self.test_scores, self.test_loss)
 
-    def _log_scores(self, scores: MetricCollection) -> None:
+    def _log_scores(self, scores: MetricCollection, loss: MeanMetric) -> None:
+        self.log(f"{scores.prefix}loss", loss.compute())
         percent = {name: 100 * value for name, value in scores.compute().items()}
         self.log_dict(percent, prog_bar=True)
         scores.reset()
+        loss.reset()
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""

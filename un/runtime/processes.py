@@ -1,0 +1,18 @@
+"""What several processes of one run share."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed
+
+
+class BufferBroadcast(Callback):
+    """Gives all processes rank 0's buffers before a validation, so that each evaluates what rank 0 saves.
+
+    Norms without `sync` take each process's own batches into their statistics. DDP overwrites them with rank 0's, but
+    only before the training forwards that follow an update.
+    """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Broadcasts them, those of averaged weights included."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                distributed.broadcast(buffer, src=0)
