@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -82,9 +81,9 @@ class BatchNorm(Norm):
         rows = x.detach().reshape(-1, self.num_features)
         mask = None if pad_mask is None else pad_mask.reshape(-1)
         step = self._observe(measure_moments(rows, mask, centered=True, sync=self.sync), update)
-        rule = partial(self._differentiate, step)
         corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
-        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=corrected)
+        rule, mean = self._differentiate, step.mean
+        return normalize(x, self.weight, self.bias, step.scale, rule, (step,), mean=mean, corrected=corrected)
 
     @torch.no_grad()
     def _observe(self, moments: Moments, update: Tensor | None) -> _Step:

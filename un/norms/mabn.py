@@ -6,7 +6,6 @@ UN without filtration and running gradient average, with the arithmetic mean, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,8 +90,8 @@ class MovingAverageBatchNorm(Norm):
         mask = None if pad_mask is None else pad_mask.reshape(-1)
         moments = measure_moments(rows, mask, sync=self.sync)
         scale, ratio, phase, usable = self._observe(moments)
-        rule = partial(self._correct_gradient, scale, ratio, phase, usable, max(len(rows), 1))
-        return normalize(x, self.weight, self.bias, scale * ratio, rule)
+        step = (scale, ratio, phase, usable, max(len(rows), 1))
+        return normalize(x, self.weight, self.bias, scale * ratio, self._correct_gradient, step)
 
     @torch.no_grad()
     def _observe(self, moments: Moments) -> tuple[Tensor, Tensor, Phase, Tensor]:

@@ -7,6 +7,7 @@ Everything that makes UN, MABN, PowerNorm and BatchNorm differ happens between t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from un.norms.base import statistics_dtype
+from un.norms.compiling import hold
 from un.norms.constants import get_zeros
 
 
@@ -29,8 +31,8 @@ class Coefficients(NamedTuple):
     weight_grad: Tensor
 
 
-# Takes (sum over rows of D * (x - mean), sum over rows of D), each (C,).
-GradientRule = Callable[[Tensor, Tensor], Coefficients]
+# Takes (sum over rows of D * (x - mean), sum over rows of D), each (C,), after what the forward hands to it.
+GradientRule = Callable[..., Coefficients]
 
 
 def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: int = 1) -> tuple[Tensor, Tensor]:
@@ -134,6 +136,7 @@ def normalize(
     bias: Tensor | None,
     factor: Tensor,
     rule: GradientRule,
+    step: tuple[Any, ...],
     *,
     mean: Tensor | None = None,
     corrected: Tensor | None = None,
@@ -148,7 +151,10 @@ def normalize(
         bias: (C,) or None for 0.
         factor: (C,), a constant to autograd.
         rule: called once in the backward; may update buffers.
+        step: first arguments of the rule. Whatever the forward computed from buffers that it changes goes here: the
+            compiler is kept from computing it again.
         mean: (C,) or None for 0, a constant to autograd.
         corrected: (R, 1) boolean, the rows whose gradient has the `inner` and `offset` terms; None for all.
     """
-    return _Normalize.apply(x, weight, bias, factor, mean, corrected, rule)
+    factor, mean, step = hold((factor, mean, step))
+    return _Normalize.apply(x, weight, bias, factor, mean, corrected, partial(rule, *step))

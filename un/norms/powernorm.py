@@ -6,8 +6,6 @@ PN-V, without running statistics in training, is `UnifiedNorm` with a window of 
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -99,8 +97,8 @@ class PowerNorm(Norm):
         all_rows = moments if mask is None else measure_moments(rows, None, sync=self.sync)
         factor, usable = self._observe(moments)
         batch_scale = (choose(usable, moments.square, self.running_phi.view(-1)) + self.eps).rsqrt_()
-        rule = partial(self._correct_gradient, factor, batch_scale, all_rows.square, usable, max(len(rows), 1))
-        return normalize(x, self.weight, self.bias, factor, rule)
+        step = (factor, batch_scale, all_rows.square, usable, max(len(rows), 1))
+        return normalize(x, self.weight, self.bias, factor, self._correct_gradient, step)
 
     def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""

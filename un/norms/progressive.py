@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from un.norms.base import Norm, check_at_least, check_choice, check_fraction, statistics_dtype
 from un.norms.batchnorm import RepBatchNorm
+from un.norms.compiling import hold
 from un.norms.rmsnorm import RMSNorm
 
 
@@ -75,7 +76,7 @@ class ProgressiveRepBatchNorm(Norm):
         pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.rep_norm(x, pad_mask)
-        share, mixing = self._advance()
+        share, mixing = hold(self._advance())
         y = share * self._apply_base(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
         return y.to(x.dtype)
 

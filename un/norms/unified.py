@@ -9,7 +9,6 @@ from the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -138,8 +137,9 @@ class UnifiedNorm(Norm):
         )
         step = self._observe(moments)
         corrected = self._find_corrected_rows(mask)
-        rule = partial(self._correct_gradient, step, len(rows) if corrected is None else corrected.sum())
-        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.center, corrected=corrected)
+        count = len(rows) if corrected is None else corrected.sum()
+        rule, handed = self._correct_gradient, (step, count)
+        return normalize(x, self.weight, self.bias, step.scale, rule, handed, mean=step.center, corrected=corrected)
 
     @torch.no_grad()
     def _observe(self, moments: Moments) -> _Step:
