@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from un.norms.base import statistics_dtype
+from un.norms.compiling import LIBRARY
 from un.norms.constants import get_zeros
 
 
@@ -38,8 +39,11 @@ def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: i
 
     torch's batch-norm backward in evaluation mode computes these two sums fused, and scales the first by
     1/sqrt(variance + eps): variance 0 and eps = divisor² make that the wanted division. It is two to four times faster
-    on CPU than a product followed by sums.
+    on CPU than a product followed by sums, also where the compiler fuses these: it sums column by column.
     """
+    if torch.compiler.is_compiling():
+        products, total = torch.ops.un.reduce_products(g, x, mean) if x.is_cpu else _reduce_plainly(g, x, mean)
+        return products / divisor, total
     dtype = statistics_dtype(x.dtype)
     if g.numel() == 0:
         zeros = torch.zeros(2, x.shape[-1], device=x.device, dtype=dtype)
@@ -53,6 +57,17 @@ def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: i
         g, x, None, mean, zeros, None, None, False, float(divisor) ** 2, [False, True, True]
     )
     return products, total
+
+
+def _reduce_plainly(g: Tensor, x: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = statistics_dtype(x.dtype)
+    g, x = g.to(dtype), x.to(dtype)
+    return (g * (x if mean is None else x - mean)).sum(0), g.sum(0)
+
+
+LIBRARY.define("reduce_products(Tensor g, Tensor x, Tensor? mean) -> (Tensor, Tensor)")
+LIBRARY.impl("reduce_products", reduce_products, "CPU")
+LIBRARY.impl("reduce_products", _reduce_plainly, "Meta")
 
 
 def _as_statistics(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from un.norms.compiling import hold
+
 # Calls of one norm whose backward may be outstanding; bounds the memory of passes that never have one. Ours.
 NOTED_CALLS = 64
 # Largest difference of column sums, relative to the largest sum, between a call and its recomputation: kernels that add
@@ -38,6 +40,8 @@ class CallNotes:
     def decide_once(self, rows: Tensor, decide: Callable[[], Decision]) -> Decision:
         """Returns `decide()`, or inside a backward what the call that is recomputed decided.
 
+        What the forward computes from buffers that it moves must come from here: see `un.norms.compiling`, too.
+
         Args:
             rows: (R, C), the input of the call, by which it is recognised.
             decide: moves the norm's state.
@@ -46,7 +50,7 @@ class CallNotes:
             RuntimeError: inside a backward where no noted call had this input.
         """
         if torch.compiler.is_compiling():
-            return decide()
+            return hold(decide())
         if torch._C._current_graph_task_id() != -1:  # how torch.utils.checkpoint itself asks
             return self._recall(rows)
         decision = decide()

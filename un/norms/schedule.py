@@ -43,6 +43,9 @@ class Schedule:
 
     def locate(self, iters: Tensor) -> Phase:
         """The phase at t = iters (1,)."""
+        if torch.compiler.is_compiling():  # comparisons with numbers are fused, tensors of them copied to the device
+            t = iters.squeeze(0)
+            return Phase(*(t % window for window in self.windows), *(t <= limit for limit in self.limits))
         device = iters.device
         windows = get_constant((self.windows, device), lambda: torch.tensor(self.windows, device=device))
         limits = get_constant((self.limits, device), lambda: torch.tensor(self.limits, device=device))

@@ -42,10 +42,11 @@ class _Step(NamedTuple):
 
     scale: Tensor  # 1 / sqrt(s + eps)
     ratio: Tensor | None  # r, None for 1
-    phase: Phase
+    slot: Tensor  # of the backward window
+    raw: Tensor  # the gradient statistic is not smoothed yet
     filtered: Tensor | None  # None: nothing is ever filtered
     usable: Tensor | None  # None: every batch is
-    moments: Moments
+    mean: Tensor | None  # of the batch, where it is centred
     center: Tensor | None  # the mean that was subtracted
     center_weight: Tensor | float  # its derivative by the batch mean
     corrected: Tensor | None  # (R, 1), the rows whose gradient is corrected; None for all
@@ -163,8 +164,8 @@ class UnifiedNorm(Norm):
         if filtered is not None and switches.filtered_running == "freeze":
             target = torch.where(filtered, running, s)
         running.lerp_(as_type(target, running), 1 - self.momentum[0])  # F10
-        corrected = self._find_corrected_rows(mask)
-        return _Step(scale, ratio, phase, filtered, usable, moments, center, center_weight, corrected)
+        corrected, slot, raw = self._find_corrected_rows(mask), phase.backward_slot, phase.backward_raw
+        return _Step(scale, ratio, slot, raw, filtered, usable, moments.mean, center, center_weight, corrected)
 
     def _smooth(
         self, q: Tensor, phase: Phase, usable: Tensor | None, number: Tensor | None
@@ -212,16 +213,16 @@ class UnifiedNorm(Norm):
         p = outer * products / count  # B2
         kappa = self._smooth_gradient(p, step)
         inner = kappa * step.scale * step.scale  # B7
-        if step.center is None or step.moments.mean is None:
+        if step.center is None or step.mean is None:
             return Coefficients(outer, inner, None, weight_grad)
         # Exact gradient through the mean: every row loses its share of the summed gradient of the centred rows.
-        gathered = outer * total / count - inner * (step.moments.mean - step.center)
+        gathered = outer * total / count - inner * (step.mean - step.center)
         return Coefficients(outer, inner, step.center_weight * gathered, weight_grad)
 
     def _smooth_gradient(self, p: Tensor, step: _Step) -> Tensor:
         """B3 to B6: takes p into window and running average and returns κ."""
-        switches, ring, slot, average = self.switches, self.buffer_gz, step.phase.backward_slot, self.ema_gz
-        usable, raw = step.usable, step.phase.backward_raw
+        switches, ring, slot, average = self.switches, self.buffer_gz, step.slot, self.ema_gz
+        usable, raw = step.usable, step.raw
         if switches.reject_nonfinite:
             usable = is_finite(p) if usable is None else usable & is_finite(p)
         old = read_slot(ring, slot)
