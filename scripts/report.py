@@ -2,8 +2,9 @@
 
     python scripts/report.py [runs ...] [--output report]
 
-Every table of configs/table for which runs exist is filled, and every setting of every experiment is compared with
-LayerNorm. `--update README.md` writes nothing but the results block of that file.
+Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, and
+every setting of every experiment is compared with LayerNorm. `--update README.md` writes nothing but the results block
+of that file: the measurements and the settings.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from un.reports.comparison import Comparison, compare_settings
+from un.reports.measurements import find_measurements
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown
-from un.reports.runs import Run, find_runs
+from un.reports.runs import find_runs
 from un.runtime.errors import describe_error, is_user_error
 from un.runtime.tables import compare_known
 
@@ -30,19 +32,28 @@ EXIT_CODE = 2
 def main() -> None:
     """Parses the command line, reads the runs and writes the reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="searched for result.json")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[Path("runs")], help="searched for results and measurements"
+    )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
     parser.add_argument("--title", default="Unified Normalization: results", help="of the page")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
     options = parser.parse_args()
     try:
-        runs, problems = find_runs(options.folders)
+        measurements, problems = find_measurements(options.folders)
+        runs, unreadable = find_runs(options.folders)
+        problems += unreadable
+        if not (runs or measurements or problems):
+            raise ValueError(f"no result.json below {', '.join(map(str, options.folders))}")
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
+        overview = compare_settings(runs)
         if options.update:
-            update_block(options.update, compare_settings(runs))
+            update_block(options.update, [*compare_known([], measurements), *overview])
         else:
-            write_reports(runs, problems, options.output, options.title)
+            tables = compare_known(runs, measurements)
+            page = render_page(tables, runs, options.output, problems, options.title)
+            write_reports([*tables, *overview], page, options.output, options.title)
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -50,13 +61,11 @@ def main() -> None:
         sys.exit(EXIT_CODE)
 
 
-def write_reports(runs: Sequence[Run], problems: Sequence[str], output: Path, title: str) -> None:
+def write_reports(comparisons: Sequence[Comparison], page: str, output: Path, title: str) -> None:
     """Writes index.html, RESULTS.md, tables.tex and results.csv."""
-    tables, overview = compare_known(runs), compare_settings(runs)
-    comparisons = [*tables, *overview]
     output.mkdir(parents=True, exist_ok=True)
     contents = {
-        "index.html": render_page(tables, runs, output, problems, title),
+        "index.html": page,
         "RESULTS.md": "\n".join([f"# {title}\n", *map(render_markdown, comparisons)]),
         "tables.tex": "\n".join(map(render_latex, comparisons)),
         "results.csv": render_csv(comparisons),
