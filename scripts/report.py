@@ -10,7 +10,6 @@ of that file: the measurements and the settings.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from un.reports.comparison import Comparison, compare_settings
 from un.reports.measurements import find_measurements
 from un.reports.page import render_page
-from un.reports.rendering import render_csv, render_latex, render_markdown
+from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
 from un.reports.runs import find_runs
 from un.runtime.errors import describe_error, is_user_error
 from un.runtime.tables import compare_known
 
-BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 EXIT_CODE = 2
 
 
@@ -49,7 +47,8 @@ def main() -> None:
             print(f"warning: {problem}", file=sys.stderr)
         overview = compare_settings(runs)
         if options.update:
-            update_block(options.update, [*compare_known([], measurements), *overview])
+            shown = [*compare_known([], measurements), *overview]
+            replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
         else:
             tables = compare_known(runs, measurements)
             page = render_page(tables, runs, options.output, problems, options.title)
@@ -73,19 +72,6 @@ def write_reports(comparisons: Sequence[Comparison], page: str, output: Path, ti
     for name, content in contents.items():
         (output / name).write_text(content)
         print(output / name)
-
-
-def update_block(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Replaces what stands between the two comments of a Markdown file.
-
-    Raises:
-        ValueError: it has no such block.
-    """
-    text = path.read_text()
-    if not BLOCK.search(text):
-        raise ValueError(f"{path} has no results block (<!-- results --> ... <!-- end of results -->)")
-    tables = "\n".join(render_markdown(comparison, level=3) for comparison in comparisons)
-    path.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", text))
 
 
 if __name__ == "__main__":
