@@ -1,4 +1,4 @@
-"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|inference [options]`.
+"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|inference|scaling [options]`.
 
 Each has a --help of its own. Runs are interleaved (one of each arm in turn), so that a change of the machine's speed
 meets all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import keep_freed_memory, print_rows
 from benchmarks.inference import add_options as add_inference_options
+from benchmarks.scaling import add_options as add_scaling_options
 
 
 def parse_options() -> argparse.Namespace:
@@ -52,6 +53,11 @@ def parse_options() -> argparse.Namespace:
 
     inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
     add_inference_options(inference)
+
+    scaling = commands.add_parser(
+        "scaling", parents=[common], help="constants of this machine, predictions for many GPUs"
+    )
+    add_scaling_options(scaling)
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@
     python scripts/reproduce.py table=un_window experiment=<name>     the same question asked of another experiment
     python scripts/reproduce.py ablation=<name> [overrides]           an ablation without a table file
     python scripts/reproduce.py table=<name> --dry-run                list the runs and what is done, start none
+    python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
 
 Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
 not started again. The table is printed and written to <output>/<name>.md, .tex and .csv.
@@ -13,20 +14,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from un.reports.comparison import Comparison
+from un.reports.comparison import Comparison, compare_measurements
+from un.reports.measurements import FOLDER, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
-from un.runtime.errors import describe_error, is_user_error
+from un.reports.specification import Table
+from un.runtime.errors import CONFIG_FOLDER, describe_error, is_user_error
 from un.runtime.listing import TableRun, read_choices
 from un.runtime.sweeps import expand, launch
-from un.runtime.tables import Plan, describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
+from un.runtime.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
 EXIT_CODE = 2
+BENCHMARK = Path(__file__).parent / "benchmark.py"
+PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")
 
 
 def main() -> None:
@@ -47,29 +56,58 @@ def main() -> None:
 
 
 def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
-    """Lists, starts and renders; returns how many runs have no result in the end (none started: 0)."""
-    plan = plan_arguments(arguments)
-    overrides = [argument for argument in arguments if not argument.startswith("table=")]
-    first = [run for name in plan.table.needs for run in plan_table(read_table(name), overrides).runs]
+    """Lists, starts and renders; returns how many runs or measurements are missing in the end (none started: 0)."""
+    table, overrides = choose_table(arguments)
+    if table.models:
+        return reproduce_measurements(table, overrides, output, dry_run)
+    plan = plan_table(table, overrides)
+    first = [run for name in table.needs for run in plan_table(read_table(name), overrides).runs]
     runs = list({run.folder: run for run in (*first, *plan.runs)}.values())
     check_ablations(runs)
     if dry_run:
         print_runs(runs)
         return 0
-    os.environ["WANDB_TAGS"] = plan.table.name  # for logger=wandb, in the processes of any launcher
+    os.environ["WANDB_TAGS"] = table.name  # for logger=wandb, in the processes of any launcher
     failed = start_missing(first)
     if failed:
         print(f"error: {failed} runs that others start from have no result", file=sys.stderr)
     else:
         failed = start_missing(plan.runs)
-    comparison = fill_table(plan, find_on_disk)
-    write_table(comparison, output)
-    print(render_markdown(comparison))
+    write_table(fill_table(plan, find_on_disk), output)
     return failed
 
 
-def plan_arguments(arguments: Sequence[str]) -> Plan:
-    """Reads the table that the arguments name and plans it with the others.
+def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path, dry_run: bool) -> int:
+    """Does the same for a table that scripts/benchmark.py fills, on the GPU if there is one.
+
+    Raises:
+        ValueError: an override other than paths.runs, which says where the measurements are.
+    """
+    choices = read_choices([f"paths.runs={PATHS.runs}", *overrides])
+    if choices.keys() != {"paths.runs"}:
+        raise ValueError(f"table={table.name} is measured, not run; of {', '.join(overrides)} it takes paths.runs only")
+    import torch  # takes a second, which tables of runs need not spend here
+
+    folder = Path(choices["paths.runs"]) / FOLDER
+    settings = plan_settings(table.models, "cuda" if torch.cuda.is_available() else "cpu")
+    missing = [setting for setting in settings if not (folder / setting.file).is_file()]
+    for setting in settings:
+        command = shlex.join(["python", "scripts/benchmark.py", *setting.list_arguments(folder)])
+        print(f"missing   {command}" if setting in missing else f"measured  {folder / setting.file}", flush=True)
+        if setting in missing and not dry_run:
+            subprocess.run([sys.executable, str(BENCHMARK), *setting.list_arguments(folder)], stdout=sys.stderr)
+    print(f"{len(settings)} measurements, {len(settings) - len(missing)} done before")
+    if dry_run:
+        return 0
+    measurements, problems = find_measurements([folder])
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    write_table(compare_measurements(table, measurements), output)
+    return len(set(settings) - {measurement.setting for measurement in measurements})
+
+
+def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
+    """Reads the table that the arguments name; returns it and the other arguments.
 
     Raises:
         ValueError: they name neither a table nor an ablation, or more than one of them.
@@ -79,7 +117,7 @@ def plan_arguments(arguments: Sequence[str]) -> Plan:
         raise ValueError(f"name one table=<name> or ablation=<name>; tables: {', '.join(list_tables())}")
     kind, _, name = named[0].partition("=")
     overrides = [argument for argument in arguments if argument != named[0]]
-    return plan_table(read_table(name) if kind == "table" else describe_ablation(name), overrides)
+    return read_table(name) if kind == "table" else describe_ablation(name), overrides
 
 
 def check_ablations(runs: Sequence[TableRun]) -> None:
@@ -122,11 +160,12 @@ def print_runs(runs: Sequence[TableRun]) -> None:
 
 
 def write_table(comparison: Comparison, output: Path) -> None:
-    """Writes the table as Markdown, LaTeX and CSV."""
+    """Prints the table, and writes it as Markdown, LaTeX and CSV."""
     output.mkdir(parents=True, exist_ok=True)
     texts = {"md": render_markdown(comparison), "tex": render_latex(comparison), "csv": render_csv([comparison])}
     for ending, text in texts.items():
         (output / f"{comparison.name}.{ending}").write_text(text)
+    print(texts["md"])
 
 
 if __name__ == "__main__":

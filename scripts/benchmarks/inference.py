@@ -23,16 +23,15 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Row
-from benchmarks.inference_models import FOLDED, IDENTITY, LAYER_NORM, MODELS, UNFOLDED, Workload, build_workload
+from benchmarks.inference_models import IDENTITY, UNFOLDED, Workload, build_workload
 from benchmarks.inference_results import draw_figure, read_rows, render_table
 from un.folding.verify import list_tensors, measure_difference
+from un.reports.measurements import BATCHES, ENGINES, FOLDED, FOLDER, LAYER_NORM, MODELS, Setting, find_obstacle
 from un.reports.result import write_json
 from un.runtime.environment import describe_git, describe_hardware, list_packages
 from un.runtime.timing import compare, measure_call, measure_on_gpu, time_interleaved
 
-ENGINES = ("eager", "compile", "onnxruntime")
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}  # relative difference of outputs
-BATCHES = {"cpu": [1, 8], "cuda": [1, 64, 256]}
 Call = Callable[[], Any]
 
 
@@ -48,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=50, help="calls of each arm before")
     parser.add_argument("--length", type=int, default=32, help="tokens of a source sentence")
     parser.add_argument("--steps", type=int, default=32, help="tokens of a translation, end of sentence not counted")
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_inference"), help="of results and figure")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / FOLDER, help="of results and figure")
     parser.add_argument("--table", action="store_true", help="measure nothing, show what the folder holds")
 
 
@@ -60,14 +59,14 @@ def measure(options: argparse.Namespace) -> list[Row]:
         for name, batch in product(options.models, options.batches or BATCHES[options.device]):
             workload = None
             for engine in options.engines:
-                obstacle = find_obstacle(name, engine, options)
+                obstacle = find_obstacle(name, engine, options.device, options.dtype)
                 if obstacle:
                     print(f"{name} in {engine}: not measured, {obstacle}", file=sys.stderr)
                     continue
                 workload = workload or build_workload(name, batch, options, torch.device(options.device))
                 result = measure_engine(name, engine, batch, workload, options)
-                file = f"{name}-{engine}-{options.device}-{options.dtype}-batch={batch}.json"
-                write_json(result, options.folder / file)
+                setting = Setting(name, engine, options.device, options.dtype, batch)
+                write_json(result, options.folder / setting.file)
     return read_rows(options.folder)
 
 
@@ -75,17 +74,6 @@ def show(rows: list[Row], options: argparse.Namespace) -> None:
     """Prints the table and draws the figure."""
     print(render_table(rows))
     print(draw_figure(rows, options.folder / "inference.png"))
-
-
-def find_obstacle(name: str, engine: str, options: argparse.Namespace) -> str:
-    """Why a combination cannot be measured; empty where it can."""
-    if name == "iwslt_beam5" and engine != "eager":
-        return "a search with a cache that grows is no fixed graph"
-    if engine == "onnxruntime" and options.device != "cpu":
-        return "onnxruntime is measured on the CPU"
-    if engine == "onnxruntime" and options.dtype != "float32":
-        return "graphs are exported in float32"
-    return ""
 
 
 def measure_engine(

@@ -15,13 +15,12 @@ from un.folding import fold_norms
 from un.inference import GraphPart
 from un.norms import UnifiedNorm
 from un.norms.base import Norm
+from un.reports.measurements import FOLDED, LAYER_NORM
 from un.surgery import replace_norms
 
 VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
-MODELS = (*VISION, "iwslt_encoder", "iwslt_beam5")
-LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY = ARMS = (
-    *("layernorm", "layernorm_elementary", "un", "un_folded", "identity"),
-)
+ELEMENTARY, UNFOLDED, IDENTITY = "layernorm_elementary", "un", "identity"
+ARMS = (LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY)
 NUM_WORDS = 10148  # with the four special ones about the joint dictionary of IWSLT14 German-English
 FOLD_EXAMPLES = 2
 BEAM = 5

@@ -13,7 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.common import Row
-from benchmarks.inference_models import ARMS, ELEMENTARY, FOLDED, IDENTITY, LAYER_NORM, MODELS, UNFOLDED
+from benchmarks.inference_models import ARMS, ELEMENTARY, IDENTITY, UNFOLDED
+from un.reports.measurements import FOLDED, LAYER_NORM, MODELS
 
 COLORS = {LAYER_NORM: "#555555", ELEMENTARY: "#b07aa1", UNFOLDED: "#f28e2b", FOLDED: "#4e79a7", IDENTITY: "#111111"}
 LABELS = {

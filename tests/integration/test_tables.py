@@ -2,11 +2,13 @@
 
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.integration.commands import run, run_here
-from tests.reports.runs import make_run, write_curve
+from tests.reports.runs import make_measurement, make_run, write_curve
+from un.reports.measurements import FOLDER, MODELS, plan_settings
 from un.runtime.listing import list_runs
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
@@ -41,12 +43,39 @@ def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
     assert "digits_vit: 29 to run, time by earlier runs: about 29.0 hours" in outcome.output
 
 
+def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path) -> None:
+    settings = [(one.model, one.engine, one.batch) for one in plan_settings(MODELS, "cpu")]
+    for setting in settings[1:-1]:
+        make_measurement(tmp_path / FOLDER, *setting)
+    command = (REPRODUCE, "table=efficiency", f"paths.runs={tmp_path}")
+    started: list[list[str]] = []
+
+    def measure(arguments: list[str], **_: object) -> None:
+        started.append(arguments[2:])
+        if "swin_tiny" in arguments:  # the other fails
+            make_measurement(tmp_path / FOLDER, *settings[0])
+
+    with mock.patch("subprocess.run", measure), mock.patch("torch.cuda.is_available", return_value=False):
+        listed = run_here(*command, "--dry-run")
+        assert (listed.code, started) == (0, [])
+        outcome = run_here(*command, "--output", str(tmp_path / "out"))
+    assert f"{len(settings)} measurements, {len(settings) - 2} done before" in listed.output
+    assert outcome.code == 2
+    assert len(started) == 2
+    assert f"missing   python scripts/benchmark.py {' '.join(started[1])}" in listed.output
+    assert "| Swin-T, eager, batch 1, a CPU (2 threads) | 31.2 [1] | 20.0 † |" in outcome.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"efficiency.{end}" for end in ("md", "tex", "csv")}
+    options = ["inference", "--models", settings[-1][0], "--engines", "eager", "--device", "cpu", "--dtype", "float32"]
+    assert started[1] == [*options, "--batches", "8", "--folder", str(tmp_path / FOLDER)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (["table=norm"], ["table=norm is unknown", "did you mean 'norms'?"]),
         (["experiment=digits_vit"], ["name one table=<name> or ablation=<name>"]),
         (["table=norms", "experiment=digit_vit"], ["did you mean 'digits_vit'?"]),
+        (["table=efficiency", "norm=un"], ["is measured, not run", "norm=un", "it takes paths.runs only"]),
         (["ablation=un_padding", "experiment=digits_vit", "--dry-run"], ["makes no sense", "padding"]),
     ],
     ids=" ".join,

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from un.reports.result import Result, write_result
+from un.reports.measurements import Measurement, Setting, read_measurement
+from un.reports.result import Result, write_json, write_result
 from un.reports.runs import Run
 
 RESULT = Result(
@@ -52,3 +53,25 @@ def write_curve(run: Run, values: list[float], metric: str = "val/acc1") -> None
     for index, value in enumerate(values):
         lines += [f"{index},{10 * index + 5},0.5,", f"{index},{10 * index + 10},,{value}"]
     (run.folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def make_measurement(
+    root: Path,
+    model: str = "swin_tiny",
+    engine: str = "eager",
+    batch: int = 1,
+    *,
+    device: str = "cpu",
+    seconds: tuple[float, float] = (0.12, 0.1),
+    megabytes: tuple[float, float] | None = (10.0, 8.0),
+) -> Measurement:
+    """Writes a file as the benchmark of inference does; the pairs are of LayerNorm and of folded UN."""
+    setting = Setting(model, engine, device, "float32", batch)
+    arms = {
+        arm: {"seconds": seconds[index], "peak_megabytes": megabytes and megabytes[index]}
+        for index, arm in enumerate(("layernorm", "un_folded"))
+    }
+    hardware = {"cpu": "a CPU", "threads": 2, "gpu": ["a GPU"] if device == "cuda" else []}
+    root.mkdir(parents=True, exist_ok=True)
+    write_json({**vars(setting), "threads": 2, "hardware": hardware, "arms": arms}, root / setting.file)
+    return read_measurement(root / setting.file)

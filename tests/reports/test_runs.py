@@ -21,11 +21,6 @@ def test_finds_runs_and_names_damaged_files(tmp_path: Path) -> None:
     assert str(broken) in problems[0]
 
 
-def test_no_run_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no result\.json below"):
-        find_runs([tmp_path])
-
-
 def test_settings_hold_the_seeds_together(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, name, seed) for name in ("norm=un", "norm=un,norm.window=2") for seed in (0, 1)]
     groups = group_by_setting(runs)["digits_vit"]

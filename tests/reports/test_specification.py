@@ -42,6 +42,12 @@ def test_the_source_of_a_row_wins() -> None:
         ({"rows": [{"label": "one", "published": 1}]}, "published has 1 values, expected one for each of 2 columns"),
         ({"rows": [{"label": "one", "published": [True, "x"]}]}, "published is True, expected a number or null"),
         ({"rows": [{"label": "one", "seed": 0}]}, "a row has no key seed; allowed: label"),
+        ({"rows": [{"label": "one", "model": "vit"}]}, "row one: model is 'vit', expected one of swin_tiny, vit_small"),
+        ({"rows": [{"label": "a", "model": "vit_small"}, {"label": "b"}]}, "row b: model is None"),
+        (
+            {"rows": [{"label": "one", "model": "vit_small"}]},
+            "metric is 'test/acc1', allowed beside model: speed, memory",
+        ),
         ({"columns": ["a"]}, "a column is 'a', expected keys: label, arguments, metric"),
     ],
 )

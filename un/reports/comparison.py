@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from un.reports.measurements import BATCHES, Measurement, Setting, plan_settings
 from un.reports.runs import Run, group_by_setting, name_reference
-from un.reports.specification import Published
+from un.reports.specification import Published, Row, Table
 from un.reports.statistics import Difference, Summary, compare_paired, summarise
 
 LAYERNORM = "layernorm"
@@ -59,7 +60,7 @@ class Cell:
     @property
     def is_marked(self) -> bool:
         """Whether there is a number of ours whose setting is not the paper's."""
-        return bool(self.runs) and not self.paper_setting
+        return self.ours.n > 0 and not self.paper_setting
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,38 @@ def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
         ]
         comparisons.append(Comparison(experiment, experiment, ("",), tuple(rows), shows_marks=False))
     return comparisons
+
+
+def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> Comparison:
+    """One row for every measurement of the table's models; a model without any has one with what was published."""
+    rows: list[Line] = []
+    for row in table.rows:
+        found: list[Measurement | None] = [one for one in measurements if one.setting.model == row.model]
+        rows += [_fill_line(table, row, one) for one in found or [None]]
+    planned = {device: plan_settings(table.models, device) for device in BATCHES}
+    there = {one.setting for one in measurements}
+    counts = [f"{len(there.intersection(settings))} of {len(settings)} on {name}" for name, settings in planned.items()]
+    missing = (
+        f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
+    )
+    columns = tuple(column.label for column in table.columns)
+    setting = f"{table.setting} {missing}".strip()
+    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting)
+
+
+def _fill_line(table: Table, row: Row, found: Measurement | None) -> Line:
+    cells = []
+    for column, published in zip(table.columns, row.published, strict=True):
+        gain = found.get_gain(str(column.metric)) if found else None
+        summary = summarise([] if gain is None else [gain])
+        cells.append(Cell((), 0, column.metric, published, table.paper_setting, summary, None))
+    label = f"{row.label}, {_describe(found.setting)}, {found.place}" if found else f"{row.label}"
+    return Line(label, "un", tuple(cells))
+
+
+def _describe(setting: Setting) -> str:
+    dtype = "" if setting.dtype == "float32" else f" {setting.dtype}"
+    return f"{setting.engine}{dtype}, batch {setting.batch}"
 
 
 def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:

@@ -61,16 +61,9 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
     Returns:
         The runs in the order of their paths, and one line for each file that could not be read.
-
-    Raises:
-        ValueError: there is none at all, or no such folder.
     """
-    folders = list(folders)
-    paths = sorted({path for folder in folders for path in _walk(folder)})
-    if not paths:
-        raise ValueError(f"no result.json below {', '.join(map(str, folders))}")
     runs, problems = [], []
-    for path in paths:
+    for path in sorted({path for folder in folders for path in _walk(folder)}):
         try:
             runs.append(Run(path.parent, read_result(path)))
         except (ValueError, OSError) as error:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from un.reports.measurements import METRICS, MODELS
+
 TABLE_KEYS = ("title", "metric", "digits", "paper_setting", "setting", "source", "needs", "runs", "columns", "rows")
 COLUMN_KEYS = ("label", "arguments", "metric")
-ROW_KEYS = ("label", "arguments", "published", "source")
+ROW_KEYS = ("label", "arguments", "model", "published", "source")
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Row:
         label: of the row; None for one row per setting that the arguments expand to, as with `ablation=<name>`.
         arguments: of train.py, for every cell of the row.
         published: a figure or None for each column.
+        model: of `scripts/benchmark.py inference`, which fills the row in the place of runs: a row per measurement.
     """
 
     label: str | None
     arguments: tuple[str, ...]
     published: tuple[Published | None, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Table:
     setting: str = ""
     needs: tuple[str, ...] = ()
 
+    @property
+    def models(self) -> list[str]:
+        """Models that the benchmark of inference measures for it."""
+        return [row.model for row in self.rows if row.model is not None]
+
 
 def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     """Checks and converts the content of a table file.
@@ -92,6 +101,8 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     rows = tuple(_parse_row(entry, len(columns), content.get("source"), where) for entry in content.get("rows") or [])
     if not rows:
         raise ValueError(f"{where}: rows is missing or empty")
+    if any(row.model for row in rows):
+        _check_measured(rows, columns, where)
     if not isinstance(content.get("title"), str):
         raise ValueError(f"{where}: title is {content.get('title')!r}, expected a text")
     digits, paper_setting = content.get("digits", 2), content.get("paper_setting", False)
@@ -133,7 +144,20 @@ def _parse_row(entry: Any, columns: int, source: str | None, where: str) -> Row:
         if value is not None and not source:
             raise ValueError(f"{where}: published {value} has no source")
         published.append(None if value is None else Published(float(value), str(source)))
-    return Row(None if label is None else str(label), _parse_texts(entry, "arguments", where), tuple(published))
+    arguments = _parse_texts(entry, "arguments", where)
+    return Row(None if label is None else str(label), arguments, tuple(published), entry.get("model"))
+
+
+def _check_measured(rows: Iterable[Row], columns: Iterable[Column], where: str) -> None:
+    for row in rows:
+        if row.model not in MODELS or row.label is None or row.arguments:
+            raise ValueError(
+                f"{where}: row {row.label}: model is {row.model!r}, expected one of {', '.join(MODELS)} in every row, "
+                "with a label and without arguments"
+            )
+    for column in columns:
+        if column.metric not in METRICS:
+            raise ValueError(f"{where}: metric is {column.metric!r}, allowed beside model: {', '.join(METRICS)}")
 
 
 def _parse_texts(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

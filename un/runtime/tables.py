@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, fill_cell
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements, fill_cell
+from un.reports.measurements import Measurement
 from un.reports.result import read_result
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Row, Table, parse_table
@@ -128,19 +129,25 @@ def find_on_disk(run: TableRun) -> Run | None:
     return Run(run.folder, read_result(path)) if path.is_file() else None
 
 
-def compare_known(runs: Sequence[Run]) -> list[Comparison]:
-    """Fills every table for which these runs were made, wherever their folders lie; LayerNorm alone makes no table."""
+def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> list[Comparison]:
+    """Fills every table for which these runs or measurements were made, wherever their files lie.
+
+    LayerNorm alone makes no table.
+    """
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
     there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
     experiments = there & {run.result.experiment for run in runs}
     roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
     arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
-    comparisons = []
+    comparisons, measured = [], []
     for name in list_tables():
-        table = _keep_columns(read_table(name), experiments)
+        table = read_table(name)
+        if any(measurement.setting.model in table.models for measurement in measurements):
+            measured.append(compare_measurements(table, measurements))
+        table = _keep_columns(table, experiments)
         if table.columns:
             comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
-    return [comparison for comparison in comparisons if _says_something(comparison)]
+    return [*filter(_says_something, comparisons), *measured]
 
 
 def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[PlannedRow]:
@@ -148,8 +155,6 @@ def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[Plan
     groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
     for index, column in enumerate(table.columns):
         own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
-        if not own:  # no run of ours measures this
-            continue
         given = parse((*table.runs, *column.arguments, *arguments))
         common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):
