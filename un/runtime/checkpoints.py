@@ -7,7 +7,6 @@ last.ckpt is saved only after a batch which no validation follows, and after a v
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from un.files import replace_file
 from un.runtime.run_folder import RunFolder
 
 
@@ -145,9 +145,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes beside the final place, then renames."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with replace_file(path, binary=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)

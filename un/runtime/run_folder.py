@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from un.files import replace_file
 from un.runtime.errors import UserError
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
@@ -33,6 +33,7 @@ OTHER_KEYS = (
     *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
     *(
         "callbacks.checkpoints",
+        "callbacks.divergence",  # ends a run early, but no finished run has other numbers for it
         "callbacks.watch_norms",
         "callbacks.metrics_file",
         "callbacks.progress_bar",
@@ -156,9 +157,8 @@ class RunFolder:
         if self.config.exists():
             self._check_same(self.read_config(), config)
             return
-        temporary = self.config.with_suffix(".tmp")
-        OmegaConf.save(OmegaConf.create(dict(config)), temporary)
-        os.replace(temporary, self.config)
+        with replace_file(self.config) as file:
+            OmegaConf.save(OmegaConf.create(dict(config)), file)
 
     def read_config(self) -> dict[str, Any]:
         """Reads the resolved config.
