@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +135,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
+        _locks.add(self._lock)
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
@@ -186,6 +189,11 @@ class RunFolder:
                 f"{self.path} holds a run of another config ({'; '.join(listed)}{more}): "
                 "use force=true to start over or another paths.runs"
             )
+
+
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # held by this process
+# A forked process, as a data loader's, would hold them for some seconds after this one was killed.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def _is_science(key: str) -> bool:

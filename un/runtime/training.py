@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from un.reports.result import Result, write_result
-from un.runtime import environment
+from un.runtime import environment, signals
 from un.runtime.assembly import build, build_trainer
 from un.runtime.averaging import load_tested
 from un.runtime.checkpoints import Checkpoints
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 def train(config: DictConfig, identity: RunIdentity) -> None:
     """Trains, tests and writes result.json; resumes where an earlier process was killed.
 
-    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'.
+    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
+    training with a checkpoint; before and after it, at once.
 
     Args:
         config: composed from configs/train.yaml.
@@ -67,7 +68,8 @@ def _run(
     divergence: DivergedError | None = None
     checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with signals.deferring():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
         tested = load_tested(folder, module, config.average_checkpoints)
