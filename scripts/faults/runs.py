@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+import un.runtime.training
+import un.vision.data
+import un.vision.models
+import un.vision.module  # noqa: F401
 from un.reports.result import read_result
 from un.runtime.run_folder import RunFolder
 
@@ -68,16 +74,72 @@ class Table:
         ]
 
 
-def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    """Starts Python with arguments as the leader of a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=REPOSITORY, env=environment, start_new_session=True, **pipes, **options
-    )
+class Run:
+    """`train.py` in a process that is forked from this one, where torch is loaded already, and leads a process group.
+
+    Loading it takes longer than the training here, and writes no file that could be lost.
+
+    Args:
+        arguments: of `train.py`.
+        prepare: called in the process before the program begins.
+    """
+
+    def __init__(self, arguments: Sequence[str], prepare: Callable[[], object] | None = None) -> None:
+        self._errors, self._output = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115  as long as the run
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(arguments, prepare))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self._lead_group(self.pid)  # here and there, since either process may be the first to go on
+
+    def poll(self) -> int | None:
+        """Returns the exit code, or minus the signal that ended the process; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> tuple[int, str, str]:
+        """Waits for its end; returns exit code, output and errors.
+
+        Raises:
+            LostError: it hangs.
+        """
+        self._process.join(WAIT_SECONDS)
+        if self._process.exitcode is None:
+            self.kill_group()
+            raise LostError(f"still there after {WAIT_SECONDS} s: {self._read(self._errors)}")
+        return self._process.exitcode, self._read(self._output), self._read(self._errors)
+
+    def send(self, signum: int) -> None:
+        """Sends a signal to this process alone."""
+        os.kill(self.pid, signum)
+
+    def kill_group(self) -> None:
+        """Kills it and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.join()
+
+    def _run(self, arguments: Sequence[str], prepare: Callable[[], object] | None) -> None:
+        self._lead_group(0)
+        os.dup2(self._output.fileno(), sys.stdout.fileno())
+        os.dup2(self._errors.fileno(), sys.stderr.fileno())
+        os.chdir(REPOSITORY)
+        if prepare is not None:
+            prepare()
+        sys.argv = ["train.py", *arguments]
+        runpy.run_path("train.py", run_name="__main__")
+
+    @staticmethod
+    def _lead_group(pid: int) -> None:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)
+
+    @staticmethod
+    def _read(file: IO[str]) -> str:
+        file.seek(0)
+        return file.read()
 
 
-def finish(command: Sequence[str]) -> float:
+def finish(arguments: Sequence[str]) -> float:
     """Repeats a command until it succeeds; returns the seconds of the last time.
 
     Raises:
@@ -85,21 +147,13 @@ def finish(command: Sequence[str]) -> float:
     """
     for _ in range(MAX_STARTS):
         begin = time.monotonic()
-        process = start(command)
-        output, errors = process.communicate(timeout=WAIT_SECONDS)
-        if process.returncode == 0:
+        code, output, errors = Run(arguments).wait()
+        if code == 0:
             return time.monotonic() - begin
         if "is in use" not in errors and "interrupted" not in output:
             break
         time.sleep(1)
-    raise LostError(f"{' '.join(command)} ends with code {process.returncode}: {errors[-500:]}")
-
-
-def kill_group(process: subprocess.Popen[str]) -> None:
-    """Ends all that a process has started, whether it is still there itself or not."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    raise LostError(f"train.py {' '.join(arguments)} ends with code {code}: {errors[-500:]}")
 
 
 def read_outcomes(runs: Path) -> dict[str, dict[str, str]]:

@@ -6,14 +6,14 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from faults.runs import SETTINGS, WAIT_SECONDS, LostError, Table, check_files, compare, finish, read_outcomes, start
+from faults.arming import arm
+from faults.runs import SETTINGS, LostError, Run, Table, check_files, compare, finish, read_outcomes
 
-CHILD = "scripts/faults/child.py"
 FILES = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "result.json")
 MOMENTS = ("inside", "before", "after")
 # Megabytes at which the disk is full, or after which a file is too long: for the config, the log, metrics.csv, and the
@@ -27,19 +27,18 @@ USER_ERROR = 2
 def kill_while_writing(folder: Path) -> Table:
     """Kills one run at every moment of writing every file, then lets it end."""
     whole, runs, table = folder / "whole", folder / "killed", Table()
-    finish(["train.py", f"paths.runs={whole}", *SETTINGS])
+    finish([f"paths.runs={whole}", *SETTINGS])
     expected, settings = read_outcomes(whole), [f"paths.runs={runs}", *SETTINGS]
     faults: list[str] = []
     with table.count_faults(faults):
         for name in FILES:
             for moment in (*MOMENTS, "append") if name == "metrics.csv" else MOMENTS:
-                process = start([CHILD, name, moment, *settings])
-                _, errors = process.communicate(timeout=WAIT_SECONDS)
-                if process.returncode != -signal.SIGKILL:
-                    raise LostError(f"{name} {moment}: code {process.returncode} {errors[-500:]}")
+                code, _, errors = Run(settings, prepare=partial(arm, name, moment)).wait()
+                if code != -signal.SIGKILL:
+                    raise LostError(f"{name} {moment}: code {code} {errors[-500:]}")
                 faults.append(f"kill -9 writing {name}")
                 check_files(runs)
-        finish(["train.py", *settings])
+        finish(settings)
         compare(runs, expected)
     return table
 
@@ -51,20 +50,20 @@ def fill_disks(folder: Path) -> Table:
     need root: without it, only the limit is tried.
     """
     whole, table = folder / "whole", Table()
-    finish(["train.py", f"paths.runs={whole}", *SETTINGS])
+    finish([f"paths.runs={whole}", *SETTINGS])
     expected = read_outcomes(whole)
     for megabytes in LENGTHS:
         runs, length = folder / f"length-{megabytes}", int(megabytes * 2**20)
         with table.count_faults(["file too long"]):
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (length, length))
-            expect_error(["train.py", f"paths.runs={runs}", *SETTINGS], "File too large", limit)
-            finish(["train.py", f"paths.runs={runs}", *SETTINGS])
+            expect_error([f"paths.runs={runs}", *SETTINGS], "File too large", limit)
+            finish([f"paths.runs={runs}", *SETTINGS])
             compare(runs, expected)
     if os.getuid() != 0:
         return table
     with mount(folder / "disk", DISK_SIZES[0]) as disk:
         runs = disk / "runs"
-        command = ["train.py", f"paths.runs={runs}", *SETTINGS]
+        command = [f"paths.runs={runs}", *SETTINGS]
         faults: list[str] = []
         with table.count_faults(faults):
             for megabytes in DISK_SIZES:
@@ -81,17 +80,16 @@ def fill_disks(folder: Path) -> Table:
     return table
 
 
-def expect_error(command: Sequence[str], reason: str, prepare: object = None) -> None:
+def expect_error(command: Sequence[str], reason: str, prepare: Callable[[], object] | None = None) -> None:
     """Runs a command that must end with one line with the reason and a path.
 
     Raises:
         LostError: it ends otherwise.
     """
-    process = start(command, preexec_fn=prepare)
-    _, errors = process.communicate(timeout=WAIT_SECONDS)
+    code, _, errors = Run(command, prepare).wait()
     lines = errors.splitlines()
-    if process.returncode != USER_ERROR or len(lines) != 1 or not lines[0].endswith(f": {reason}"):
-        raise LostError(f"code {process.returncode} and not one line with {reason!r}: {errors[-1000:]}")
+    if code != USER_ERROR or len(lines) != 1 or not lines[0].endswith(f": {reason}"):
+        raise LostError(f"code {code} and not one line with {reason!r}: {errors[-1000:]}")
 
 
 @contextmanager
