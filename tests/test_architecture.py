@@ -14,20 +14,22 @@ ROOT = Path(__file__).parents[1]
 # part of `un` -> the other parts it may import. Tasks are reached by `_target_` only, so runtime does not list them.
 ALLOWED_PARTS = {
     "norms": set(),
+    "files": set(),  # writing them
     "loading": set(),  # what loading of data has in common, so that the tasks need not import each other
     "inference": set(),  # what folding and exporting ask of a task
     "surgery": {"norms"},
     "folding": {"norms"},
     "vision": {"norms", "loading", "inference"},
     "translation": {
+        "files",
         "norms",
         "loading",
         "inference",
         "surgery",
     },  # surgery for fairseq's own commands, which know no runtime
-    "analysis": {"norms"},
-    "reports": set(),
-    "runtime": {"norms", "inference", "surgery", "folding", "analysis", "reports"},
+    "analysis": {"norms", "files"},
+    "reports": {"files"},
+    "runtime": {"files", "norms", "inference", "surgery", "folding", "analysis", "reports"},
 }
 ONLY_TORCH = ("norms", "surgery", "folding")
 WITHOUT_TORCH = {"reports": {"torch", "torchvision", "torchmetrics", "lightning", "timm", "fairseq"}}

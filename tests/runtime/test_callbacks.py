@@ -1,3 +1,4 @@
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -114,40 +115,68 @@ def test_values_reach_file_and_loggers(tmp_path: Path) -> None:
 def make_step(step: int) -> Any:
     """A trainer of one process, after a step."""
     strategy = mock.Mock(reduce_boolean_decision=lambda decision, all: decision)
-    return mock.Mock(global_step=step, strategy=strategy)
+    return mock.Mock(global_step=step, strategy=strategy, num_training_batches=1000)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def feed(stop: DivergenceStop, losses: dict[int, float]) -> None:
+    for step, loss in losses.items():
+        stop.on_train_batch_end(make_step(step), nn.Linear(1, 1), {"loss": torch.tensor(loss)}, None, step)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 2001.0])
 def test_divergence_tells_the_first_step(bad: float) -> None:
     stop = DivergenceStop(every_n_steps=5)
-
-    def end_batch(step: int) -> None:
-        loss = torch.tensor(bad if step in (7, 9) else 1.0)
-        stop.on_train_batch_end(make_step(step), mock.Mock(), {"loss": loss}, None, 0)
-
-    for step in range(1, 10):
-        end_batch(step)
-    with pytest.raises(DivergedError) as error:
-        end_batch(10)
+    feed(stop, {step: bad if step in (7, 9) else 2.0 for step in range(1, 10)})
+    with pytest.raises(DivergedError, match=r"the loss became .* at step 7") as error:
+        feed(stop, {10: 2.0})
     assert error.value.step == 7
-    again = DivergenceStop(every_n_steps=5)
-    again.load_state_dict(stop.state_dict())
+    assert error.value.is_finite == math.isfinite(bad)
+    for look in ("on_validation_start", "on_train_end"):
+        with pytest.raises(DivergedError, match="step 7"):
+            getattr(stop, look)(make_step(11), nn.Linear(1, 1))
     with pytest.raises(DivergedError, match="step 7"):
-        again.on_validation_start(make_step(11), mock.Mock())
+        stop.on_save_checkpoint(make_step(11), nn.Linear(1, 1), {})
+
+
+def test_explosion_is_measured_from_the_first_loss_of_the_run() -> None:
+    first = DivergenceStop(every_n_steps=5, max_loss_ratio=10)
+    feed(first, {1: 4.0, 2: 0.001, 3: 39.0})
+    resumed = DivergenceStop(every_n_steps=1, max_loss_ratio=10)
+    resumed.load_state_dict(first.state_dict())
+    feed(resumed, {4: 0.001, 5: 39.0})
+    with pytest.raises(DivergedError, match=r"the loss became 41, over 10 times the first \(4\), at step 6"):
+        feed(resumed, {6: 41.0})
+    off = DivergenceStop(every_n_steps=1, max_loss_ratio=None)
+    feed(off, {1: 1e-30, 2: 1e30})
+    old = DivergenceStop(every_n_steps=1)
+    old.load_state_dict({"first": -1})  # of a checkpoint from before there was such a rule
+    feed(old, {3: 2.0})
+    with pytest.raises(ValueError, match="max_loss_ratio must be above 1 or null, got 1"):
+        DivergenceStop(every_n_steps=1, max_loss_ratio=1)
+
+
+def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
+    stop, module = DivergenceStop(every_n_steps=100), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    stop.on_save_checkpoint(make_step(3), module, {})
+    with torch.no_grad():
+        module[1].bias[1] = math.inf
+    for look in (stop.on_validation_start, lambda *place: stop.on_save_checkpoint(*place, {})):
+        with pytest.raises(DivergedError, match=r"the weights became non-finite at step 3, first in 1.bias"):
+            look(make_step(3), module)
 
 
 def test_divergence_in_another_process_stops_this_one() -> None:
     trainer = mock.Mock(global_step=10, strategy=mock.Mock(reduce_boolean_decision=lambda decision, all: True))
     with pytest.raises(DivergedError, match="step 10"):
-        DivergenceStop(every_n_steps=5).on_validation_start(trainer, mock.Mock())
+        DivergenceStop(every_n_steps=5).on_validation_start(trainer, nn.Linear(1, 1))
 
 
 def test_divergence_leaves_numbers_alone() -> None:
     stop = DivergenceStop(every_n_steps=1)
     for loss in (torch.tensor(1e30), None):
-        stop.on_train_batch_end(make_step(1), mock.Mock(), {"loss": loss}, None, 0)
-    stop.on_train_end(make_step(1), mock.Mock())
-    assert stop.state_dict() == {"first": -1}
+        stop.on_train_batch_end(make_step(1), nn.Linear(1, 1), {"loss": loss}, None, 0)
+    stop.on_train_end(make_step(1), nn.Linear(1, 1))
+    assert stop.state_dict() == {"first_loss": torch.tensor(1e30).item()}
 
 
 @pytest.mark.parametrize(

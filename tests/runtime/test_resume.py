@@ -1,17 +1,19 @@
 """A run killed anywhere ends, after the same command, as one that never stopped; Lightning's restart logic included."""
 
 import hashlib
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from tests.runtime.toy import make_config, make_identity
 from un.reports.result import read_result
-from un.runtime import training
+from un.runtime import signals, training
 from un.runtime.assembly import build_trainer
 from un.runtime.run_folder import RunFolder
 from un.runtime.start import open_folder
@@ -119,4 +121,40 @@ def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         folder = tmp_path / f"killed{number}"
         shutil.copytree(copies[len(copies) // 2], folder)
         copies = run_with_snapshots(folder, tmp_path / f"copies{number}", overrides, monkeypatch)
+    assert read_outcome(folder) == read_outcome(tmp_path / "whole")
+
+
+class Interruption(Callback):
+    """Sends a signal before the first batch of every process."""
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_stopped_at_every_batch(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the run goes on to the next place where it may stop, and at least one batch further."""
+    overrides = [*SETTINGS[setting], "callbacks.checkpoints.every_n_steps=100"]
+    run(tmp_path / "whole", overrides)
+    folder, steps, places = tmp_path / "stopped", [0], list[str]()
+
+    def build_interrupted(*arguments: Any) -> Any:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.insert(0, Interruption())
+        return trainer
+
+    monkeypatch.setattr(training, "build_trainer", build_interrupted)
+    with signals.listening():
+        while not (folder / "result.json").exists():
+            signals.forget()
+            try:
+                run(folder, overrides)
+            except signals.StoppedError as stop:
+                steps.append(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+                places.append(stop.where)
+    signals.forget()
+    for place, step in zip(places, steps[1:], strict=True):
+        assert place in (f" at step {step}", "")  # nothing where the training had just ended
+    assert steps == sorted(steps)
+    assert len(steps) > 3
     assert read_outcome(folder) == read_outcome(tmp_path / "whole")

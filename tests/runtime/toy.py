@@ -94,13 +94,29 @@ class ToyTask(LightningModule):
     monitor = "val/acc1"
     monitor_mode = "max"
 
-    def __init__(self, model: nn.Module, optimizer: Any, scheduler: Any = None, explode_at: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: Any = None,
+        explode_at: int | None = None,
+        poisoned: str | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.make_scheduler, self.explode_at = model, optimizer, scheduler, explode_at
+        self.poisoned = poisoned  # layer that meets one NaN in place of a loss that is NaN
+        if poisoned is not None:
+            model.get_submodule(poisoned).register_forward_pre_hook(self.poison)
+
+    def poison(self, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        explodes = self.training and self.explode_at is not None and self.global_step + 1 >= self.explode_at
+        mask = torch.zeros_like(inputs[0])
+        mask[0, 0] = torch.nan if explodes else 0
+        return (inputs[0] + mask,)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self.model(batch[0]), batch[1])
-        if self.explode_at is not None and self.global_step + 1 >= self.explode_at:
+        if self.explode_at is not None and self.poisoned is None and self.global_step + 1 >= self.explode_at:
             loss = loss * torch.nan
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch[0]))
         return loss

@@ -7,7 +7,6 @@ end they become one file, `activation_stats.parquet`. Columns: step, layer, site
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from un.analysis.recorder import Row
+from un.files import replace_file
 
 NAME = "activation_stats"
 INTEGERS = {"step": "int64", "layer": "int32", "channels": "int32"}
@@ -94,6 +94,5 @@ def make_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with replace_file(path, binary=True) as file:
+        frame.to_parquet(file, index=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from un.files import replace_file
 
 SCHEMA_VERSION = 1
 STATUSES = ("finished", "diverged")
@@ -19,7 +20,7 @@ class Result:
     """What a run leaves behind as numbers.
 
     Attributes:
-        status: "finished", or "diverged" when a loss became non-finite.
+        status: "finished", or "diverged" when the loss or weights became non-finite or the loss exploded.
         task: the LightningModule's dotted name.
         experiment: name of the experiment config.
         norm: {"choice": option of the group, **options}; "layernorm" is the untouched model.
@@ -32,7 +33,7 @@ class Result:
             metrics are of the mean of the last epochs' weights.
         best_epoch: epoch of that checkpoint, the first is 0; None when there is none.
         best_step: its optimizer step.
-        diverged_step: optimizer step (the first is 1) of the first non-finite loss; None when finished.
+        diverged_step: optimizer step (the first is 1) at which that happened; None when finished.
         steps: optimizer steps done.
         wall_time_seconds: of training and testing, summed over resumes.
         parameters: number of trainable and frozen parameters of the model.
@@ -43,6 +44,8 @@ class Result:
         hardware: {"cpu": name, "threads": int, "gpu": names}.
         metric_details: metric -> what it is where a name does not say it, e.g. kind and signature of a BLEU; "test/*"
             names the checkpoints that were averaged. Missing in files of early runs.
+        diverged_layer: the first layer that met or made a non-finite value at that step; None where there is none, as
+            in a loss that exploded, and in files of early runs.
         schema_version: of this file format.
     """
 
@@ -67,6 +70,7 @@ class Result:
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     metric_details: dict[str, str] = field(default_factory=dict)
+    diverged_layer: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -90,13 +94,9 @@ def write_result(result: Result, path: Path) -> None:
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Writes a JSON file atomically; values that are not finite become null, because JSON has no NaN."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
+    with replace_file(path) as file:
         json.dump(_drop_non_finite(content), file, indent=2, allow_nan=False)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_result(path: Path) -> Result:
@@ -115,7 +115,7 @@ def read_result(path: Path) -> Result:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version is {version}, this code reads {SCHEMA_VERSION}")
-    content.setdefault("metric_details", {})
+    content = {"metric_details": {}, "diverged_layer": None, **content}
     names = {entry.name for entry in fields(Result)}
     for problem, found in (("lacks", names - content.keys()), ("has unknown", content.keys() - names)):
         if found:

@@ -97,7 +97,7 @@ def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -
     has_bar = config.trainer.enable_progress_bar and sys.stdout.isatty()
     if not has_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    return build_part(
+    trainer: Trainer = build_part(
         config,
         "trainer",
         callbacks=callbacks,
@@ -108,6 +108,9 @@ def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -
         num_sanity_val_steps=0,  # a validation before the first step would be one more state to resume from
         enable_model_summary=False,
     )
+    # Lightning's answer to SIGTERM is to leave without a checkpoint; ours is in `un.runtime.signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def build_part(config: DictConfig, key: str, **objects: Any) -> Any:

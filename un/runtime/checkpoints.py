@@ -2,12 +2,12 @@
 
 Lightning's ModelCheckpoint saves every n steps also where its loops cannot go on exactly: between the last batch before
 a validation and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here
-last.ckpt is saved only after a batch which no validation follows, and after a validation.
+last.ckpt is saved only after a batch which no validation follows, and after a validation. A signal that asks the run to
+stop (`un.runtime.signals`) is answered at the next such place, with last.ckpt.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from un.files import replace_file
+from un.runtime import signals
 from un.runtime.run_folder import RunFolder
 
 
@@ -56,9 +58,11 @@ class Checkpoints(Checkpoint):
         """Saves a whole epoch, and last.ckpt if it is due and this is a place to go on from."""
         if self.keep_epochs and self._ends_epoch(trainer, batch_idx):
             self._save_epoch(trainer)
-        due = trainer.global_step - self._saved_step >= self.every_n_steps
+        stop = self._is_stopping(trainer)
+        due = stop or trainer.global_step - self._saved_step >= self.every_n_steps
         if due and self._is_between_steps(trainer) and not self._ends_stretch(trainer, batch_idx):
             self._save_last(trainer)
+            self._answer(stop, trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves best.ckpt if this validation is the best so far, then last.ckpt, which knows about it."""
@@ -67,7 +71,9 @@ class Checkpoints(Checkpoint):
         self.validated_step = trainer.global_step
         self._save_best(trainer, pl_module)
         if trainer.state.fn == "fit" and self._is_between_steps(trainer):
+            stop = self._is_stopping(trainer)
             self._save_last(trainer)
+            self._answer(stop, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves last.ckpt, so that a kill while testing costs no training."""
@@ -108,6 +114,14 @@ class Checkpoints(Checkpoint):
         total = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
         return (total + 1) % int(every) == 0
 
+    def _is_stopping(self, trainer: Trainer) -> bool:
+        """Tells in all processes alike whether a signal asked one of them to stop."""
+        return trainer.strategy.reduce_boolean_decision(signals.is_stopping(), all=False)
+
+    def _answer(self, stop: bool, trainer: Trainer) -> None:
+        if stop:
+            raise signals.make_stop(f" at step {trainer.global_step}")
+
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, sign = str(pl_module.monitor), -1 if pl_module.monitor_mode == "min" else 1
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -145,9 +159,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes beside the final place, then renames."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with replace_file(path, binary=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """What `train.py` and `eval.py` share: mistakes of the user end in one line on stderr and exit code 2."""
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -12,8 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from un.runtime import signals
 from un.runtime.console import log_to_files
 from un.runtime.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
+from un.runtime.start import is_first_process
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
@@ -41,11 +44,13 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
     first, overrides = sys.argv[1:2], sys.argv[2:]
     is_sweep = first in (["-m"], ["--multirun"]) and not any(text.startswith("-") for text in overrides)
+    signals.forget()
     try:
-        failed = sweep(overrides) if sweep is not None and is_sweep else None
-        if failed is None:
-            os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving itself
-            main()
+        with answer_signals():
+            failed = sweep(overrides) if sweep is not None and is_sweep else None
+            if failed is None:
+                os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
+                main()
     except ReportedError:
         sys.exit(EXIT_CODE)
     except Exception as error:
@@ -57,6 +62,25 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
         sys.exit(EXIT_CODE)
 
 
+@contextlib.contextmanager
+def answer_signals() -> Iterator[None]:
+    """Ends what a signal stopped with one line, from the first process of a run.
+
+    Raises:
+        SystemExit: with the exit code of the signal; 0 in the other processes of a run, whose launchers take another
+            code for a crash that the first process must be killed for.
+    """
+    with signals.listening():
+        try:
+            yield
+        except signals.StoppedError as stop:
+            if not is_first_process():
+                sys.exit(0)
+            print(stop, file=sys.stderr)
+            signals.hand_on()
+            sys.exit(stop.code)
+
+
 def prepare_process() -> None:
     """Sets what libraries read at their import, for this process and those it starts.
 
@@ -64,6 +88,7 @@ def prepare_process() -> None:
     are up to nine times slower on a busy one when they do not.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, would print a traceback per line
 
 
 def sort_arguments(arguments: list[str]) -> list[str]:
@@ -87,6 +112,9 @@ def report_errors() -> Iterator[None]:
     """
     try:
         yield
+    except signals.StoppedError as stop:
+        log_to_files(str(stop))
+        raise
     except Exception as error:
         log_to_files(traceback.format_exc())
         if WANTS_TRACEBACK or not is_user_error(error):

@@ -1,73 +1,156 @@
-"""Stops a run whose loss is no longer a number; that is a result, not a crash."""
+"""Stops a run whose loss is no longer a number or has exploded; that is a result, not a crash."""
 
+from __future__ import annotations
+
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 NEVER = -1
 
 
 class DivergedError(RuntimeError):
-    """The loss became non-finite.
+    """The loss became non-finite or exploded, or the weights became non-finite.
 
     Args:
+        reason: what happened, as the start of a sentence.
         step: optimizer step, the first is 1.
+        layer: dotted name of the first layer that met or made a non-finite value, where it is known.
+        is_finite: the loss exploded and is still a number, so that there is no such layer.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss became non-finite at step {step}")
-        self.step = step
+    def __init__(self, reason: str, step: int, layer: str | None = None, is_finite: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.step, self.layer, self.is_finite = reason, step, layer, is_finite
+
+    def __str__(self) -> str:
+        where = f", first in {self.layer}" if self.layer else ""
+        return f"{self.reason} at step {self.step}{where}"
 
 
 class DivergenceStop(Callback):
-    """Raises `DivergedError` after a non-finite training loss.
+    """Raises `DivergedError` after a training loss that is not finite, or far above the first one of the run.
 
-    The first bad step is noted on the device and read every n steps, so that a GPU is not waited for at each.
+    The first bad step is noted on the device and read every n steps, so that a GPU is not waited for at each. It is
+    also read, and the weights are looked at, before each validation and each checkpoint: none is taken of a run that
+    has diverged.
 
     Args:
-        every_n_steps: how often to look; also before each validation.
+        every_n_steps: how often to look.
+        max_loss_ratio: how many times the first finite loss of the run is an explosion; None for any finite loss is
+            good. It is far above what a spike or a bad start reaches: cross-entropy starts near the logarithm of the
+            number of classes.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int, max_loss_ratio: float | None = 1000.0) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if max_loss_ratio is not None and not max_loss_ratio > 1:
+            raise ValueError(f"max_loss_ratio must be above 1 or null, got {max_loss_ratio}")
         self.every_n_steps = every_n_steps
-        self._first: Tensor | None = None
+        self.max_loss_ratio = math.inf if max_loss_ratio is None else max_loss_ratio
+        self._first_loss: Tensor | None = None  # NaN until there is one
+        self._bad_step: Tensor | None = None
+        self._bad_loss: Tensor | None = None
+        self._counters: dict[str, Tensor] = {}
+        self._counts_before: Tensor | None = None
+        self._counts_then: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the norms that count batches with non-finite statistics."""
+        self._counters = {
+            name: module.nonfinite_counter
+            for name, module in getattr(pl_module, "model", pl_module).named_modules()
+            if isinstance(getattr(module, "nonfinite_counter", None), Tensor)
+        }
+        self._counts_before = self._count()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes whether this step's loss is the first non-finite one."""
+        """Notes whether this step's loss is the first bad one."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return
-        if self._first is None:
-            self._first = torch.full((), NEVER, dtype=torch.int64, device=loss.device)
-        bad = ~torch.isfinite(loss.detach()).all() & (self._first == NEVER)
-        self._first = torch.where(bad, trainer.global_step, self._first)
-        if trainer.global_step % self.every_n_steps == 0:
-            self._check(trainer)
+        if loss is not None:
+            self._note(loss.detach(), trainer.global_step)
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # epoch=<n>.ckpt may be saved next
+        if ends_epoch or trainer.global_step % self.every_n_steps == 0:
+            self._check_loss(trainer)
+        if ends_epoch:
+            self._check_weights(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks before numbers of a broken model are taken for a result."""
-        self._check(trainer)
+        self._check_loss(trainer)
+        self._check_weights(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the steps since the last look."""
-        self._check(trainer)
+        self._check_loss(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Looks before last.ckpt is written, in all processes."""
+        self._check_loss(trainer)
+        self._check_weights(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first bad step, for a run killed before it was noticed."""
-        return {"first": NEVER if self._first is None else int(self._first)}
+        """The first loss of the run; there is no bad step to keep, since nothing is saved after one."""
+        return {"first_loss": None if self._first_loss is None else float(self._first_loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the first bad step."""
-        self._first = None if state_dict["first"] == NEVER else torch.tensor(state_dict["first"])
+        """Restores the first loss; checkpoints of early runs lack it, which then start anew."""
+        first_loss = state_dict.get("first_loss")
+        self._first_loss = None if first_loss is None else torch.tensor(first_loss)
 
-    def _check(self, trainer: Trainer) -> None:
+    def _note(self, loss: Tensor, step: int) -> None:
+        loss = loss.float()
+        if self._bad_step is None:
+            self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=loss.device)
+            self._bad_loss = torch.full_like(loss, math.nan)
+            first = math.nan if self._first_loss is None else float(self._first_loss)
+            self._first_loss = torch.full_like(loss, first)
+        assert self._first_loss is not None
+        assert self._bad_loss is not None
+        finite = torch.isfinite(loss)
+        self._first_loss = torch.where(finite & self._first_loss.isnan(), loss, self._first_loss)
+        exploded = loss > self._first_loss.abs() * self.max_loss_ratio
+        bad = (exploded | ~finite) & (self._bad_step == NEVER)
+        self._bad_step = torch.where(bad, step, self._bad_step)
+        self._bad_loss = torch.where(bad, loss, self._bad_loss)
+        counts = self._count()
+        if counts is not None:
+            self._counts_then = counts if self._counts_then is None else torch.where(bad, counts, self._counts_then)
+
+    def _check_loss(self, trainer: Trainer) -> None:
         """Raises in all processes when it is so in one."""
-        first = NEVER if self._first is None else int(self._first)
-        if trainer.strategy.reduce_boolean_decision(first != NEVER, all=False):
-            raise DivergedError(trainer.global_step if first == NEVER else first)
+        bad_step = NEVER if self._bad_step is None else int(self._bad_step)
+        if trainer.strategy.reduce_boolean_decision(bad_step != NEVER, all=False):
+            raise self._describe(trainer.global_step if bad_step == NEVER else bad_step)
+        self._counts_before = self._count()
+
+    def _check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        largest = get_total_norm(pl_module.parameters(), norm_type=math.inf)
+        if trainer.strategy.reduce_boolean_decision(not bool(torch.isfinite(largest)), all=False):
+            model = getattr(pl_module, "model", pl_module)
+            names = (name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all()))
+            raise DivergedError("the weights became non-finite", trainer.global_step, next(names, None))
+
+    def _describe(self, step: int) -> DivergedError:
+        loss = math.nan if self._bad_loss is None else float(self._bad_loss)
+        if math.isfinite(loss) and self._first_loss is not None:
+            text = f"the loss became {loss:.4g}, over {self.max_loss_ratio:g} times the first ({self._first_loss:.4g}),"
+            return DivergedError(text, step, is_finite=True)
+        return DivergedError("the loss became non-finite", step, self._find_layer())
+
+    def _count(self) -> Tensor | None:
+        return torch.cat([counter.reshape(1) for counter in self._counters.values()]) if self._counters else None
+
+    def _find_layer(self) -> str | None:
+        """Returns the first norm, as the model orders them, that rejected a batch since the last look."""
+        if self._counts_then is None or self._counts_before is None:
+            return None
+        moved = (self._counts_then > self._counts_before).tolist()
+        return next((name for name, has_moved in zip(self._counters, moved, strict=True) if has_moved), None)

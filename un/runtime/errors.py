@@ -64,7 +64,9 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return _describe_missing_import(error)
     if _is_lost_process(error):
         return "another process of this run ended or does not answer; the same command resumes the run"
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError) and error.filename:
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging that cannot open train.log
+        return describe_error(error.__cause__, keys)
+    if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from un.files import replace_file
 from un.folding import FoldReport, ScaleShift, fold_norms
 from un.folding.scale_shift import PassOn
 from un.folding.verify import list_tensors, measure_difference, run_model
@@ -75,9 +75,8 @@ def write_folded(config: DictConfig) -> Path:
         "report": str(report),
         "tested": run.tested,
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with replace_file(path, binary=True) as file:
+        torch.save(content, file)
     loaded = load_folded(path, copy.deepcopy(model))
     inputs = task.make_fold_inputs(next(iter(run.data.test_dataloader())))
     with torch.inference_mode():

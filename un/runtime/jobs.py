@@ -11,7 +11,9 @@ from unittest import mock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from un.runtime.cli import ReportedError, report_error
+from un.runtime import signals
+from un.runtime.cli import ReportedError, prepare_process, report_error
+from un.runtime.console import log_to_files
 from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.start import start_run
 
@@ -22,11 +24,24 @@ def start_job(config: DictConfig) -> float | None:
     """Runs one composed config of a sweep and prints its error, if it ends with one.
 
     Raises:
-        ReportedError: for Hydra and the launcher, after the error was printed.
+        ReportedError: for Hydra and the launcher, after the error was printed; also in a process of the launcher's own
+            that was asked to stop, for this run and all later ones.
+        StoppedError: in the process of the whole sweep, when that was asked to stop.
     """
-    with _act_as_command():
+    prepare_process()
+    is_own_process = not signals.is_listening()
+    if is_own_process and signals.is_stopping():
+        raise ReportedError("stopped before it began")
+    with _act_as_command(), signals.listening():
         try:
             return start_run(config)
+        except signals.StoppedError as stop:
+            log_to_files(str(stop))
+            if not is_own_process:
+                raise
+            print(stop, file=sys.stderr)
+            signals.hand_on()
+            raise ReportedError(str(stop)) from None
         except Exception as error:
             report_error(error)
             raise ReportedError(str(error)) from None

@@ -5,13 +5,14 @@ that step, so that a kill in between loses the row. Here the row comes first, an
 """
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+
+from un.files import name_in_errors, replace_file
 
 EVALUATION_PREFIXES = ("val/", "test/")
 FIRST_COLUMNS = ["epoch", "step"]
@@ -82,7 +83,7 @@ class MetricsFile(Callback):
             rows = self._read()
             self._columns += new
             self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
+        with name_in_errors(self._path), self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         self._rows += 1
 
@@ -104,13 +105,11 @@ class MetricsFile(Callback):
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._path is not None
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with replace_file(self._path) as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if self._columns:
                 writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self._path)
 
 
 def log_values(trainer: Trainer, values: Mapping[str, float]) -> None:

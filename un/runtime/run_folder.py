@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from un.files import replace_file
 from un.runtime.errors import UserError
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
@@ -34,6 +36,7 @@ OTHER_KEYS = (
     "trainer.strategy.timeout",
     *(
         "callbacks.checkpoints",
+        "callbacks.divergence",  # ends a run early, but no finished run has other numbers for it
         "callbacks.watch_norms",
         "callbacks.metrics_file",
         "callbacks.progress_bar",
@@ -133,6 +136,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
+        _locks.add(self._lock)
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
@@ -157,9 +161,8 @@ class RunFolder:
         if self.config.exists():
             self._check_same(self.read_config(), config)
             return
-        temporary = self.config.with_suffix(".tmp")
-        OmegaConf.save(OmegaConf.create(dict(config)), temporary)
-        os.replace(temporary, self.config)
+        with replace_file(self.config) as file:
+            OmegaConf.save(OmegaConf.create(dict(config)), file)
 
     def read_config(self) -> dict[str, Any]:
         """Reads the resolved config.
@@ -187,6 +190,11 @@ class RunFolder:
                 f"{self.path} holds a run of another config ({'; '.join(listed)}{more}): "
                 "use force=true to start over or another paths.runs"
             )
+
+
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # held by this process
+# A forked process, as a data loader's, would hold them for some seconds after this one was killed.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def _is_science(key: str) -> bool:

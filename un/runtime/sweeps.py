@@ -21,6 +21,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from un.reports.result import read_result
+from un.runtime import signals
 from un.runtime.checks import check_ablation, check_config
 from un.runtime.cli import prepare_process
 from un.runtime.errors import CONFIG_FOLDER, UserError
@@ -103,13 +104,17 @@ def launch(runs: Iterable[PlannedRun]) -> int:
 
     Returns:
         How many of the started runs failed; a diverged run did not.
+
+    Raises:
+        StoppedError: a signal stopped the run or, of a launcher with processes on this machine, the runs.
     """
     groups: dict[tuple[str, ...], list[PlannedRun]] = {}
     for run in map(refresh, runs):
         if not run.is_done or run.is_forced:
             groups.setdefault(tuple(filter(_is_setting, run.arguments)), []).append(run)
     prepare_process()
-    return sum(_launch_group(settings, group) for settings, group in groups.items())
+    with signals.listening():
+        return sum(_launch_group(settings, group) for settings, group in groups.items())
 
 
 def run_sweep(arguments: Sequence[str]) -> int | None:
@@ -122,9 +127,10 @@ def run_sweep(arguments: Sequence[str]) -> int | None:
         if not _is_listable(hydra.compose_config(CONFIG_NAME, list(arguments), RunMode.MULTIRUN)):
             return None
     runs = expand(arguments)
-    failed = launch(runs)
-    print(summarize(map(refresh, runs)))
-    return failed
+    try:
+        return launch(runs)
+    finally:
+        print(summarize(map(refresh, runs)))
 
 
 def estimate_seconds(runs: Sequence[PlannedRun]) -> float | None:
@@ -210,10 +216,13 @@ def _launch_group(settings: Sequence[str], runs: Sequence[PlannedRun]) -> int:
         common = [argument for argument in waiting[0].arguments if all(argument in run.arguments for run in waiting)]
         sweep = hydra.compose_config(CONFIG_NAME, list(dict.fromkeys([*settings, *common])), RunMode.MULTIRUN)
         while waiting:
+            signals.check_stop()
             batch, waiting = waiting, []
             overrides = [[argument for argument in run.arguments if not _is_setting(argument)] for run in batch]
             try:
-                returns = _build_launcher(hydra, sweep, len(batch)).launch(overrides, initial_job_idx=0)
+                launcher = _build_launcher(hydra, sweep, len(batch))
+                with signals.forwarding() if _is_joblib(sweep) else contextlib.nullcontext():
+                    returns = launcher.launch(overrides, initial_job_idx=0)
             except Exception as error:  # whatever a launcher's library raises
                 log.error("the launcher stopped: %s: %s", type(error).__name__, " ".join(str(error).split()))
                 after = [refresh(run) for run in batch]
@@ -226,10 +235,14 @@ def _launch_group(settings: Sequence[str], runs: Sequence[PlannedRun]) -> int:
     return failed
 
 
+def _is_joblib(sweep: DictConfig) -> bool:
+    return sweep.hydra.launcher._target_.endswith(".JoblibLauncher")
+
+
 def _build_launcher(hydra: Hydra, sweep: DictConfig, num_runs: int) -> Any:
     """Builds the launcher; joblib gets no more workers than runs, since it gives each worker its share of the cores."""
     launcher = sweep.hydra.launcher
-    if launcher._target_.endswith(".JoblibLauncher"):
+    if _is_joblib(sweep):
         from joblib import effective_n_jobs
 
         launcher.n_jobs = min(effective_n_jobs(launcher.n_jobs), num_runs)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from un.reports.result import Result, write_result
-from un.runtime import environment
+from un.runtime import environment, signals
 from un.runtime.assembly import build, build_trainer
 from un.runtime.averaging import load_tested
 from un.runtime.checkpoints import Checkpoints
@@ -17,6 +17,7 @@ from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
 from un.runtime.errors import UserError
 from un.runtime.loggers import build_loggers
+from un.runtime.replay import find_layer
 from un.runtime.run_folder import RunFolder, RunIdentity
 from un.runtime.stopwatch import Stopwatch
 from un.runtime.weights import check_state, read_checkpoint
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 def train(config: DictConfig, identity: RunIdentity) -> None:
     """Trains, tests and writes result.json; resumes where an earlier process was killed.
 
-    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'.
+    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
+    training with a checkpoint; before and after it, at once.
 
     Args:
         config: composed from configs/train.yaml.
@@ -59,31 +61,35 @@ def _run(
     module: LightningModule,
     trainer: Trainer,
 ) -> Result:
-    """Fits and tests; a non-finite loss ends both."""
+    """Fits and tests; a divergence ends both."""
     resume = None if config.force else _check_last(folder, module)
     metrics: dict[str, float] = {}
     details: dict[str, str] = {}
-    diverged_step = None
+    divergence: DivergedError | None = None
     checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with signals.deferring():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
         tested = load_tested(folder, module, config.average_checkpoints)
         metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
         details = describe_metrics(module, tested)
     except DivergedError as error:
-        diverged_step = error.step
+        divergence = error
+        if not error.is_finite and error.layer is None and trainer.world_size == 1:
+            error.layer = find_layer(config, folder, error.step)
         log.warning("stopped: %s", error)
     facts = _describe_config(config, identity)
     return Result(
-        status="finished" if diverged_step is None else "diverged",
+        status="finished" if divergence is None else "diverged",
         **facts,
         metrics={**checkpoints.best_metrics, **metrics},
         metric_details=details,
         best_epoch=checkpoints.best_epoch,
         best_step=checkpoints.best_step,
-        diverged_step=diverged_step,
+        diverged_step=None if divergence is None else divergence.step,
+        diverged_layer=None if divergence is None else divergence.layer,
         steps=trainer.global_step,
         wall_time_seconds=stopwatch.seconds,
         train_samples_per_second=stopwatch.samples_per_second,
@@ -130,7 +136,8 @@ def _describe_config(config: DictConfig, identity: RunIdentity) -> dict[str, Any
 
 def _describe_metrics(result: Result) -> str:
     if result.status == "diverged":
-        return f"the loss became non-finite at step {result.diverged_step}"
+        where = f", first in {result.diverged_layer}" if result.diverged_layer else ""
+        return f"at step {result.diverged_step}{where}"
     return "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if value is not None)
 
 

@@ -1,6 +1,7 @@
 """Reads checkpoints and outside weights, and says in one line what is wrong with them."""
 
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a file of torch.save with weights_only=True, or a safetensors file.
 
     Raises:
-        UserError: no such file, cut short, or holding other things than tensors and plain values.
+        UserError: no such file, cut short, or holding other things than tensors and plain values, which are not loaded
+            because a pickle can run any code.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -33,6 +35,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} {_explain_refusal(error)}") from None
     except Exception as error:  # the unpickler meets foreign bytes with whatever they make it do
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise UserError(f"{path} is cut short or no checkpoint ({reason})") from None
@@ -102,6 +106,14 @@ def drop_other_head(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Ten
     if dropped:
         log.info("left out, being for another number of classes: %s", ", ".join(dropped))
     return {name: own[name] if name in dropped else value for name, value in state.items()}
+
+
+def _explain_refusal(error: pickle.UnpicklingError) -> str:
+    """Returns why a pickle was not loaded; torch's own message is a page long and tells how to load it after all."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return "is cut short or no checkpoint, or a pickle that could run code when loaded"
+    return f"is refused: it holds {found[1]}, no tensor or plain value, and loading such things can run any code"
 
 
 def _find_classifiers(model: nn.Module) -> list[nn.Module]:

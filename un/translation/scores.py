@@ -8,6 +8,8 @@ from pathlib import Path
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
 
+from un.files import replace_file
+
 COLUMNS = ("id", "source", "reference", "hypothesis")
 
 
@@ -62,7 +64,7 @@ def _score(metric: Metric, kind: str, hypotheses: Sequence[str], references: Seq
 def write_translations(pairs: Iterable[SentencePair], path: Path) -> None:
     """Writes a table with tabs between the columns `id`, `source`, `reference` and `hypothesis`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replace_file(path) as file:
         writer = csv.writer(file, dialect="excel-tab", lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(astuple(pair) for pair in pairs)

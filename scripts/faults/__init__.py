@@ -1,0 +1,1 @@
+"""Parts of `scripts/inject_faults.py`: faults that runs of `train.py` must survive."""
