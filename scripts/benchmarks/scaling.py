@@ -9,13 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import Row
-from benchmarks.scaling_machine import NORMS, count_traffic, measure_bandwidth, measure_processes, time_norms
+from benchmarks.scaling_machine import (
+    NORMS,
+    count_traffic,
+    measure_bandwidth,
+    measure_processes,
+    measure_work,
+    time_norms,
+)
 from benchmarks.scaling_model import Cluster, build_workloads
 from benchmarks.scaling_tables import render_tables
 from un.reports.rendering import replace_block
@@ -45,15 +53,16 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def measure_machine(rounds: int) -> dict[str, Any]:
-    """Every constant of this machine."""
+    """Every constant of this machine, with one thread in each process."""
+    torch.set_num_threads(1)
     return {
         "bandwidth": measure_bandwidth(rounds),
         "traffic": {
             dtype: {name: count_traffic(NORMS[name], kind) for name in COMPARED} for dtype, kind in TYPES.items()
         },
-        "norms": time_norms(rounds, COMPARED),
+        "norms": time_norms(rounds, COMPARED, measure_work, statistics.median),
         "processes": [measure_processes(count, rounds) for count in COUNTS],
-        **{"rounds": rounds, "cores": os.cpu_count(), "hardware": describe_hardware()},
+        **{"rounds": rounds, "cores": os.cpu_count(), "load": os.getloadavg()[0], "hardware": describe_hardware()},
         **{"packages": list_packages(), "git": describe_git()},
     }
 

@@ -35,8 +35,14 @@ def render_tables(
         "Measured on this machine": describe_machine(machine),
     }
     if processes is not None:
-        sections["Four processes under DDP on this machine"] = describe_processes(processes)
+        sections["Training steps of several processes on this machine"] = describe_processes(processes)
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections.items()) + "\n"
+
+
+def sum_traffic(machine: Mapping[str, Any], norm: str) -> float:
+    """Bytes per value that a norm moves in forward and backward, in float32."""
+    found = machine["traffic"]["float32"][norm]
+    return float(found["forward"] + found["backward"])
 
 
 def describe_traffic(machine: Mapping[str, Any]) -> str:
@@ -66,7 +72,7 @@ def describe_models(workloads: Sequence[Workload]) -> str:
 def describe_traffic_times(workloads: Sequence[Workload], machine: Mapping[str, Any], cluster: Cluster) -> str:
     """What more UN moves than LayerNorm, as time on one GPU."""
     layer_norm, fused = (sum(sizes) for sizes in ON_GPU.values())
-    eager = sum(machine["traffic"]["float32"]["UN"][part] for part in ("forward", "backward"))
+    eager = sum_traffic(machine, "UN")
     rows = []
     for one in workloads:
         step = predict(one, cluster, 1)["compute"]
@@ -101,17 +107,18 @@ def describe_noise() -> str:
 
 def describe_machine(machine: Mapping[str, Any]) -> str:
     """Constants of the machine at hand, and how the model of an all-reduce fares there."""
-    norms = machine["norms"]
-    hardware = f"{machine['hardware']['cpu']}, {machine['cores']} cores"
-    times = [f"{name} {1e3 * found['seconds']:.2f} ms" for name, found in norms.items()]
+    norms, moved = machine["norms"], {name: sum_traffic(machine, name) for name in machine["norms"]}
+    times = [f"{name} {1e3 * seconds:.2f} ms" for name, seconds in norms.items()]
+    ratios = [norms["UN"] / norms["LayerNorm"], moved["UN"] / moved["LayerNorm"]]
     text = (
-        f"{hardware}; medians of {machine['rounds']} rounds, one thread a process. A copy moves "
-        f"{machine['bandwidth'] / 1e9:.1f} GB/s. Forward and backward of {SHAPE} in float32: {', '.join(times)}, "
-        f"median ratio {norms['UN']['ratio']:.2f}."
+        f"{machine['hardware']['cpu']}, {machine['cores']} cores, one thread a process, {machine['rounds']} rounds."
+        f" By the processor's time, medians: a copy moves {machine['bandwidth'] / 1e9:.1f} GB/s;"
+        f" forward and backward of {SHAPE} in float32: {', '.join(times)}; ratio {ratios[0]:.2f}, and {ratios[1]:.2f}"
+        f" by the counted traffic. By the clock, 5th percentiles, under a load of {machine['load']:.1f}:"
     )
     rows = []
     for found in machine["processes"]:
-        local, sync = (found["norms"][name]["seconds"] for name in ("UN", "UN, synchronised"))
+        local, sync = (found["norms"][name] for name in ("UN", "UN, synchronised"))
         predicted = sum(found["latency"] + size / found["bandwidth"] for size in list_messages([SHAPE[-1]]))
         cells = [found["latency"] * 1e3, found["bandwidth"] / 1e6, local * 1e3, sync * 1e3, predicted * 1e3]
         rows.append([str(found["processes"]), *(f"{cell:.2f}" for cell in cells)])
@@ -120,9 +127,9 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
 
 
 def describe_processes(processes: Mapping[str, Any]) -> str:
-    """What scripts/benchmark.py processes measured."""
-    rows = processes["rows"]
-    return tabulate(list(rows[0]), [[_write(value) for value in row.values()] for row in rows])
+    """Whole training steps, from scripts/benchmark.py processes."""
+    rows = [{key: value for key, value in row.items() if "quart" not in key} for row in processes["rows"]]
+    return tabulate([key.replace("_", " ") for key in rows[0]], [list(map(_write, row.values())) for row in rows])
 
 
 def _show(seconds: float, step: float) -> str:
@@ -131,7 +138,7 @@ def _show(seconds: float, step: float) -> str:
 
 
 def _write(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def tabulate(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,9 +15,9 @@ from un.norms import UnifiedNorm
 MACHINE = {
     "bandwidth": 1e10,
     "traffic": {"float32": {name: {"forward": 8.0, "backward": 12.0, "saved": 4.0} for name in ("LayerNorm", "UN")}},
-    "norms": {name: {"seconds": 0.001, "ratio": 1.0} for name in ("LayerNorm", "UN")},
+    "norms": {"LayerNorm": 0.001, "UN": 0.002},
     "processes": [],
-    **{"rounds": 3, "cores": 2, "hardware": {"cpu": "a CPU"}},
+    **{"rounds": 3, "cores": 2, "load": 1.0, "hardware": {"cpu": "a CPU"}},
 }
 
 
@@ -116,6 +116,8 @@ def test_tables_replace_the_block_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="measure without --table first"):
         scaling.measure(options)
     scaling.write_json(MACHINE, tmp_path / scaling.MACHINE)
+    steps = {"rows": [{"processes": 4, "norm": "un", "ms": 12.34567, "ms_quartiles": [1, 2, 3], "norm_bytes": 100}]}
+    scaling.write_json(steps, tmp_path / scaling.PROCESSES)
     options.update.write_text("before\n<!-- results -->\n<!-- end of results -->\nafter\n")
     workload = Workload("a model", "8 images", (4, 4), 1000, 1e12, 10**6, 336, 0)
     with mock.patch.object(scaling, "build_workloads", return_value=[workload]):
@@ -124,6 +126,8 @@ def test_tables_replace_the_block_of_a_file(tmp_path: Path) -> None:
     assert text.startswith("before")
     assert text.endswith("after\n")
     assert "| a model, 8 images | 2 | 0 | 0.00 | 4 | 0.00 | 4 |" in text
+    assert "| processes | norm | ms | norm bytes |" in text
+    assert "| 4 | un | 12.35 | 100 |" in text
     assert "| a model: sync=true | – | 0.05 ms, 0.4% |" in text
 
 
@@ -134,4 +138,4 @@ def test_processes_measure_together() -> None:
     found = measure_processes(2, rounds=2)
     assert found["processes"] == 2
     assert list(found["all_reduce_seconds"]) == [str(size) for size in SIZES]
-    assert min(found["latency"], found["bandwidth"], found["norms"]["UN, synchronised"]["ratio"]) > 0
+    assert min(found["latency"], found["bandwidth"], found["norms"]["UN, synchronised"]) > 0

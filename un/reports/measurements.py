@@ -119,7 +119,9 @@ def find_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
             found.append(read_measurement(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    found.sort(key=lambda one: (MODELS.index(one.setting.model), one.setting, one.place))
+    found.sort(
+        key=lambda one: (MODELS.index(one.setting.model), ENGINES.index(one.setting.engine), one.setting, one.place)
+    )
     return found, problems
 
 
@@ -127,15 +129,16 @@ def read_measurement(path: Path) -> Measurement:
     """Reads a file of the benchmark.
 
     Raises:
-        ValueError: it is something else, or of a model that is unknown.
+        ValueError: it is something else, or of an unknown model or engine.
     """
     try:
         content = json.loads(path.read_text())
         missing = [key for key in KEYS if key not in content]
         if missing:
             raise ValueError(f"lacks {', '.join(missing)}")
-        if content["model"] not in MODELS:
-            raise ValueError(f"model is {content['model']!r}, allowed: {', '.join(MODELS)}")
+        for key, allowed in (("model", MODELS), ("engine", ENGINES)):
+            if content[key] not in allowed:
+                raise ValueError(f"{key} is {content[key]!r}, allowed: {', '.join(allowed)}")
         measurement = Measurement(path, content)
         _ = [measurement.place, *map(measurement.get_gain, METRICS)]
     except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
