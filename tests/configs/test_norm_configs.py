@@ -48,6 +48,25 @@ def test_un_config_states_the_defaults_of_the_class():
     assert not missing, "a switch that the command line cannot reach without +"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "different"),
+    [
+        ("batchnorm", norms.BatchNorm, set()),
+        ("powernorm", norms.PowerNorm, {"warmup_steps"}),
+        ("mabn", norms.MovingAverageBatchNorm, {"window"}),  # 4, to compare with UN
+        ("rmsnorm", norms.RMSNorm, set()),
+        ("rep_batchnorm", norms.RepBatchNorm, set()),
+        ("prepbn", norms.ProgressiveRepBatchNorm, {"steps"}),
+        ("dyt", norms.DynamicTanh, set()),
+    ],
+)
+def test_other_configs_state_the_defaults_of_their_class(name, kind, different):
+    signature = inspect.signature(kind).parameters
+    for key, value in read_options(name).items():
+        if key not in different:
+            assert value == signature[key].default, key
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("layernorm", "rmsnorm", "dyt")])
 def test_every_norm_with_batch_statistics_can_sync(name):
     norm = instantiate(load(f"norm={name}", "norm.sync=true").norm, _convert_="all")(8)
