@@ -1,4 +1,4 @@
-"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|inference|scaling [options]`.
+"""Measures speed: `python scripts/benchmark.py <what> [options]`; --help lists what.
 
 Each has a --help of its own. Runs are interleaved (one of each arm in turn), so that a change of the machine's speed
 meets all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
@@ -50,6 +50,12 @@ def parse_options() -> argparse.Namespace:
     translation.add_argument("--rounds", type=int, default=3, help="runs of each arm")
     translation.add_argument("--experiment", default="multi30k_small", help="whose model, data and batches to take")
     translation.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder> data.limit=6000")
+
+    processes = commands.add_parser("processes", parents=[common], help="training steps of several processes under DDP")
+    processes.add_argument("--rounds", type=int, default=100, help="timed steps of each arm")
+    processes.add_argument("--processes", type=int, default=4, help="on the CPU; they share --threads")
+    processes.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
+    processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.batch_size=16")
 
     inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
     add_inference_options(inference)

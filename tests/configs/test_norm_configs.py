@@ -67,6 +67,13 @@ def test_other_configs_state_the_defaults_of_their_class(name, kind, different):
             assert value == signature[key].default, key
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("layernorm", "rmsnorm", "dyt")])
+def test_every_norm_with_batch_statistics_can_sync(name):
+    norm = instantiate(load(f"norm={name}", "norm.sync=true").norm, _convert_="all")(8)
+    owner = getattr(norm, "rep_norm", norm)
+    assert getattr(owner, "switches", owner).sync is True
+
+
 def test_a_value_of_the_command_line_wins_over_the_experiment():
     config = load("experiment=cifar10_vit_tiny", "norm.filtration=false", "norm.warmup_steps=7")
     assert (config.norm.filtration, config.norm.warmup_steps) == (False, 7)

@@ -1,28 +1,183 @@
-"""Several processes: data-parallel training and parallel sweeps, on the CPU."""
+"""Several processes: data-parallel training, lost processes and parallel sweeps, on the CPU."""
 
+import json
+import os
+import random
+import signal
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from tests.integration.commands import run
+from tests.integration.commands import run, start
+from tests.integration.test_killed_run import COMMON, count_steps, read_outcome
 from un.reports.result import read_result
+from un.runtime.assembly import build, build_trainer
+from un.runtime.averaging import load_tested
+from un.runtime.console import quiet_libraries
+from un.runtime.run_folder import RunFolder
 
 FAST = ("debug=fast", "trainer.accelerator=cpu")
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+LAUNCHERS = {
+    "lightning": ("train.py",),
+    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"),
+}
+PATIENCE = 60  # seconds that a process may outlive another one of its run
+SEED = 20220803  # of the steps at which processes are killed
 
 
 @pytest.mark.slow  # starts two processes, each of which imports torch
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
-    processes = ("trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=4")
-    epochs = ("data.limit=24", "trainer.max_steps=9", "average_checkpoints=2")  # three steps each
-    command = (f"paths.runs={tmp_path}", *FAST, *processes, *epochs)
+    epochs = ("data.batch_size=4", "data.limit=24", "trainer.max_steps=9", "average_checkpoints=2")  # three steps each
+    command = (f"paths.runs={tmp_path}", *DDP, *FAST, *epochs)
     outcome = run("train.py", *command)
     assert outcome.code == 0, outcome
+    assert outcome.output.count("norms replaced") == 1
     (path,) = tmp_path.rglob("result.json")
     result = read_result(path)
     assert result.status == "finished"
     assert result.metric_details == {"test/*": "weights averaged over epoch=1.ckpt, epoch=2.ckpt"}
     assert len((path.parent / "metrics.csv").read_text().splitlines()) == 1 + 9 + 9 + 3  # losses, norms, validations
     assert "is finished already" in run("train.py", *command).output
+
+
+# Numbers of examples that two processes cannot share evenly.
+UNEVEN = {
+    "lightning": ("data.limit=333", "data.batch_size=16", "trainer.max_epochs=2", "task.ema_decay=0.8"),
+    "torchrun": (
+        *(
+            "experiment=phrasebook_tiny",
+            "norm.sync=true",
+            "data.limit=333",
+            "data.bpe_merges=100",
+            "data.max_tokens=512",
+        ),
+        *("trainer.max_epochs=2", "task.val_bleu=true", "task.beam=2", "task.max_len_b=8"),
+    ),
+}
+
+
+@pytest.mark.slow  # starts two processes, each of which imports torch
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_metrics_are_those_of_one_process(launcher: str, tmp_path: Path) -> None:
+    outcome = run(*LAUNCHERS[launcher], f"paths.runs={tmp_path}", *DDP, *UNEVEN[launcher])
+    assert outcome.code == 0, outcome
+    (path,) = tmp_path.rglob("result.json")
+    metrics = dict(read_result(path).metrics)
+    config = OmegaConf.create(RunFolder(path.parent).read_config())
+    assert config.trainer.precision == "32-true"
+    config.trainer.devices, config.trainer.strategy, config.callbacks = 1, "auto", {}
+    quiet_libraries()
+    data, module = build(config)
+    load_tested(RunFolder(path.parent), module, None)
+    trainer = build_trainer(config, tmp_path / "alone", [])
+    for evaluate in (trainer.validate, trainer.test):
+        for name, value in evaluate(module, datamodule=data, verbose=False)[0].items():
+            assert metrics.pop(name) == pytest.approx(value, rel=1e-5), name
+    assert not metrics
+
+
+@pytest.mark.slow  # starts two processes, each of which imports torch
+def test_every_process_validates_what_rank_0_saves(tmp_path: Path) -> None:
+    """Also in the midst of accumulated batches, where DDP does not broadcast."""
+    probe = "+callbacks.probe={_target_: tests.integration.probe.BufferProbe}"
+    accumulation = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3", "trainer.max_epochs=1")
+    settings = ("data.limit=160", "data.batch_size=8", "task.ema_decay=0.8", *accumulation)
+    outcome = run("train.py", f"paths.runs={tmp_path}", *DDP, *settings, probe)
+    assert outcome.code == 0, outcome
+    first, second = (json.loads(next(tmp_path.rglob(f"probe-{rank}.json")).read_text()) for rank in range(2))
+    assert [where for where, _ in first].count("val") == 3
+    for before, (where, mine), (_, other) in zip([None, *first], first, second, strict=False):
+        assert any(name.startswith("ema.") for name in mine)
+        if where == "val":
+            assert mine == other
+            assert before is not None
+            assert mine == before[1]
+        else:
+            differing = {name.rpartition(".")[-1] for name, value in mine.items() if value != other[name]}
+            assert {"running_var", "buffer_x2"} <= differing
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs = tmp_path_factory.mktemp("whole")
+    outcome = run("train.py", f"paths.runs={runs}", *DDP, *COMMON, "data.batch_size=8")
+    assert outcome.code == 0, outcome
+    return read_outcome(runs)
+
+
+@pytest.mark.slow  # starts processes twice, each of which imports torch
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_process_is_killed(launcher: str, victim: int, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    command = (*LAUNCHERS[launcher], f"paths.runs={tmp_path}", *DDP, *COMMON, "data.batch_size=8")
+    process = start(*command)
+    step = random.Random(SEED + victim).randrange(10, 70)
+    while process.poll() is None and count_steps(tmp_path) < step:
+        time.sleep(0.01)
+    ranks = find_ranks(process.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=PATIENCE)
+    while any(map(is_alive, ranks.values())):
+        assert time.monotonic() - killed < PATIENCE
+        time.sleep(0.1)
+    print(f"{launcher}, rank {victim}: over after {time.monotonic() - killed:.1f} s with {process.returncode}")
+    assert process.returncode not in (0, None)
+    # Lightning's main process is sometimes killed by its own watchdog first, the workers of torchrun by their agent.
+    if process.returncode == 2 or (launcher == "lightning" and victim == 0):
+        assert "error: another process of this run ended or does not answer; the same command resumes" in errors
+        assert "Traceback" not in errors
+    again = run(*command)
+    assert again.code == 0, again
+    assert "resuming" in again.output
+    for part, value in read_outcome(tmp_path).items():
+        assert value == uninterrupted[part], part
+
+
+def find_ranks(parent: int) -> dict[int, int]:
+    """The processes of a run by rank, of which `parent` is the first or the agent that started them."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
+    ranks = {}
+    for pid in [parent, *map(int, listed.stdout.split())]:
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except OSError:  # ps itself
+            continue
+        rank = dict(entry.partition("=")[::2] for entry in entries).get("LOCAL_RANK")
+        if rank is not None:
+            ranks[int(rank)] = pid
+    return ranks if 0 in ranks else {0: parent, **ranks}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that its parent has not asked after yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow  # starts two runs of two processes
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    commands = [("train.py", f"paths.runs={tmp_path}", *DDP, *FAST, f"seed={seed}") for seed in range(2)]
+    for process in [start(*command) for command in commands]:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors
+    assert [read_result(path).status for path in tmp_path.rglob("result.json")] == ["finished", "finished"]
+
+
+@pytest.mark.slow  # starts two processes, each of which imports torch
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_sweep_of_runs_with_two_processes(launcher: str, tmp_path: Path) -> None:
+    outcome = run(*LAUNCHERS[launcher], "-m", f"paths.runs={tmp_path}", *DDP, *FAST, "norm=un,layernorm")
+    assert outcome.code == 0, outcome
+    assert [read_result(path).status for path in tmp_path.rglob("result.json")] == ["finished", "finished"]
 
 
 @pytest.mark.slow  # starts three processes, each of which imports torch

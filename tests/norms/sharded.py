@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, distributed
+from torch.utils.checkpoint import checkpoint
 
 from tests.norms.helpers import BUILDERS, STATISTICAL
 from un import norms
@@ -70,7 +71,9 @@ def join_shards(shards: list[Shard]) -> Shard:
     return Shard(torch.cat([s.x for s in shards]), mask, torch.cat([s.grad for s in shards]))
 
 
-def run_steps(rank: int | None, name: str, count: int, seed: int = 0, calls: int = 1) -> list[dict[str, Any]]:
+def run_steps(
+    rank: int | None, name: str, count: int, seed: int = 0, calls: int = 1, checkpointed: bool = False
+) -> list[dict[str, Any]]:
     """Runs a norm over STEPS batches, or over the shards of one process.
 
     Args:
@@ -79,6 +82,7 @@ def run_steps(rank: int | None, name: str, count: int, seed: int = 0, calls: int
         count: number of processes.
         seed: of the numbers.
         calls: forward calls before each backward; every one is of a batch of its own.
+        checkpointed: whether the backward repeats each forward.
 
     Returns:
         For each backward `y` and `x` (gradients) of the batches, gradients by parameter and buffers by name, as arrays.
@@ -95,7 +99,7 @@ def run_steps(rank: int | None, name: str, count: int, seed: int = 0, calls: int
             shards = make_shards(step, count, seed)
             x, mask, grad = join_shards(shards) if rank is None else shards[rank]
             inputs.append(x.requires_grad_())
-            outputs.append(norm(x, mask))
+            outputs.append(checkpoint(norm, x, mask, use_reentrant=False) if checkpointed else norm(x, mask))
             grads.append(grad)
         torch.autograd.backward(outputs, grads)
         found.append(

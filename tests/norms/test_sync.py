@@ -49,8 +49,11 @@ def test_two_processes_do_what_one_does(pair, name):
 
 
 @pytest.mark.parametrize("name", ["un", "un_window_centered", "batchnorm", "powernorm", "mabn"])
-def test_several_calls_before_a_backward(pair, name):
-    check_same(pair, name, seed=1, calls=3)
+# slow: torch's checkpointing imports its compiler
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_several_calls_before_a_backward(pair, name, checkpointed):
+    """Which may repeat the forwards, collectives included, in the same order on all."""
+    check_same(pair, name, seed=1, calls=3, checkpointed=checkpointed)
 
 
 @pytest.mark.parametrize("name", SYNCED)

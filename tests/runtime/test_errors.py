@@ -19,6 +19,8 @@ class MisconfigurationException(Exception):  # noqa: N818  named as Lightning's
         (TypeError("f() got an unexpected keyword argument 'a'"), True),
         (TypeError("a"), False),
         (RuntimeError("a"), False),
+        (RuntimeError("[/torch/gloo/transport/tcp/pair.cc:545] Connection reset by peer"), True),
+        (type("DistBackendError", (RuntimeError,), {})("a"), True),
         (KeyError("a"), False),
     ],
 )
@@ -34,6 +36,7 @@ def test_descriptions_are_one_line() -> None:
     wrapped.__cause__ = ValueError("depth=0\nmust be at least 1")
     assert describe_error(wrapped) == "model: depth=0 must be at least 1"
     assert describe_error(ValueError()) == "ValueError"
+    assert "ended or does not answer" in describe_error(RuntimeError("[/a/gloo/b.cc:1] Timed out\nwaiting 600000ms"))
     assert (
         describe_error(PermissionError(13, "Permission denied", "/x/config.yaml"))
         == "/x/config.yaml: Permission denied"

@@ -28,6 +28,7 @@ class ProgressiveRepBatchNorm(Norm):
         calls_per_step: calls after which the counters move once; 16 in the language-model variant.
         eps: inside the square roots of both norms.
         affine: learnable weights and biases.
+        sync: sum RepBN's statistics over processes.
         device: of parameters and buffers.
         dtype: of the parameters.
         **rep_options: further options of RepBatchNorm.
@@ -49,6 +50,7 @@ class ProgressiveRepBatchNorm(Norm):
         calls_per_step: int = 1,
         eps: float = 1e-5,
         affine: bool = True,
+        sync: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **rep_options: Any,
@@ -66,7 +68,7 @@ class ProgressiveRepBatchNorm(Norm):
             self.base_norm = RMSNorm(num_features, eps=eps, affine=affine, **place)
         else:
             self.base_norm = nn.LayerNorm(num_features, eps=eps, elementwise_affine=affine, **place)
-        self.rep_norm = RepBatchNorm(num_features, eps=eps, affine=affine, **place, **rep_options)
+        self.rep_norm = RepBatchNorm(num_features, eps=eps, affine=affine, sync=sync, **place, **rep_options)
         for name, value in (("warm", layer_norm_steps), ("iter", steps), ("total_step", steps), ("calls", 0)):
             self.register_state(name, value, integer=True)
 

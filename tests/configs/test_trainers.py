@@ -1,0 +1,25 @@
+"""What `trainer=ddp` becomes on GPUs and on the CPU."""
+
+from datetime import timedelta
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from un.runtime.errors import CONFIG_FOLDER
+from un.runtime.start import choose_mixed_precision
+
+
+@pytest.mark.parametrize(("trainer", "strategy"), [("ddp", "DDPStrategy"), ("gpu", "auto")])
+def test_precision_follows_the_accelerator(trainer: str, strategy: str) -> None:
+    for accelerator, precision in {"gpu": "16-mixed", "cpu": "32-true"}.items():
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose("train", overrides=[f"trainer={trainer}", f"trainer.accelerator={accelerator}"]).trainer
+        assert (config.precision, choose_mixed_precision(accelerator)) == (precision, precision)
+        assert strategy in str(config.strategy)
+
+
+def test_patience_is_an_option() -> None:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", overrides=["trainer=ddp", "trainer.strategy.timeout.minutes=1"]).trainer
+    assert instantiate(config.strategy)._timeout == timedelta(minutes=1)
