@@ -1,4 +1,4 @@
-"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|inference [options]`.
+"""Measures speed: `python scripts/benchmark.py layers|loader|recorder|translation|compile|inference [options]`.
 
 Each has a --help of its own. Runs are interleaved (one of each arm in turn), so that a change of the machine's speed
 meets all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import keep_freed_memory, print_rows
+from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
 
 
@@ -49,6 +50,9 @@ def parse_options() -> argparse.Namespace:
     translation.add_argument("--rounds", type=int, default=3, help="runs of each arm")
     translation.add_argument("--experiment", default="multi30k_small", help="whose model, data and batches to take")
     translation.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder> data.limit=6000")
+
+    training = commands.add_parser("compile", parents=[common], help="training steps of norms, eager and compiled")
+    add_compile_options(training)
 
     inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
     add_inference_options(inference)

@@ -61,7 +61,8 @@ def assert_compiled_training_agrees(
         pairs |= {k: (v, found_buffers[k], LEAST_SCALE) for k, v in buffers.items()}
         for name, (expected, found, floor) in pairs.items():
             scale = max(expected.abs().max().item(), floor) if expected.numel() else 1.0
+            where = f"step {number + 1}, {name}: "
             torch.testing.assert_close(
-                found, expected, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"step {number + 1}, {n}: {m}"
+                found, expected, rtol=0, atol=tolerance * scale, msg=lambda text, where=where: where + text
             )
     return compiled

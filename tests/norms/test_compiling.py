@@ -135,3 +135,43 @@ def test_hold_leaves_eager_mode_alone() -> None:
     values = (torch.ones(2), None, (torch.zeros(1), 3))
     assert hold(values) is values
     assert hold(values)[0] is values[0]
+
+
+def build_evaluated(name: str) -> Block:
+    """In evaluation mode, with the state of a short training."""
+    model = build_block(name)
+    for batch in make_batches(3):
+        compute_loss(model, batch).backward()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if not name.startswith("un_")] + ["un_centered"])
+def test_the_evaluation_model_is_exported(name: str) -> None:
+    """Unfolded, at any batch size, with and without a mask; the graph changes no buffer."""
+    model = build_evaluated(name)
+    x, pad_mask, _ = make_batches(1)[0]
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(model, (x, pad_mask), dynamic_shapes=({0: rows}, {0: rows}), strict=False)
+    assert not program.graph_signature.buffers_to_mutate
+    for part in (x[:3], torch.cat([x, x.sin()])):
+        mask = torch.zeros(part.shape[:2], dtype=torch.bool)
+        torch.testing.assert_close(program.module()(part, mask), model(part, mask), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["un", "un_centered", "batchnorm", "powernorm"])
+def test_cuda_graphs_of_the_evaluation_model(name: str) -> None:
+    """Replayed graphs see statistics that training has moved on since they were recorded."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_evaluated(name).float().cuda()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    x, pad_mask, _ = (tensor.cuda() for tensor in make_batches(1)[0])
+    x = x.float()
+    for scale in (1.0, 2.0, 3.0, 4.0):  # warm-up, recording, two replays
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.testing.assert_close(compiled(scale * x, pad_mask).clone(), model(scale * x, pad_mask))
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(1.1)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0

@@ -56,7 +56,7 @@ def _check_compile(config: DictConfig) -> None:
     if wanted is None or wanted is False:
         return
     if wanted is not True and not isinstance(wanted, DictConfig):
-        raise UserError(f"compile={wanted} must be true, null or options such as {{mode: max-autotune}}")
+        raise UserError(f"compile={wanted!r} must be true, null or options such as {{mode: max-autotune}}")
     for name in () if wanted is True else wanted:
         if name not in COMPILE_OPTIONS:
             raise UserError(f"compile has no option '{name}'; it takes {', '.join(COMPILE_OPTIONS)}")

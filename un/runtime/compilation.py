@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from omegaconf import OmegaConf
 
 from un.runtime.errors import UserError
 
 
 @contextlib.contextmanager
-def compile_in_training(model: nn.Module, options: bool | Mapping[str, Any] | None) -> Iterator[None]:
+def compile_in_training(model: Any, options: bool | Mapping[str, Any] | None) -> Iterator[None]:
     """Compiles a model in place, so that its names in checkpoints stay, and tells in one line where that fails.
 
     Copies made before, as of a moving average, and those made later are not compiled.
 
     Args:
-        model: is compiled at its first call, and again where a call differs in more than the sizes of tensors.
+        model: a module; is compiled at its first call, and again where a call differs in more than the sizes of tensors.
         options: of `torch.compile`; true for none, null or false to leave the model alone.
 
     Raises:
@@ -28,11 +28,12 @@ def compile_in_training(model: nn.Module, options: bool | Mapping[str, Any] | No
     if options is None or options is False:
         yield
         return
+    arguments: Any = {} if options is True else OmegaConf.to_container(OmegaConf.create(dict(options)))
     torch.compiler.reset()  # an earlier run of this process, in a sweep, has used up some of the allowed recompilations
     try:
-        model.compile(**({} if options is True else options))
+        model.compile(**arguments)
         yield
-    except (RuntimeError, TypeError) as error:
+    except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException  # slow to import
 
         is_compiled = model._compiled_call_impl is not None

@@ -40,7 +40,7 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
     try:
         trainer = build_trainer(config, folder.path, loggers)
         data, module = build(config)
-        with compile_in_training(module.model, OmegaConf.to_container(config).get("compile")):
+        with compile_in_training(module.model, config.get("compile")):
             result = _run(config, identity, folder, data, module, trainer)
         if trainer.is_global_zero:
             write_result(result, folder.result)

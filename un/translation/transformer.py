@@ -52,6 +52,7 @@ class Positions(SinusoidalPositionalEmbedding):
 class Encoder(TransformerEncoderBase):
     """fairseq's encoder; its norms get the padding mask of the source if `masks_norms` is set."""
 
+    embed_positions: nn.Module | None
     masks_norms = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,6 +83,7 @@ class Encoder(TransformerEncoderBase):
 class Decoder(TransformerDecoderBase):
     """fairseq's decoder; its norms get the padding mask of its input if `masks_norms` is set."""
 
+    embed_positions: nn.Module | None
     masks_norms = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
