@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import keep_freed_memory, print_rows
+from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
 from benchmarks.scaling import add_options as add_scaling_options
 
@@ -56,6 +57,9 @@ def parse_options() -> argparse.Namespace:
     processes.add_argument("--processes", type=int, default=4, help="on the CPU; they share --threads")
     processes.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
     processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.batch_size=16")
+
+    training = commands.add_parser("compile", parents=[common], help="training steps of norms, eager and compiled")
+    add_compile_options(training)
 
     inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
     add_inference_options(inference)

@@ -149,6 +149,7 @@ def make_config(folder: Path, *overrides: str) -> DictConfig:
             "seed": 0,
             "force": False,
             "init_weights": None,
+            "compile": None,
             "average_checkpoints": None,
             "norm_defaults": {"filtration": True, "warmup_steps": 4},
             "task": {"_target_": "tests.runtime.toy.ToyTask"},

@@ -34,7 +34,7 @@ class Norm(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     optional_state: tuple[str, ...] = ()  # buffers that checkpoints of the official code lack
-    shared_pad_mask: Tensor | None = None  # used where no mask is passed; set by `un.norms.masking`
+    shared_pad_mask: Tensor | None  # used where no mask is passed; set by `un.norms.masking`
     count = "calls"  # what windows and warm-up count; set by `un.norms.updates`
     update_calls: Tensor
 
@@ -55,6 +55,7 @@ class Norm(nn.Module):
             raise ValueError(f"eps must be at least 0, got {eps}")
         self.num_features = num_features
         self.eps = eps
+        self.shared_pad_mask = None  # here, not in the class: an attribute that appears later is compiled anew
         self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
         self._initial_state: dict[str, float] = {}
         self.notes = CallNotes()

@@ -23,6 +23,8 @@ LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
     "callbacks.checkpoints.every_n_steps": (int, 1, ()),
 }
 
+COMPILE_OPTIONS = ("fullgraph", "dynamic", "backend", "mode", "options")  # of torch.compile
+
 
 def check_config(config: DictConfig) -> None:
     """Checks types and ranges.
@@ -43,9 +45,23 @@ def check_config(config: DictConfig) -> None:
             raise UserError(f"trainer.limit_{split}_batches=0 leaves nothing: a run trains, validates and tests")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: give one of them")
+    _check_compile(config)
     options = [key for key in config.norm if not str(key).startswith("_")]
     if config.norm.get("_target_") is None and options:
         raise UserError(f"norm=layernorm leaves the model untouched and has no option: got norm.{options[0]}")
+
+
+def _check_compile(config: DictConfig) -> None:
+    wanted = config.get("compile")
+    if wanted is None or wanted is False:
+        return
+    if wanted is not True and not isinstance(wanted, DictConfig):
+        raise UserError(f"compile={wanted!r} must be true, null or options such as {{mode: max-autotune}}")
+    for name in () if wanted is True else wanted:
+        if name not in COMPILE_OPTIONS:
+            raise UserError(f"compile has no option '{name}'; it takes {', '.join(COMPILE_OPTIONS)}")
+    if OmegaConf.select(config, "callbacks.activation_stats") is not None:
+        raise UserError("compile and callbacks=activation_stats exclude each other: compiled norms call no recorder")
 
 
 def check_ablation(config: DictConfig) -> None:

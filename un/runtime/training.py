@@ -13,6 +13,7 @@ from un.runtime import environment, signals
 from un.runtime.assembly import build, build_trainer
 from un.runtime.averaging import load_tested
 from un.runtime.checkpoints import Checkpoints
+from un.runtime.compilation import compile_in_training
 from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
 from un.runtime.errors import UserError
@@ -41,7 +42,8 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
     try:
         trainer = build_trainer(config, folder.path, loggers)
         data, module = build(config)
-        result = _run(config, identity, folder, data, module, trainer)
+        with compile_in_training(module.model, config.get("compile")):
+            result = _run(config, identity, folder, data, module, trainer)
         if trainer.is_global_zero:
             write_result(result, folder.result)
             for logger in loggers:

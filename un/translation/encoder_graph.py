@@ -1,4 +1,4 @@
-"""The encoder without control flow that depends on values, as exporters need it. Shapes: B batch, T length, C width."""
+"""The encoder alone, as exporters need it. Shapes: B batch, T length, C width."""
 
 from __future__ import annotations
 
@@ -8,31 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from un.translation.fairseq_library import SinusoidalPositionalEmbedding
-from un.translation.transformer import Encoder, Transformer
-
-
-class PositionTable(nn.Module):
-    """Sinusoidal positions of a fixed largest length; fairseq's module computes longer ones when it meets them.
-
-    Args:
-        longest: most tokens of a sentence.
-        width: C.
-        padding_idx: token that has no position.
-    """
-
-    table: Tensor
-
-    def __init__(self, longest: int, width: int, padding_idx: int) -> None:
-        super().__init__()
-        self.padding_idx = padding_idx
-        table = SinusoidalPositionalEmbedding.get_embedding(longest + padding_idx + 1, width, padding_idx)
-        self.register_buffer("table", table)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, T) to (B, T, C)."""
-        is_word = tokens.ne(self.padding_idx).long()
-        return self.table[is_word.cumsum(dim=1) * is_word + self.padding_idx]
+from un.translation.transformer import Encoder, Transformer, pack_states
 
 
 class EncoderGraph(nn.Module):
@@ -45,21 +21,10 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(model.encoder).eval()
-        positions = self.encoder.embed_positions
-        if isinstance(positions, SinusoidalPositionalEmbedding):
-            weights = positions.weights
-            table = PositionTable(self.encoder.max_source_positions, weights.shape[1], self.encoder.padding_idx)
-            self.encoder.embed_positions = table.to(weights)
 
     def forward(self, source_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Maps tokens (B, T) to hidden states (T, B, C) and the padding mask (B, T), True where there is padding."""
-        encoder = self.encoder
-        padding_mask = source_tokens.eq(encoder.padding_idx)
-        embedded, _ = encoder.forward_embedding(source_tokens)
-        x = (embedded * (1 - padding_mask.unsqueeze(-1).type_as(embedded))).transpose(0, 1)
-        for layer in encoder.layers:
-            x = layer(x, encoder_padding_mask=padding_mask)
-        return (x if encoder.layer_norm is None else encoder.layer_norm(x)), padding_mask
+        return self.encoder.encode(source_tokens)
 
 
 def replace_encoder(encoder: Encoder, run: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -67,9 +32,6 @@ def replace_encoder(encoder: Encoder, run: Callable[..., tuple[Tensor, ...]]) ->
 
     def forward(src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, list[Tensor]]:
         states, padding_mask = run(src_tokens)
-        rest: dict[str, list[Tensor]] = {name: [] for name in ("encoder_states", "fc_results", "src_tokens")}
-        lengths = (~padding_mask).sum(dim=1, keepdim=True)
-        given = {"encoder_out": [states], "encoder_padding_mask": [padding_mask], "src_lengths": [lengths]}
-        return {**rest, **given, "encoder_embedding": []}
+        return pack_states(states, padding_mask)
 
     encoder.forward = forward  # type: ignore[method-assign]

@@ -2,6 +2,9 @@
 
 The norms of an encoder or decoder see (T, B, C), but `layernorm_embedding` sees (B, T, C). The masks are handed over in
 the methods which training and beam search share: beam search calls neither the model nor, through hooks, its halves.
+
+Where fairseq asks tensors how to go on (is there padding? is the table of positions long enough?), a compiler and an
+exporter cannot follow: for them, masks are always given and sizes come from shapes.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from un.norms import share_pad_mask
@@ -19,6 +23,7 @@ from un.translation.fairseq_library import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_REGISTRY,
     Dictionary,
+    SinusoidalPositionalEmbedding,
     TransformerConfig,
     TransformerDecoderBase,
     TransformerEncoderBase,
@@ -29,21 +34,77 @@ NUM_SUGGESTIONS = 3
 SHARED_OPTIONS = frozenset(field.name for field in fields(TransformerConfig().encoder))  # of encoder and decoder
 
 
+class Positions(SinusoidalPositionalEmbedding):
+    """fairseq's sinusoidal positions, looked up without asking a tensor for its size."""
+
+    def forward(self, input: Tensor, incremental_state: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Maps tokens (B, T) to (B, T, C), with incremental state the last one to (B, 1, C).
+
+        A sentence longer than the table lets fairseq extend it, but under a compiler it is an error.
+        """
+        is_long = not torch.compiler.is_compiling() and input.shape[1] + self.padding_idx >= len(self.weights)
+        if is_long or incremental_state is not None:
+            return super().forward(input, incremental_state, *args, **kwargs)
+        is_word = input.ne(self.padding_idx).long()
+        return self.weights[is_word.cumsum(dim=1) * is_word + self.padding_idx]
+
+
 class Encoder(TransformerEncoderBase):
     """fairseq's encoder; its norms get the padding mask of the source if `masks_norms` is set."""
 
+    embed_positions: nn.Module | None
     masks_norms = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.embed_positions = _look_up(self.embed_positions)
 
     def forward(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Encodes src_tokens (B, T); arguments and result as in fairseq."""
+        if torch.compiler.is_compiling():
+            return pack_states(*self.encode(src_tokens))
         with _mask_norms(self, src_tokens):
             return super().forward(src_tokens, *args, **kwargs)
+
+    def encode(self, src_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps tokens (B, T) to hidden states (T, B, C) and the padding mask (B, T), True where there is padding.
+
+        Without control flow that depends on values: layers always get the mask.
+        """
+        padding_mask = src_tokens.eq(self.padding_idx)
+        with _mask_norms(self, src_tokens):
+            embedded, _ = self.forward_embedding(src_tokens)
+            x = (embedded * (1 - padding_mask.unsqueeze(-1).type_as(embedded))).transpose(0, 1)
+            for layer in self.layers:
+                x = layer(x, encoder_padding_mask=padding_mask)
+            return (x if self.layer_norm is None else self.layer_norm(x)), padding_mask
 
 
 class Decoder(TransformerDecoderBase):
     """fairseq's decoder; its norms get the padding mask of its input if `masks_norms` is set."""
 
+    embed_positions: nn.Module | None
     masks_norms = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.embed_positions = _look_up(self.embed_positions)
+
+    @property
+    def cross_self_attention(self) -> bool:
+        """Read in one place only, where true means to hand on the padding mask without looking for padding."""
+        return self._cross_self_attention or torch.compiler.is_compiling()
+
+    @cross_self_attention.setter
+    def cross_self_attention(self, value: bool) -> None:
+        self._cross_self_attention = value
+
+    def buffered_future_mask(self, tensor: Tensor) -> Tensor:
+        """Returns the causal mask (T, T) for tensor (T, B, C); the buffer would be compiled anew whenever it grows."""
+        if not torch.compiler.is_compiling():
+            return super().buffered_future_mask(tensor)
+        length = len(tensor)
+        return tensor.new_full((length, length), -torch.inf).triu(1)
 
     def extract_features(
         self,
@@ -127,6 +188,22 @@ def list_defaults() -> dict[str, Any]:
         for field in fields(part)
         if field.name not in (*groups, "_name")
     }
+
+
+def pack_states(states: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
+    """What fairseq's decoder and beam search take from an encoder: states (T, B, C) and the padding mask (B, T)."""
+    rest: dict[str, list[Tensor]] = {name: [] for name in ("encoder_states", "fc_results", "src_tokens")}
+    lengths = (~padding_mask).sum(dim=1, keepdim=True)
+    given = {"encoder_out": [states], "encoder_padding_mask": [padding_mask], "src_lengths": [lengths]}
+    return {**rest, **given, "encoder_embedding": []}
+
+
+def _look_up(positions: nn.Module | None) -> nn.Module | None:
+    """Replaces fairseq's sinusoidal positions by ours; learned ones stay."""
+    if not isinstance(positions, SinusoidalPositionalEmbedding):
+        return positions
+    size, width = positions.weights.shape
+    return Positions(width, positions.padding_idx, size)
 
 
 @contextlib.contextmanager

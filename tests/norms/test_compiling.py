@@ -1,0 +1,177 @@
+"""Compiled training computes what eager training does, gradients and state included."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.compilation import assert_compiled_training_agrees, make_mabn, make_unified
+from tests.norms.helpers import BUILDERS, paper_options
+from un import norms
+from un.norms.compiling import hold
+
+C = 8
+STEPS = 20
+HALF_TOLERANCE = 0.05  # a few roundings of bfloat16
+OUTLIERS = {10: 30.0, 15: 8.0}  # step -> scale of the input, so that filtration strikes
+# Those tested here differ in what reaches the backward; the others take two seconds each to compile.
+FAST = ("powernorm", "mabn", "rep_batchnorm", "prepbn", "un_filtration", "un_paper", "un_pair", "un_window_centered")
+NORMS = {
+    "powernorm": partial(norms.PowerNorm, warmup_steps=4, num_groups=2),
+    "mabn": make_mabn,
+    "batchnorm": norms.BatchNorm,
+    "rep_batchnorm": norms.RepBatchNorm,
+    "prepbn": partial(norms.ProgressiveRepBatchNorm, steps=9, layer_norm_steps=2),
+    "rmsnorm": norms.RMSNorm,
+    "dyt": norms.DynamicTanh,
+    "un": make_unified,
+    "un_filtration": partial(make_unified, filtration=True),
+    "un_paper": partial(norms.UnifiedNorm, **paper_options(), filtration=True),
+    "un_input_only": partial(make_unified, compensation="input", filtration=True, filtered_running="freeze"),
+    "un_by_channel": partial(
+        make_unified, filtration=True, filter_decision="channel", filtered_gradient_average="replace"
+    ),
+    "un_pair": partial(make_unified, window=(2, 5), momentum=(0.9, 0.8), forward_average="harmonic"),
+    "un_centered": partial(make_unified, centering="batch"),
+    "un_window_centered": partial(make_unified, centering="window", pad_moment="included"),
+    "un_unpadded": partial(make_unified, pad_gradient="excluded", backward_average="window"),
+    "un_unsmoothed": partial(make_unified, window=1),
+    "un_official_types": partial(make_unified, statistics_type="input", reject_nonfinite=False),
+}
+
+
+class Block(nn.Module):
+    """A norm with a mask and parameters on both sides, and one without a mask."""
+
+    def __init__(self, build) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(C, C), nn.Linear(C, C)
+        self.masked, self.plain = build(C), build(C)
+
+    def forward(self, x: Tensor, pad_mask: Tensor) -> Tensor:
+        x = x + self.after(torch.tanh(self.masked(self.before(x), pad_mask)))
+        return self.plain(x)
+
+
+def make_batches(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Inputs, masks and what outputs are multiplied with, so that no two steps are alike."""
+    random = torch.Generator().manual_seed(0)
+    batches = []
+    for number in range(steps):
+        x, weight = torch.randn(2, 4, 6, C, generator=random, dtype=torch.float64)
+        pad_mask = torch.arange(6) >= torch.randint(2, 7, (4, 1), generator=random)
+        batches.append((OUTLIERS.get(number, 1.0) * x, pad_mask, weight))
+    return batches
+
+
+def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    x, pad_mask, weight = batch
+    return (model(x, pad_mask) * weight).mean()
+
+
+def build_block(name: str) -> Block:
+    torch.manual_seed(0)
+    return Block(NORMS[name]).double().train()
+
+
+def check_training(name: str, backend: str) -> None:
+    torch.compiler.reset()
+    model = build_block(name)
+    assert_compiled_training_agrees(model, make_batches(STEPS), compute_loss, backend)
+    if "filtration" in name:
+        assert model.masked.skip_counter > 0
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_training_agrees(name: str) -> None:
+    check_training(name, "aot_eager")
+
+
+@pytest.mark.slow  # two seconds each
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in FAST])
+def test_training_of_the_other_norms_agrees(name: str) -> None:
+    check_training(name, "aot_eager")
+
+
+@pytest.mark.slow  # a C++ compiler takes about a minute
+@pytest.mark.parametrize("name", NORMS)
+def test_training_agrees_in_inductor(name: str) -> None:
+    check_training(name, "inductor")
+
+
+def test_every_norm_is_here() -> None:
+    """Those of `BUILDERS`, but for the variants, which are others here."""
+    assert NORMS.keys() >= {name for name in BUILDERS if "_" not in name or name == "rep_batchnorm"}
+
+
+def test_half_precision_agrees() -> None:
+    """bfloat16 autocast around float32 parameters, as Lightning trains; state stays float32."""
+
+    def compute(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, pad_mask, weight = batch
+        with torch.autocast("cpu", torch.bfloat16):
+            return (model(x.float(), pad_mask) * weight).mean()
+
+    torch.compiler.reset()
+    model = build_block("un").float()
+    compiled = assert_compiled_training_agrees(model, make_batches(9), compute, "aot_eager", HALF_TOLERANCE)
+    assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in compiled.buffers())
+
+
+def test_two_forwards_before_a_backward() -> None:
+    """Each backward uses the step of its own forward."""
+
+    def compute(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, pad_mask, weight = batch
+        first, second = model(x, pad_mask), model(x.flip(0), pad_mask)
+        return (first * weight).mean() + (second * weight.square()).mean()
+
+    torch.compiler.reset()
+    assert_compiled_training_agrees(build_block("un"), make_batches(8), compute, "aot_eager")
+
+
+def test_hold_leaves_eager_mode_alone() -> None:
+    values = (torch.ones(2), None, (torch.zeros(1), 3))
+    assert hold(values) is values
+    assert hold(values)[0] is values[0]
+
+
+def build_evaluated(name: str) -> Block:
+    """In evaluation mode, with the state of a short training."""
+    model = build_block(name)
+    for batch in make_batches(3):
+        compute_loss(model, batch).backward()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if not name.startswith("un_")] + ["un_centered"])
+def test_the_evaluation_model_is_exported(name: str) -> None:
+    """Unfolded, at any batch size, with and without a mask; the graph changes no buffer."""
+    model = build_evaluated(name)
+    x, pad_mask, _ = make_batches(1)[0]
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(model, (x, pad_mask), dynamic_shapes=({0: rows}, {0: rows}), strict=False)
+    assert not program.graph_signature.buffers_to_mutate
+    for part in (x[:3], torch.cat([x, x.sin()])):
+        mask = torch.zeros(part.shape[:2], dtype=torch.bool)
+        torch.testing.assert_close(program.module()(part, mask), model(part, mask), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["un", "un_centered", "batchnorm", "powernorm"])
+def test_cuda_graphs_of_the_evaluation_model(name: str) -> None:
+    """Replayed graphs see statistics that training has moved on since they were recorded."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model = build_evaluated(name).float().cuda()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    x, pad_mask, _ = (tensor.cuda() for tensor in make_batches(1)[0])
+    x = x.float()
+    for scale in (1.0, 2.0, 3.0, 4.0):  # warm-up, recording, two replays
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.testing.assert_close(compiled(scale * x, pad_mask).clone(), model(scale * x, pad_mask))
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(1.1)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
