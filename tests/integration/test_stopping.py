@@ -17,12 +17,6 @@ pytestmark = pytest.mark.slow  # every process imports torch and trains for seco
 LONG = ("trainer.accelerator=cpu", "data.limit=160", "data.batch_size=16", "trainer.log_every_n_steps=1")
 LONG += ("trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=1000", "callbacks.watch_norms=null")
 SLURM = {"SLURM_JOB_ID": "31", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
-    "SLURM_JOB_ID": "31",
-    "SLURM_NTASKS": "1",
-    "SLURM_JOB_NAME": "train",
-    "SLURM_PROCID": "0",
-    "SLURM_LOCALID": "0",
-}
 PATIENCE = 300
 
 
