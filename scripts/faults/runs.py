@@ -29,7 +29,7 @@ from un.runtime.run_folder import RunFolder
 REPOSITORY = Path(__file__).parents[2]
 # Some seconds of training that often write checkpoints, with all that draws numbers or keeps a state.
 SETTINGS = (
-    *("data.limit=320", "data.batch_size=16", "trainer.max_epochs=6", "trainer.accelerator=cpu"),
+    *("data.limit=320", "data.batch_size=16", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
     *("trainer.log_every_n_steps=1", "callbacks.checkpoints.every_n_steps=3", "callbacks.watch_norms.every_n_steps=5"),
     *("average_checkpoints=2", "task.ema_decay=0.9", "task.mixup={mixup_alpha: 0.4}", "model.drop_path_rate=0.1"),
 )
