@@ -133,6 +133,10 @@ class RunFolder:
         except BlockingIOError:
             raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
 
+    def holds_run(self) -> bool:
+        """Tells whether there is anything to go on from; a run that failed before its first checkpoint left nothing."""
+        return self.result.exists() or any(self.checkpoints.glob("*.ckpt"))
+
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
         for name in LEFT_BY_RUNS:
@@ -153,7 +157,7 @@ class RunFolder:
         Raises:
             UserError: it does.
         """
-        if self.config.exists():
+        if self.config.exists() and self.holds_run():
             self._check_same(self.read_config(), config)
             return
         temporary = self.config.with_suffix(".tmp")
