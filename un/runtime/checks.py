@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from un.runtime.errors import UserError
+from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
 
 # key -> (type, least value, other allowed values). Lightning meets wrong ones late or with a traceback.
 LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
@@ -24,12 +24,20 @@ LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
 }
 
 
+FLAGS = ("force", "surgery.carry_affine", "surgery.reset_steps", "surgery.pad_mask")
+
+
 def check_config(config: DictConfig) -> None:
     """Checks types and ranges.
 
     Raises:
         UserError: names the key, its value and what is allowed.
     """
+    check_keys(config)
+    for key in FLAGS:
+        value = OmegaConf.select(config, key, default=False)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} must be true or false")
     for key, (kind, least, others) in LIMITS.items():
         value = OmegaConf.select(config, key)
         if value in others or (value is None and key not in config):
@@ -46,6 +54,21 @@ def check_config(config: DictConfig) -> None:
     options = [key for key in config.norm if not str(key).startswith("_")]
     if config.norm.get("_target_") is None and options:
         raise UserError(f"norm=layernorm leaves the model untouched and has no option: got norm.{options[0]}")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Checks the keys that no `_target_` checks: those of the whole and those of surgery.
+
+    Raises:
+        UserError: one is unknown, as only a plus before it lets it in.
+    """
+    train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
+    groups = [name for entry in train.defaults if isinstance(entry, DictConfig) for name in entry]
+    surgery: Any = OmegaConf.load(CONFIG_FOLDER / "surgery/all.yaml")
+    for prefix, node, known in (("", config, [*train, *groups]), ("surgery.", config.get("surgery") or {}, [*surgery])):
+        for key in node:
+            if key not in known:
+                raise UserError(f"there is no config key '{prefix}{key}'{suggest(str(key), known)}")
 
 
 def check_ablation(config: DictConfig) -> None:

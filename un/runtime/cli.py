@@ -6,9 +6,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -42,6 +43,7 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     first, overrides = sys.argv[1:2], sys.argv[2:]
     is_sweep = first in (["-m"], ["--multirun"]) and not any(text.startswith("-") for text in overrides)
     try:
+        check_flags(sys.argv[1:])
         failed = sweep(overrides) if sweep is not None and is_sweep else None
         if failed is None:
             os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing several lines and leaving itself
@@ -69,6 +71,21 @@ def prepare_process() -> None:
 def sort_arguments(arguments: list[str]) -> list[str]:
     """Moves `-m` to the front: behind an override, argparse takes the overrides after it for unknown arguments."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
+
+    Raises:
+        UserError: an unknown flag, or one without its value.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows what there is")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def quote_override(argument: str) -> str:
