@@ -20,22 +20,21 @@ from un.reports.comparison import Comparison, compare_settings
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.runs import Run, find_runs
-from un.runtime.errors import describe_error, is_user_error
+from un.runtime.cli import CommandParser, end_on_mistake
 from un.runtime.tables import compare_known
 
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
-EXIT_CODE = 2
 
 
 def main() -> None:
     """Parses the command line, reads the runs and writes the reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="searched for result.json")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
     parser.add_argument("--title", default="Unified Normalization: results", help="of the page")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
-    options = parser.parse_args()
-    try:
+    with end_on_mistake():
+        options = parser.parse_args()
         runs, problems = find_runs(options.folders)
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
@@ -43,11 +42,6 @@ def main() -> None:
             update_block(options.update, compare_settings(runs))
         else:
             write_reports(runs, problems, options.output, options.title)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
 
 
 def write_reports(runs: Sequence[Run], problems: Sequence[str], output: Path, title: str) -> None:

@@ -21,28 +21,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from un.reports.comparison import Comparison
 from un.reports.rendering import render_csv, render_latex, render_markdown
-from un.runtime.errors import describe_error, is_user_error
+from un.runtime.cli import EXIT_CODE, CommandParser, end_on_mistake
 from un.runtime.listing import TableRun, read_choices
 from un.runtime.sweeps import expand, launch
 from un.runtime.tables import Plan, describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
-EXIT_CODE = 2
-
 
 def main() -> None:
     """Parses the command line, runs what is missing, prints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="table=<name> or ablation=<name>, overrides")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, start none")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the rendered tables")
-    options = parser.parse_intermixed_args()
-    try:
+    with end_on_mistake():
+        options = parser.parse_intermixed_args()
         failed = reproduce(options.arguments, options.output, options.dry_run)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
     sys.exit(EXIT_CODE if failed else 0)
 
 

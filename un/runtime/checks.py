@@ -66,9 +66,9 @@ def check_keys(config: DictConfig) -> None:
     groups = [name for entry in train.defaults if isinstance(entry, DictConfig) for name in entry]
     surgery: Any = OmegaConf.load(CONFIG_FOLDER / "surgery/all.yaml")
     for prefix, node, known in (("", config, [*train, *groups]), ("surgery.", config.get("surgery") or {}, [*surgery])):
-        for key in node:
+        for key in map(str, node):
             if key not in known:
-                raise UserError(f"there is no config key '{prefix}{key}'{suggest(str(key), known)}")
+                raise UserError(f"there is no config key '{prefix}{key}'{suggest(key, known)}")
 
 
 def check_ablation(config: DictConfig) -> None:

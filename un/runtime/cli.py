@@ -1,5 +1,6 @@
-"""What `train.py` and `eval.py` share: mistakes of the user end in one line on stderr and exit code 2."""
+"""What all programs share: mistakes of the user end in one line on stderr and exit code 2."""
 
+import argparse
 import contextlib
 import os
 import sys
@@ -23,6 +24,14 @@ EXIT_CODE = 2
 
 class ReportedError(UserError):
     """A mistake in another process of a sweep, whose line was printed when its job ended."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command line whose mistakes are a UserError, where argparse prints its usage over them and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message}; --help shows what there is")
 
 
 _failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
@@ -80,11 +89,7 @@ def check_flags(arguments: Sequence[str]) -> None:
         UserError: an unknown flag, or one without its value.
     """
     parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows what there is")
-
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.__class__ = CommandParser
     parser.parse_args(arguments)
 
 
@@ -94,6 +99,29 @@ def quote_override(argument: str) -> str:
     if not separator or argument.startswith("-") or "=" not in value or value[0] in "'\"[{" or "(" in value:
         return argument
     return f"""{key}="{value.replace('"', chr(92) + '"')}\""""
+
+
+@contextlib.contextmanager
+def end_on_mistake() -> Iterator[None]:
+    """Ends a program that is none of Hydra's with the line of a mistake."""
+    try:
+        yield
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_user_error(error):
+            raise
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def read_count(text: str) -> int:
+    """Reads an option that counts something, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: not a whole number of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 @contextlib.contextmanager
