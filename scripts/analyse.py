@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from un.analysis.drawing import FORMATS, draw_comparison, draw_run
 from un.analysis.runs import find_run_folders
 from un.analysis.storage import StatisticsFiles
+from un.runtime.cli import end_on_mistake
 
 OPTIONS = ("run", "output", "format", "metrics")
 
@@ -28,12 +29,9 @@ def main() -> None:
     if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    try:
-        options = parse_options(sys.argv[1:])
-        for path in draw_all(options):
+    with end_on_mistake():
+        for path in draw_all(parse_options(sys.argv[1:])):
             print(path)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def parse_options(arguments: Sequence[str]) -> dict[str, list[str]]:

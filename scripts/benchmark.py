@@ -25,30 +25,33 @@ from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
 from benchmarks.scaling import add_options as add_scaling_options
 
+from un.runtime.cli import CommandParser, end_on_mistake, read_count
+from un.runtime.errors import UserError
+
 
 def parse_options() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--threads", type=int, default=2)
+    common = CommandParser(add_help=False)
+    common.add_argument("--threads", type=read_count, default=2)
     common.add_argument("--output", type=Path, help="JSON file to write")
 
     layers = commands.add_parser("layers", parents=[common], help="every norm against nn.LayerNorm")
-    layers.add_argument("--rounds", type=int, default=200, help="timed calls of each arm")
+    layers.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
 
     loader = commands.add_parser("loader", parents=[common], help="images per second of a loader alone")
-    loader.add_argument("--rounds", type=int, default=200, help="timed batches")
+    loader.add_argument("--rounds", type=read_count, default=200, help="timed batches")
     loader.add_argument("--experiment", default="cifar10_vit_tiny", help="whose loader to measure")
     loader.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
 
     recorder = commands.add_parser("recorder", parents=[common], help="training with callbacks=activation_stats")
-    recorder.add_argument("--rounds", type=int, default=40, help="timed intervals between two records")
+    recorder.add_argument("--rounds", type=read_count, default=40, help="timed intervals between two records")
     recorder.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
     recorder.add_argument("overrides", nargs="*", help="config overrides, e.g. norm=layernorm")
 
     translation = commands.add_parser("translation", parents=[common], help="train.py against fairseq-train")
-    translation.add_argument("--rounds", type=int, default=3, help="runs of each arm")
+    translation.add_argument("--rounds", type=read_count, default=3, help="runs of each arm")
     translation.add_argument("--experiment", default="multi30k_small", help="whose model, data and batches to take")
     translation.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder> data.limit=6000")
 
@@ -73,10 +76,17 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
-    options = parse_options()
+    with end_on_mistake():
+        run_benchmark(parse_options())
+
+
+def run_benchmark(options: argparse.Namespace) -> None:
+    """Measures, prints and writes."""
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if options.output and not options.output.parent.is_dir():
+        raise UserError(f"--output {options.output}: no such folder {options.output.parent}")
     benchmark = importlib.import_module(f"benchmarks.{options.what}")
     rows = benchmark.measure(options)
     if hasattr(benchmark, "show"):

@@ -21,23 +21,21 @@ from un.reports.measurements import find_measurements
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
 from un.reports.runs import find_runs
-from un.runtime.errors import describe_error, is_user_error
+from un.runtime.cli import CommandParser, end_on_mistake
 from un.runtime.tables import compare_known
-
-EXIT_CODE = 2
 
 
 def main() -> None:
     """Parses the command line, reads the runs and writes the reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[Path("runs")], help="searched for results and measurements"
     )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
     parser.add_argument("--title", default="Unified Normalization: results", help="of the page")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
-    options = parser.parse_args()
-    try:
+    with end_on_mistake():
+        options = parser.parse_args()
         measurements, problems = find_measurements(options.folders)
         runs, unreadable = find_runs(options.folders)
         problems += unreadable
@@ -53,11 +51,6 @@ def main() -> None:
             tables = compare_known(runs, measurements)
             page = render_page(tables, runs, options.output, problems, options.title)
             write_reports([*tables, *overview], page, options.output, options.title)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
 
 
 def write_reports(comparisons: Sequence[Comparison], page: str, output: Path, title: str) -> None:

@@ -28,30 +28,25 @@ from un.reports.comparison import Comparison, compare_measurements
 from un.reports.measurements import FOLDER, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
-from un.runtime.errors import CONFIG_FOLDER, describe_error, is_user_error
+from un.runtime.cli import EXIT_CODE, CommandParser, end_on_mistake
+from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.listing import TableRun, read_choices
 from un.runtime.sweeps import expand, launch
 from un.runtime.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
-EXIT_CODE = 2
 BENCHMARK = Path(__file__).parent / "benchmark.py"
 PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")
 
 
 def main() -> None:
     """Parses the command line, runs what is missing, prints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="table=<name> or ablation=<name>, overrides")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, start none")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the rendered tables")
-    options = parser.parse_intermixed_args()
-    try:
+    with end_on_mistake():
+        options = parser.parse_intermixed_args()
         failed = reproduce(options.arguments, options.output, options.dry_run)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
     sys.exit(EXIT_CODE if failed else 0)
 
 

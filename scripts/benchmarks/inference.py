@@ -28,6 +28,7 @@ from benchmarks.inference_results import draw_figure, read_rows, render_table
 from un.folding.verify import list_tensors, measure_difference
 from un.reports.measurements import BATCHES, ENGINES, FOLDED, FOLDER, LAYER_NORM, MODELS, Setting, find_obstacle
 from un.reports.result import write_json
+from un.runtime.cli import read_count
 from un.runtime.environment import describe_git, describe_hardware, list_packages
 from un.runtime.timing import compare, measure_call, measure_on_gpu, time_interleaved
 
@@ -40,13 +41,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--batches", nargs="+", type=int, help="default: 1 8 on a CPU, 1 64 256 on a GPU")
+    parser.add_argument("--batches", nargs="+", type=read_count, help="default: 1 8 on a CPU, 1 64 256 on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
     parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32", help="float16 not with onnxruntime")
-    parser.add_argument("--rounds", type=int, default=200, help="timed calls of each arm")
+    parser.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
     parser.add_argument("--warmup", type=int, default=50, help="calls of each arm before")
-    parser.add_argument("--length", type=int, default=32, help="tokens of a source sentence")
-    parser.add_argument("--steps", type=int, default=32, help="tokens of a translation, end of sentence not counted")
+    parser.add_argument("--length", type=read_count, default=32, help="tokens of a source sentence")
+    parser.add_argument(
+        "--steps", type=read_count, default=32, help="tokens of a translation, end of sentence not counted"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs") / FOLDER, help="of results and figure")
     parser.add_argument("--table", action="store_true", help="measure nothing, show what the folder holds")
 

@@ -6,9 +6,9 @@ import argparse
 import statistics
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from benchmarks.common import Row
+from un.runtime.assembly import build_part
 from un.runtime.errors import CONFIG_FOLDER
 from un.vision.data import measure_loader
 
@@ -19,7 +19,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     """The median over some repeats of `options.rounds` batches."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         overrides = [f"experiment={options.experiment}", *options.overrides]
-        data = instantiate(compose("train", overrides=overrides).data)
+        data = build_part(compose("train", overrides=overrides), "data")
     data.setup("fit")
     rates = [measure_loader(data, options.rounds) for _ in range(REPEATS)]
     return [{"experiment": options.experiment, "images_per_second": statistics.median(rates), "runs": rates}]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from tests.integration.commands import run_here
 from un.analysis import layers
 from un.analysis.curves import average_seeds, draw_curves
 from un.analysis.drawing import FIGURES, draw_run
@@ -194,11 +195,8 @@ def test_script_draws_runs_and_what_they_have_in_common(
         (["run=x", "output=a", "output=b"], "output is given twice: a and b"),
     ],
 )
-def test_script_tells_mistakes_in_one_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit) as end:
-        analyse(*arguments, monkeypatch=monkeypatch)
-    assert str(end.value.code).startswith("error: ")
-    assert message in str(end.value.code)
+def test_script_tells_mistakes_in_one_line(arguments: list[str], message: str) -> None:
+    run_here("scripts/analyse.py", *arguments).check_error(message)
 
 
 @pytest.mark.parametrize(("name", "content"), [("metrics.csv", ""), ("result.json", "{"), ("result.json", "[]")])

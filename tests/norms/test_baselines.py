@@ -184,3 +184,9 @@ def test_calibration_needs_norms_and_batches():
         calibrate(nn.Linear(2, 2), [])
     with pytest.raises(ValueError, match="at least one batch"):
         calibrate(BatchNorm(C), [])
+
+
+def test_scalars_that_learn_may_start_at_whole_numbers():
+    """As `norm.initial_eta=0` gives them."""
+    for scalar in (RepBatchNorm(C, initial_eta=0).eta, DynamicTanh(C, initial_alpha=1).alpha):
+        assert (scalar.dtype, scalar.requires_grad) == (torch.float32, True)

@@ -47,12 +47,22 @@ def test_config_of_another_run(tmp_path: Path) -> None:
     config = {"seed": 0, "optimizer": {"lr": 0.1}, "data": {"path": "/a"}, "trainer": {"accelerator": "gpu"}}
     folder = RunFolder(tmp_path)
     folder.write_config(config)
+    folder.checkpoints.mkdir()
+    folder.last.touch()
     folder.write_config({**config, "data": {"path": "/b"}, "trainer": {"accelerator": "cpu"}, "force": True})
     assert folder.read_config() == config
     with pytest.raises(UserError, match=r"optimizer.lr was 0.1, is 0.2; surgery.x was None, is 1\).*force=true"):
         folder.write_config({**config, "optimizer": {"lr": 0.2}, "surgery": {"x": 1}})
     with pytest.raises(UserError, match=r"data.path was '/a', is None"):
         folder.write_config({**config, "data": {"path": None}})
+
+
+def test_config_of_a_run_that_failed_at_once(tmp_path: Path) -> None:
+    """Without a checkpoint nothing is there to protect, and the next right command takes the folder."""
+    folder = RunFolder(tmp_path)
+    folder.write_config({"seed": 0, "data": {"path": "/nowhere"}})
+    folder.write_config({"seed": 0, "data": {"path": None}})
+    assert folder.read_config() == {"seed": 0, "data": {"path": None}}
 
 
 def test_clear_removes_what_a_run_left(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_scores_texts_and_file_belong_to_their_sentences(tmp_path):
     assert scores["test/ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
+def test_a_model_that_diverged_is_scored(tmp_path):
+    """Weights that an update made too large give no numbers, in which fairseq's search finds no word."""
+    module = make_module(make_model(make_unified))
+    torch.nn.init.constant_(module.model.encoder.embed_tokens.weight, 1e30)
+    (scores,) = make_trainer(tmp_path).test(module, datamodule=TinyData(6), verbose=False)
+    assert not math.isfinite(scores["test/loss"])
+    assert scores["test/bleu"] == 0
+
+
 def test_metrics_say_what_they_are(tmp_path):
     module = make_module(beam=3, length_penalty=0.6, val_bleu={"beam": 1, "max_len_a": 1.2})
     assert module.metric_details() == {}

@@ -51,8 +51,7 @@ class Norm(nn.Module):
         super().__init__()
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
-        if eps < 0:
-            raise ValueError(f"eps must be at least 0, got {eps}")
+        check_at_least("eps", eps, 0)
         self.num_features = num_features
         self.eps = eps
         self.shared_pad_mask = None  # here, not in the class: an attribute that appears later is compiled anew
@@ -160,15 +159,20 @@ def check_flags(**values: object) -> None:
             raise ValueError(f"{name} must be true or false, got {value}")
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises a ValueError where value < least."""
-    if value < least:
+    """Raises a ValueError where value is no number or < least; NaN is no number."""
+    if not is_number(value) or not value >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raises a ValueError where value is outside [0, 1]."""
-    if not 0 <= value <= 1:
+    """Raises a ValueError where value is no number or outside [0, 1]."""
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
@@ -179,7 +183,7 @@ def make_pair(name: str, value: Any, *, whole: bool = False) -> tuple[Any, Any]:
         ValueError: for anything but a number or two of them, or one that is not whole where `whole` is asked for.
     """
     pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair):
+    if len(pair) != 2 or not all(map(is_number, pair)):
         raise ValueError(f"{name} must be a number or a (forward, backward) pair, got {value}")
     if whole and not all(isinstance(v, int) for v in pair):
         raise ValueError(f"{name} must be a whole number or two, got {value}")

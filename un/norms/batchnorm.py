@@ -154,7 +154,7 @@ class RepBatchNorm(BatchNorm):
     ) -> None:
         super().__init__(num_features, momentum=momentum, eps=eps, affine=affine, sync=sync, device=device, dtype=dtype)
         self.initial_eta, self.initial_weight = initial_eta, initial_weight
-        self.eta = nn.Parameter(torch.full((1,), initial_eta, device=device, dtype=dtype))
+        self.eta = nn.Parameter(torch.full((1,), float(initial_eta), device=device, dtype=dtype))
         if self.weight is not None:
             nn.init.constant_(self.weight, initial_weight)
 

@@ -34,7 +34,7 @@ class DynamicTanh(Norm):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype)
         self.initial_alpha = initial_alpha
-        self.alpha = nn.Parameter(torch.full((1,), initial_alpha, device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.full((1,), float(initial_alpha), device=device, dtype=dtype))
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""

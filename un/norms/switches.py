@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from un.norms.base import check_choice, check_flags
+from un.norms.base import check_at_least, check_choice, check_flags, make_pair
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,13 @@ class Switches:
             if hint is bool:
                 check_flags(**{name: value})
         if self.compensation_limits is not None:
-            low_high = tuple(self.compensation_limits)
-            if len(low_high) != 2 or not 0 <= low_high[0] <= 1 <= low_high[1]:
+            low_high = make_pair("compensation_limits", self.compensation_limits)
+            if not 0 <= low_high[0] <= 1 <= low_high[1]:
                 raise ValueError(f"compensation_limits must be a pair around 1, got {self.compensation_limits}")
             object.__setattr__(self, "compensation_limits", low_high)
-        if self.compensation_start < 0:
-            raise ValueError(f"compensation_start must be at least 0, got {self.compensation_start}")
-        if self.threshold_factor is not None and self.threshold_factor < 0:
-            raise ValueError(f"threshold_factor must be at least 0 or null, got {self.threshold_factor}")
+        check_at_least("compensation_start", self.compensation_start, 0)
+        if self.threshold_factor is not None:
+            check_at_least("threshold_factor", self.threshold_factor, 0)
 
     def describe_changes(self) -> str:
         """The switches that differ from the default, as `, name=value` each."""

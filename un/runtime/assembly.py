@@ -6,6 +6,7 @@ final parameters. Our checkpoint is loaded by the caller once the module stands.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import sys
@@ -13,19 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from un.runtime.checkpoints import AtomicCheckpointIO
 from un.runtime.errors import UserError, suggest
+from un.runtime.kinds import check_kinds
 from un.runtime.progress import ProgressBar
 from un.runtime.weights import check_state, drop_other_head, read_model_weights
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 
 PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
+# What constructors of libraries raise for values they cannot use.
+LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +85,8 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
     """Returns the norm's constructor with its options, tried once without memory; None leaves the model untouched."""
     if config.get("_target_") is None:
         return None
-    factory: NormFactory = instantiate(config, _convert_="all")
+    factory: Any = instantiate(config, _convert_="all")
+    check_kinds("norm", factory.func, factory.keywords)
     try:
         factory(PROBE_FEATURES, device="meta")
     except (TypeError, ValueError) as error:
@@ -92,7 +97,7 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
 def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
     """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
     callbacks: list[Callback] = [
-        build_part(config.callbacks, name) for name, entry in config.callbacks.items() if entry is not None
+        build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
     ]
     has_bar = config.trainer.enable_progress_bar and sys.stdout.isatty()
     if not has_bar:
@@ -119,23 +124,53 @@ def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
     Raises:
         UserError: the node has no `_target_`, or arguments which the target does not take.
     """
-    node = config[key]
-    if node.get("_target_") is None:
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
         raise UserError(f"{key} has no _target_, so nothing can be built from it: {node}")
+    _check_nested(key, OmegaConf.to_container(node, resolve=True))
     partial = instantiate(node, _partial_=True, _convert_="all")
-    target = partial.func
     if node.get("_partial_", False):
-        _check_arguments(key, target, partial.keywords, complete=False)
-        return partial
-    _check_arguments(key, target, {**partial.keywords, **objects}, complete=True)
+        _check_arguments(key, partial.func, partial.keywords)
+        return functools.partial(_call, key, partial)
+    _check_arguments(key, partial.func, partial.keywords, objects)
+    return _call(key, partial, **objects)
+
+
+def _call(key: str, partial: functools.partial[Any], *arguments: Any, **objects: Any) -> Any:
+    """Calls what a node names; libraries meet a wrong value with whatever they make it do.
+
+    Raises:
+        UserError: names the node; its cause is the library's error, which the run's log shows.
+    """
+    is_ours = partial.func.__module__.partition(".")[0] == "un"
     try:
-        return partial(**objects)
-    except TypeError as error:  # a value of the wrong kind
+        return partial(*arguments, **objects)
+    except LIBRARY_ERRORS as error:
+        if is_ours and not isinstance(error, TypeError):
+            raise
         raise UserError(f"{key}: {error}") from error
 
 
-def _check_arguments(key: str, target: Callable[..., Any], arguments: Mapping[str, Any], complete: bool) -> None:
-    """Compares arguments with the signature, so that a wrong name is told with the right one."""
+def _check_nested(key: str, node: Any) -> None:
+    """Checks the nodes inside a node, which are built before it."""
+    for name, child in node.items():
+        if isinstance(child, dict) and child.get("_target_") is not None:
+            _check_nested(f"{key}.{name}", child)
+            plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
+            _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
+
+
+def _check_arguments(
+    key: str, target: Callable[..., Any], arguments: Mapping[str, Any], objects: Mapping[str, Any] | None = None
+) -> None:
+    """Compares arguments with the signature, so that a wrong name is told with the right one, and a wrong kind at once.
+
+    Args:
+        key: of the node.
+        target: what takes them.
+        arguments: of the config.
+        objects: the other arguments; None where they are not known yet.
+    """
     signature = inspect.signature(target)
     names = list(signature.parameters)
     open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())
@@ -143,6 +178,7 @@ def _check_arguments(key: str, target: Callable[..., Any], arguments: Mapping[st
     if unknown:
         raise UserError(f"{key} has no option '{unknown[0]}'{suggest(unknown[0], names) or f'; it takes {names}'}")
     try:
-        (signature.bind if complete else signature.bind_partial)(**arguments)
+        (signature.bind_partial if objects is None else signature.bind)(**{**arguments, **(objects or {})})
     except TypeError as error:
         raise UserError(f"{key}: {error}") from None
+    check_kinds(key, target, arguments)

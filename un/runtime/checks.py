@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from un.runtime.errors import UserError
+from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
 
 # key -> (type, least value, other allowed values). Lightning meets wrong ones late or with a traceback.
 LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
@@ -26,12 +26,20 @@ LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
 COMPILE_OPTIONS = ("fullgraph", "dynamic", "backend", "mode", "options")  # of torch.compile
 
 
+FLAGS = ("force", "surgery.carry_affine", "surgery.reset_steps", "surgery.pad_mask")
+
+
 def check_config(config: DictConfig) -> None:
     """Checks types and ranges.
 
     Raises:
         UserError: names the key, its value and what is allowed.
     """
+    check_keys(config)
+    for key in FLAGS:
+        value = OmegaConf.select(config, key, default=False)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} must be true or false")
     for key, (kind, least, others) in LIMITS.items():
         value = OmegaConf.select(config, key)
         if value in others or (value is None and key not in config):
@@ -56,12 +64,27 @@ def _check_compile(config: DictConfig) -> None:
     if wanted is None or wanted is False:
         return
     if wanted is not True and not isinstance(wanted, DictConfig):
-        raise UserError(f"compile={wanted!r} must be true, null or options such as {{mode: max-autotune}}")
+        raise UserError(f"compile={wanted!s} must be true, null or options such as {{mode: max-autotune}}")
     for name in () if wanted is True else wanted:
         if name not in COMPILE_OPTIONS:
             raise UserError(f"compile has no option '{name}'; it takes {', '.join(COMPILE_OPTIONS)}")
     if OmegaConf.select(config, "callbacks.activation_stats") is not None:
         raise UserError("compile and callbacks=activation_stats exclude each other: compiled norms call no recorder")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Checks the keys that no `_target_` checks: those of the whole and those of surgery.
+
+    Raises:
+        UserError: one is unknown, as only a plus before it lets it in.
+    """
+    train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
+    groups = [name for entry in train.defaults if isinstance(entry, DictConfig) for name in entry]
+    surgery: Any = OmegaConf.load(CONFIG_FOLDER / "surgery/all.yaml")
+    for prefix, node, known in (("", config, [*train, *groups]), ("surgery.", config.get("surgery") or {}, [*surgery])):
+        for key in map(str, node):
+            if key not in known:
+                raise UserError(f"there is no config key '{prefix}{key}'{suggest(key, known)}")
 
 
 def check_ablation(config: DictConfig) -> None:

@@ -1,5 +1,6 @@
-"""What `train.py` and `eval.py` share: mistakes of the user end in one line on stderr and exit code 2."""
+"""What all programs share: mistakes of the user end in one line on stderr and exit code 2."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -7,9 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -25,6 +27,14 @@ EXIT_CODE = 2
 
 class ReportedError(UserError):
     """A mistake in another process of a sweep, whose line was printed when its job ended."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command line whose mistakes are a UserError, where argparse prints its usage over them and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message}; --help shows what there is")
 
 
 _failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
@@ -47,6 +57,7 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     signals.forget()
     try:
         with answer_signals():
+            check_flags(sys.argv[1:])
             failed = sweep(overrides) if sweep is not None and is_sweep else None
             if failed is None:
                 os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
@@ -96,12 +107,46 @@ def sort_arguments(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
+
+    Raises:
+        UserError: an unknown flag, or one without its value.
+    """
+    parser = get_args_parser()
+    parser.__class__ = CommandParser
+    parser.parse_args(arguments)
+
+
 def quote_override(argument: str) -> str:
     """Quotes a value that holds "=", such as the path of a run folder, which Hydra's grammar takes only in quotes."""
     key, separator, value = argument.partition("=")
     if not separator or argument.startswith("-") or "=" not in value or value[0] in "'\"[{" or "(" in value:
         return argument
     return f"""{key}="{value.replace('"', chr(92) + '"')}\""""
+
+
+@contextlib.contextmanager
+def end_on_mistake() -> Iterator[None]:
+    """Ends a program that is none of Hydra's with the line of a mistake."""
+    try:
+        yield
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_user_error(error):
+            raise
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def read_count(text: str) -> int:
+    """Reads an option that counts something, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: not a whole number of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 @contextlib.contextmanager

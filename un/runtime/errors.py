@@ -70,7 +70,8 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return f"{error.filename}: {error.strerror}"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
-        return f"there is no config key or group '{unknown.group(1)}'" + suggest(unknown.group(1), keys)
+        name = unknown.group(1)  # which other choices of groups than the default ones may lack
+        return f"there is no config key or group '{name}'" + suggest(name, (key for key in keys if key != name))
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return " ".join((str(error) + cause).split()) or type(error).__name__
 

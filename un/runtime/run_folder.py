@@ -138,6 +138,10 @@ class RunFolder:
             raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
         _locks.add(self._lock)
 
+    def holds_run(self) -> bool:
+        """Tells whether there is anything to go on from; a run that failed before its first checkpoint left nothing."""
+        return self.result.exists() or any(self.checkpoints.glob("*.ckpt"))
+
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
         for name in LEFT_BY_RUNS:
@@ -158,7 +162,7 @@ class RunFolder:
         Raises:
             UserError: it does.
         """
-        if self.config.exists():
+        if self.config.exists() and self.holds_run():
             self._check_same(self.read_config(), config)
             return
         with replace_file(self.config) as file:

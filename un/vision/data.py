@@ -67,6 +67,10 @@ class ImageDataModule(ResumableDataModule):
                 raise ValueError(f"data.{name}={value} must be at least 1")
         if num_channels not in PIL_MODES:
             raise ValueError(f"data.num_channels={num_channels} must be one of {', '.join(map(str, PIL_MODES))}")
+        if transform.num_channels != num_channels:
+            raise ValueError(
+                f"data.num_channels={num_channels}, but data.transform.mean and std are of {transform.num_channels}"
+            )
         if (val_split is None) == (val_size is None):
             raise ValueError(f"give one of data.val_split={val_split} and data.val_size={val_size}, the other null")
         if num_workers and isinstance(transform, BatchTransform):

@@ -19,6 +19,7 @@ from un.norms.updates import call_after_step
 from un.vision.batches import Batch
 
 FOLD_EXAMPLES = 4  # images that a fold is checked on
+MIXUP_MODES = ("batch", "pair", "elem")  # timm takes any other word for the first
 TOP_K = 5  # of the second accuracy, for more than this many classes
 
 
@@ -36,6 +37,9 @@ class ImageClassification(lightning.LightningModule):
         ema_decay: Of the moving average of parameters and buffers after each update; integer buffers are copied. Null
             is off.
         evaluate_ema: Validate and test the moving average, if there is one.
+
+    Raises:
+        ValueError: A value out of range.
     """
 
     monitor = "val/acc1"
@@ -53,11 +57,15 @@ class ImageClassification(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"task.label_smoothing={label_smoothing} must be between 0 and 1")
+        if ema_decay is not None and not 0 <= ema_decay <= 1:
+            raise ValueError(f"task.ema_decay={ema_decay} must be between 0 and 1, or null")
         num_classes: Any = model.num_classes
         self.label_smoothing = label_smoothing
         self.mixup = None
         if mixup is not None:
-            self.mixup = Mixup(num_classes=num_classes, label_smoothing=label_smoothing, **mixup)
+            self.mixup = _build_mixup(num_classes=num_classes, label_smoothing=label_smoothing, **mixup)
         self.ema = None
         if ema_decay is not None:
             # Never trained, but in training mode with the rest, or Lightning warns; it changes the mode of both.
@@ -158,6 +166,8 @@ class ImageClassification(lightning.LightningModule):
             raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         updates_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
+        if not isinstance(scheduler, Scheduler):
+            raise ValueError(f"scheduler makes a {type(scheduler).__name__}, images take timm's, as scheduler=cosine")
         interval = "epoch" if scheduler.t_in_epochs else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
@@ -171,6 +181,28 @@ class ImageClassification(lightning.LightningModule):
     def _update_average(self) -> None:
         if self.ema is not None:
             self.ema.update(self.model)
+
+
+def _build_mixup(**arguments: Any) -> Mixup:
+    """Build timm's Mixup, which looks at its arguments only when it mixes.
+
+    Raises:
+        ValueError: An unknown name, or a value that it cannot use.
+    """
+    try:
+        mixup = Mixup(**arguments)
+        right = mixup.mixup_alpha >= 0 and mixup.cutmix_alpha >= 0 and mixup.mixup_alpha + mixup.cutmix_alpha > 0
+        right = right and 0 <= mixup.mix_prob <= 1 and 0 <= mixup.switch_prob <= 1
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"task.mixup: {error}") from error
+    if not right:
+        raise ValueError(
+            f"task.mixup needs mixup_alpha={mixup.mixup_alpha} and cutmix_alpha={mixup.cutmix_alpha} of at least 0, "
+            f"not both 0, and prob={mixup.mix_prob} and switch_prob={mixup.switch_prob} between 0 and 1"
+        )
+    if mixup.mode not in MIXUP_MODES:
+        raise ValueError(f"task.mixup.mode={mixup.mode} must be one of {', '.join(MIXUP_MODES)}")
+    return mixup
 
 
 class GraphModel(nn.Module):

@@ -25,6 +25,9 @@ def create_scheduler(
     warmup_epochs: float = 0,
     warmup_steps: int = 0,
     cooldown_epochs: int = 0,
+    warmup_lr: float = 1e-5,
+    min_lr: float = 0.0,
+    warmup_prefix: bool = False,
     **arguments: Any,
 ) -> Scheduler:
     """Create a timm scheduler for a training of `num_updates` optimizer updates.
@@ -38,8 +41,11 @@ def create_scheduler(
         warmup_epochs: Linear warm-up in epochs.
         warmup_steps: Linear warm-up in updates, with `interval=step` only; the two are added.
         cooldown_epochs: Last epochs at the minimum.
-        **arguments: Any further argument of `timm.scheduler.create_scheduler_v2`. With `warmup_prefix=true` the decay
-            starts after the warm-up and both together fill the training; otherwise warm-up hides the decay's start.
+        warmup_lr: Rate at the start of the warm-up.
+        min_lr: Rate at the end of the decay.
+        warmup_prefix: The decay starts after the warm-up and both together fill the training; otherwise warm-up hides
+            the decay's start.
+        **arguments: Any further argument of `timm.scheduler.create_scheduler_v2`.
 
     Raises:
         ValueError: `warmup_steps` with `interval=epoch`, or an unknown interval.
@@ -51,7 +57,7 @@ def create_scheduler(
     ticks_per_epoch = updates_per_epoch if interval == "step" else 1
     length = num_updates if interval == "step" else math.ceil(num_updates / updates_per_epoch)
     warmup = round(warmup_epochs * ticks_per_epoch) + warmup_steps
-    length -= cooldown_epochs * ticks_per_epoch + (warmup if arguments.get("warmup_prefix") else 0)
+    length -= cooldown_epochs * ticks_per_epoch + (warmup if warmup_prefix else 0)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
@@ -59,6 +65,9 @@ def create_scheduler(
         warmup_epochs=warmup,
         step_on_epochs=interval == "epoch",
         updates_per_epoch=1,
+        warmup_lr=warmup_lr,
+        min_lr=min_lr,
+        warmup_prefix=warmup_prefix,
         **arguments,
     )
     return scheduler

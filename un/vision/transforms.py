@@ -36,6 +36,9 @@ class BatchTransform:
         crop_padding: int = 0,
         flip: float = 0.0,
     ) -> None:
+        self.num_channels = check_statistics(mean, std)
+        if crop_padding < 0 or not 0 <= flip <= 1:
+            raise ValueError(f"crop_padding={crop_padding} must be at least 0 and flip={flip} between 0 and 1")
         self.mean = torch.tensor(mean).mul(BYTE_RANGE)[:, None, None]
         self.std = torch.tensor(std).mul(BYTE_RANGE)[:, None, None]
         self.image_size = image_size
@@ -53,6 +56,17 @@ class BatchTransform:
             flipped = torch.rand(len(images), generator=generator) < self.flip
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return images.float().sub_(self.mean).div_(self.std)
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> int:
+    """Return the number of channels.
+
+    Raises:
+        ValueError: Not a mean and a positive standard deviation for each.
+    """
+    if not mean or len(mean) != len(std) or not all(value > 0 for value in std):
+        raise ValueError(f"mean={list(mean)} and std={list(std)} must have a value per channel, std above 0")
+    return len(mean)
 
 
 def crop_at_random(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -87,6 +101,7 @@ class ImageTransform:
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         **augmentation: Any,
     ) -> None:
+        self.num_channels = check_statistics(mean, std)
         common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
         self.train = create_transform(is_training=True, interpolation=train_interpolation, **common, **augmentation)
         self.evaluate = create_transform(interpolation=interpolation, crop_pct=crop_pct, **common)
