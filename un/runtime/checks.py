@@ -60,11 +60,11 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_compile(config: DictConfig) -> None:
-    wanted = config.get("compile")
+    wanted: Any = config.get("compile")
     if wanted is None or wanted is False:
         return
     if wanted is not True and not isinstance(wanted, DictConfig):
-        raise UserError(f"compile={wanted!s} must be true, null or options such as {{mode: max-autotune}}")
+        raise UserError(f"compile={wanted} must be true, null or options such as {{mode: max-autotune}}")
     for name in () if wanted is True else wanted:
         if name not in COMPILE_OPTIONS:
             raise UserError(f"compile has no option '{name}'; it takes {', '.join(COMPILE_OPTIONS)}")
