@@ -52,7 +52,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_compile(config: DictConfig) -> None:
-    wanted = config.get("compile")
+    wanted: Any = config.get("compile")
     if wanted is None or wanted is False:
         return
     if wanted is not True and not isinstance(wanted, DictConfig):
