@@ -67,7 +67,7 @@ def _check_compile(config: DictConfig) -> None:
         raise UserError(f"compile={wanted} must be true, null or options such as {{mode: max-autotune}}")
     for name in () if wanted is True else wanted:
         if name not in COMPILE_OPTIONS:
-            raise UserError(f"compile has no option '{name}'; it takes {', '.join(COMPILE_OPTIONS)}")
+            raise UserError(f"compile has no option {name!r}; it takes {', '.join(COMPILE_OPTIONS)}")
     if OmegaConf.select(config, "callbacks.activation_stats") is not None:
         raise UserError("compile and callbacks=activation_stats exclude each other: compiled norms call no recorder")
 

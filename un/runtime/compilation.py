@@ -19,7 +19,7 @@ def compile_in_training(model: Any, options: bool | Mapping[str, Any] | None) ->
     Copies made before, as of a moving average, and those made later are not compiled.
 
     Args:
-        model: is compiled at its first call, and again where a call differs in more than the sizes of tensors.
+        model: a module; compiled at its first call, and again where a call differs in more than sizes of tensors.
         options: of `torch.compile`; true for none, null or false to leave the model alone.
 
     Raises:
