@@ -26,7 +26,7 @@ LAUNCHERS = {
     "lightning": ("train.py",),
     "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"),
 }
-PATIENCE = 60  # seconds that a process may outlive another one of its run
+PATIENCE = 120  # seconds that a process may outlive another one of its run; a few where there are cores for them
 SEED = 20220803  # of the steps at which processes are killed
 
 

@@ -21,7 +21,8 @@ from un.runtime.errors import CONFIG_FOLDER, UserError, describe_error, is_user_
 from un.runtime.start import is_first_process
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
-WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
+ASKED = "UN_FULL_ERROR"  # what the user set it to, for the processes that one of ours starts after it has set it
+WANTS_TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL_ERROR)) == "1"
 EXIT_CODE = 2
 
 
@@ -60,6 +61,7 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
             check_flags(sys.argv[1:])
             failed = sweep(overrides) if sweep is not None and is_sweep else None
             if failed is None:
+                os.environ[ASKED] = str(int(WANTS_TRACEBACK))
                 os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
                 main()
     except ReportedError:
