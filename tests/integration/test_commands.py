@@ -1,5 +1,6 @@
 """The commands of a user's day: run, run again, sweep, evaluate, and the mistakes, each of which ends in one line."""
 
+import gc
 import json
 import os
 import pickle
@@ -214,9 +215,7 @@ def test_a_pickle_that_would_run_code_is_refused(save: Callable[..., Any], finis
     attack, trace = tmp_path / "attack.ckpt", tmp_path / "trace"
     save({"state_dict": Attack(trace), "global_step": 1}, attack)
     command = (f"paths.runs={finished.parents[2]}", *FAST, "norm=un", "optimizer.lr=1e-3")
-    reason = (
-        "loading such things can run any code" if save is torch.save else "a pickle that could run code when loaded"
-    )
+    reason = "loading such things can run any code" if save is torch.save else "that could run code when loaded"
     run_here("train.py", *FAST, f"paths.runs={tmp_path / 'new'}", f"init_weights={attack}").check_error(reason)
     shutil.copy(attack, finished / "checkpoints/best.ckpt")
     run_here("eval.py", f"run={finished}").check_error("best.ckpt", reason)
@@ -239,4 +238,5 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
             run_here("train.py", *command).check_error(name, ": File too large")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        gc.collect()  # the error has held the folder's lock, which otherwise ends with the process
     assert run_here("train.py", *command).code == 0
