@@ -70,8 +70,8 @@ KINDS: dict[str, tuple[Fault, tuple[str, ...]]] = {
 def inject(kind: str, trials: int, seed: int, folder: Path) -> Table:
     """Hits a run again and again until it is through, then the next, until there were enough trials.
 
-    Moments are uniform over the time that an uninterrupted run takes. What a run leaves in the end is compared with
-    what the uninterrupted one left, and after every hit files are checked to be whole.
+    Moments are uniform over the processor time that an uninterrupted run takes. What a run leaves in the end is
+    compared with what the uninterrupted one left, and after every hit files are checked to be whole.
     """
     fault, arguments = KINDS[kind]
     draw, table = random.Random(seed), Table()
@@ -102,9 +102,9 @@ def hit_until_through(
     """Starts the command and hits it at a random moment, until it ends by itself or there were enough hits."""
     while len(hits) < most:
         run = Run(command)
-        moment = time.monotonic() + draw.uniform(0, seconds)
-        while time.monotonic() < moment and run.poll() is None:
-            time.sleep(0.01)
+        moment = draw.uniform(0, seconds)
+        while run.poll() is None and run.measure_seconds() < moment:
+            time.sleep(0.02)
         if run.poll() is not None:
             code, _, errors = run.wait()
             if code == 0:

@@ -1,13 +1,19 @@
 """The commands of a user's day: run, run again, sweep, evaluate, and the mistakes, each of which ends in one line."""
 
+import gc
 import json
 import os
+import pickle
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.integration.commands import REPOSITORY, Outcome, run, run_here
@@ -210,3 +216,46 @@ def test_help_and_config_do_without_torch(argument: str, part: str) -> None:
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+class Attack:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_pickle_that_would_run_code_is_refused(save: Callable[..., Any], finished: Path, tmp_path: Path) -> None:
+    """As a zip file of torch, where the culprit is named, and bare."""
+    attack, trace = tmp_path / "attack.ckpt", tmp_path / "trace"
+    save({"state_dict": Attack(trace), "global_step": 1}, attack)
+    command = (f"paths.runs={finished.parents[2]}", *FAST, "norm=un", "optimizer.lr=1e-3")
+    reason = "loading such things can run any code" if save is torch.save else "that could run code when loaded"
+    run_here("train.py", *FAST, f"paths.runs={tmp_path / 'new'}", f"init_weights={attack}").check_error(reason)
+    shutil.copy(attack, finished / "checkpoints/best.ckpt")
+    run_here("eval.py", f"run={finished}").check_error("best.ckpt", reason)
+    run_here("scripts/fold.py", f"run={finished}").check_error("best.ckpt", reason)
+    (finished / "result.json").unlink()
+    shutil.copy(attack, finished / "checkpoints/last.ckpt")
+    run_here("train.py", *command).check_error("last.ckpt", reason)
+    assert not trace.exists()
+    torch.load(attack, weights_only=False) if save is torch.save else pickle.loads(attack.read_bytes())
+    assert trace.exists()  # so it was one
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """The same command goes on when there is space; a limit on the length of files stands for the disk."""
+    command = (f"paths.runs={tmp_path}", *FAST)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, name in ((1000, "config.yaml"), (200_000, "checkpoints/")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            run_here("train.py", *command).check_error(name, ": File too large")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        gc.collect()  # the error has held the folder's lock, which otherwise ends with the process
+    assert run_here("train.py", *command).code == 0
