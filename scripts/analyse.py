@@ -61,12 +61,12 @@ def draw_all(options: dict[str, list[str]]) -> list[Path]:
     form = (options["format"] or ["png"])[0]
     metrics = options["metrics"][0].split(",") if options["metrics"] else []
     recorded = [folder for folder in folders if StatisticsFiles(folder).exists()]
-    if not recorded:
-        print("no run was recorded with callbacks=activation_stats: curves only", file=sys.stderr)
     written = [path for folder in recorded for path in draw_run(folder, form=form)]
     common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     output = Path(options["output"][0]) if options["output"] else common / "figures"
     curves = draw_comparison(folders, output, form, metrics)
+    if not recorded:
+        print("no run was recorded with callbacks=activation_stats: curves only", file=sys.stderr)
     return list(dict.fromkeys([*written, curves]))
 
 

@@ -4,6 +4,7 @@ Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers 
 """
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ def load_dataset(path: str) -> datasets.DatasetDict:
     """
     if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # which would fill a log, and stand before the line of a mistake
     try:
         return datasets.load_dataset(path)
     except Exception as error:

@@ -36,7 +36,9 @@ class Outcome:
 def run_here(script: str, *arguments: str) -> Outcome:
     """Runs a script in this process."""
     output, errors, code = io.StringIO(), io.StringIO(), 0
-    arranged = (_keep_logging(), mock.patch.dict(os.environ), mock.patch.object(sys, "argv", [script, *arguments]))
+    path = [str((REPOSITORY / script).parent), *sys.path]  # as Python sets it for a script
+    changes = (mock.patch.object(sys, "argv", [script, *arguments]), mock.patch.object(sys, "path", path))
+    arranged = (_keep_logging(), mock.patch.dict(os.environ), *changes)
     with contextlib.ExitStack() as stack:
         for context in (*arranged, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)):
             stack.enter_context(context)

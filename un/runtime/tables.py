@@ -57,11 +57,10 @@ def read_table(name: str) -> Table:
         UserError: there is none of that name.
         ValueError: it says something that no table can.
     """
-    path = CONFIG_FOLDER / "table" / f"{name}.yaml"
-    if not path.is_file():
-        names = list_tables()
+    names = list_tables()
+    if name not in names:
         raise UserError(f"table={name} is unknown{suggest(name, names) or '.'} Allowed: {', '.join(names)}")
-    content = OmegaConf.to_container(OmegaConf.load(path))
+    content = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "table" / f"{name}.yaml"))
     assert isinstance(content, dict)
     return parse_table(name, {str(key): value for key, value in content.items()})
 
