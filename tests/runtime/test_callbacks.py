@@ -115,7 +115,8 @@ def test_values_reach_file_and_loggers(tmp_path: Path) -> None:
 def make_step(step: int) -> Any:
     """A trainer of one process, after a step."""
     strategy = mock.Mock(reduce_boolean_decision=lambda decision, all: decision)
-    return mock.Mock(global_step=step, strategy=strategy, num_training_batches=1000)
+    precision = mock.Mock(scaler=None)
+    return mock.Mock(global_step=step, strategy=strategy, precision_plugin=precision, num_training_batches=1000)
 
 
 def feed(stop: DivergenceStop, losses: dict[int, float]) -> None:

@@ -1,18 +1,20 @@
 """Optimizer steps through Lightning: accumulation, loss scaling, averages, and models that recompute activations."""
 
+import contextlib
 from typing import Any
 from unittest import mock
 
 import pytest
 import timm
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.runtime.toy import ToyData, ToyModel, ToyTask
 from un.norms import UnifiedNorm
+from un.runtime.divergence import SKIPPED_STEPS, DivergedError, DivergenceStop
 from un.runtime.norm_updates import NormUpdates
 from un.surgery import replace_norms
 from un.vision.module import ImageClassification
@@ -33,13 +35,13 @@ def make_model(**options: Any) -> ToyModel:
     return model
 
 
-def fit(module: LightningModule, data: Any = None, **options: Any) -> Trainer:
+def fit(module: LightningModule, data: Any = None, *callbacks: Callback, **options: Any) -> Trainer:
     options = {"max_epochs": 3, "limit_val_batches": 0, **options}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator="cpu",
         enable_model_summary=False,
-        callbacks=[NormUpdates()],
+        callbacks=[NormUpdates(), *callbacks],
         **quiet,
         **options,  # type: ignore[arg-type]
     )
@@ -139,3 +141,19 @@ def test_recomputed_activations_of_timm(name: str) -> None:
             model(x).square().mean().backward()
         outcomes.append([*(p.grad for p in model.parameters()), *model.buffers()])
     assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("lasts", [3, 20])
+def test_only_lasting_overflows_are_a_divergence(lasts: int) -> None:
+    """Loss scaling skips a step with a non-finite loss; without a finite one in sight the run has diverged."""
+
+    class Task(ToyTask):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.nan if 2 <= self.global_step < 2 + lasts else loss
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
+    options = {"max_epochs": 1, "plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+    ends = pytest.raises(DivergedError) if lasts > SKIPPED_STEPS else contextlib.nullcontext()
+    with ends:
+        fit(Task(make_model(), sgd), ToyData(0, num_batches=25), DivergenceStop(every_n_steps=1), **options)

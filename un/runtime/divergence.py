@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 NEVER = -1
+# Loss scaling skips a step whose loss is not finite and halves its factor, from torch's first, 2**16, to 1 in so many.
+SKIPPED_STEPS = 16
 
 
 class DivergedError(RuntimeError):
@@ -35,6 +37,8 @@ class DivergedError(RuntimeError):
 class DivergenceStop(Callback):
     """Raises `DivergedError` after a training loss that is not finite, or far above the first one of the run.
 
+    Under float16 a non-finite loss is an overflow, whose step is skipped, unless too many follow one another.
+
     The first bad step is noted on the device and read every n steps, so that a GPU is not waited for at each. It is
     also read, and the weights are looked at, before each validation and each checkpoint: none is taken of a run that
     has diverged.
@@ -56,6 +60,7 @@ class DivergenceStop(Callback):
         self._first_loss: Tensor | None = None  # NaN until there is one
         self._bad_step: Tensor | None = None
         self._bad_loss: Tensor | None = None
+        self._streak: Tensor | None = None  # non-finite losses in a row
         self._counters: dict[str, Tensor] = {}
         self._counts_before: Tensor | None = None
         self._counts_then: Tensor | None = None
@@ -75,7 +80,8 @@ class DivergenceStop(Callback):
         """Notes whether this step's loss is the first bad one."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None:
-            self._note(loss.detach(), trainer.global_step)
+            is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+            self._note(loss.detach(), trainer.global_step, allowed=SKIPPED_STEPS if is_scaled else 0)
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # epoch=<n>.ckpt may be saved next
         if ends_epoch or trainer.global_step % self.every_n_steps == 0:
             self._check_loss(trainer)
@@ -105,19 +111,22 @@ class DivergenceStop(Callback):
         first_loss = state_dict.get("first_loss")
         self._first_loss = None if first_loss is None else torch.tensor(first_loss)
 
-    def _note(self, loss: Tensor, step: int) -> None:
+    def _note(self, loss: Tensor, step: int, allowed: int) -> None:
         loss = loss.float()
         if self._bad_step is None:
             self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=loss.device)
             self._bad_loss = torch.full_like(loss, math.nan)
+            self._streak = torch.zeros_like(self._bad_step)
             first = math.nan if self._first_loss is None else float(self._first_loss)
             self._first_loss = torch.full_like(loss, first)
         assert self._first_loss is not None
         assert self._bad_loss is not None
+        assert self._streak is not None
         finite = torch.isfinite(loss)
         self._first_loss = torch.where(finite & self._first_loss.isnan(), loss, self._first_loss)
-        exploded = loss > self._first_loss.abs() * self.max_loss_ratio
-        bad = (exploded | ~finite) & (self._bad_step == NEVER)
+        self._streak = torch.where(finite, 0, self._streak + 1)
+        exploded = finite & (loss > self._first_loss.abs() * self.max_loss_ratio)
+        bad = (exploded | (self._streak > allowed)) & (self._bad_step == NEVER)
         self._bad_step = torch.where(bad, step, self._bad_step)
         self._bad_loss = torch.where(bad, loss, self._bad_loss)
         counts = self._count()
