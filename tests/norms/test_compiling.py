@@ -16,7 +16,7 @@ STEPS = 20
 HALF_TOLERANCE = 0.05  # a few roundings of bfloat16
 OUTLIERS = {10: 30.0, 15: 8.0}  # step -> scale of the input, so that filtration strikes
 # Those tested here differ in what reaches the backward; the others take two seconds each to compile.
-FAST = ("powernorm", "mabn", "rep_batchnorm", "prepbn", "un_filtration", "un_paper", "un_pair", "un_window_centered")
+FAST = ("powernorm", "mabn", "rep_batchnorm", "prepbn", "un_filtration", "un_window_centered")
 NORMS = {
     "powernorm": partial(norms.PowerNorm, warmup_steps=4, num_groups=2),
     "mabn": make_mabn,

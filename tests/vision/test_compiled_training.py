@@ -13,7 +13,7 @@ CLASSES, SIZE = 5, 16
 STEPS = 20
 SIZES = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "num_classes": CLASSES}
 MODELS = {
-    "vit": lambda: VisionTransformer(**SIZES, depth=2, num_heads=2),
+    "vit": lambda: VisionTransformer(**SIZES, depth=1, num_heads=2),
     "swin": lambda: SwinTransformer(**SIZES, depths=(1, 2), num_heads=(1, 2), window_size=2, drop_path_rate=0.0),
 }
 
@@ -39,9 +39,13 @@ def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(images), labels)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_training_agrees(name: str) -> None:
-    check_training(name, "aot_eager")
+def test_training_of_vit_agrees() -> None:
+    check_training("vit", "aot_eager")
+
+
+@pytest.mark.slow  # ten norms, half a minute
+def test_training_of_swin_agrees() -> None:
+    check_training("swin", "aot_eager")
 
 
 @pytest.mark.slow  # a C++ compiler takes minutes
