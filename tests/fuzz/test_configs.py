@@ -67,7 +67,7 @@ def infer(model: nn.Module, inputs: Any) -> list[Tensor]:
         return list_tensors(run_model(model.eval(), inputs, next(model.parameters()).dtype))
 
 
-@settings(max_examples=15, derandomize=True, deadline=None)
+@settings(max_examples=6, derandomize=True, deadline=None)
 @given(compositions())
 def test_compositions(overrides: list[str]) -> None:
     with TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ def check_line(task: str, wrong: list[str]) -> None:
             assert right.code == 0, right
 
 
-@settings(max_examples=12, derandomize=True, deadline=None)
+@settings(max_examples=8, derandomize=True, deadline=None)
 @given(bad_lines())
 def test_bad_lines(line: tuple[str, list[str]]) -> None:
     check_line(*line)
@@ -121,7 +121,7 @@ def check_evaluation(script: str, wrong: str, finished: Path) -> None:
         assert "the same to the last bit" in right.output
 
 
-@settings(max_examples=4, derandomize=True, deadline=None)
+@settings(max_examples=2, derandomize=True, deadline=None)
 @given(wrong=bad_evaluations())
 def test_bad_evaluations(wrong: tuple[str, str], finished: Path) -> None:
     check_evaluation(*wrong, finished)
