@@ -42,6 +42,7 @@ def check_training(form: str, backend: str) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow  # seven norms with sizes that vary: half a minute
 def test_training_agrees() -> None:
     check_training("pre-norm", "aot_eager")
 
