@@ -18,8 +18,8 @@ FILES = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "resu
 MOMENTS = ("inside", "before", "after")
 # Megabytes at which the disk is full, or after which a file is too long: for the config, the log, metrics.csv, and the
 # checkpoints one after the other.
-DISK_SIZES = (0.004, 0.012, 0.1, 1, 4, 7, 10, 12, 14, 16)
-LENGTHS = (0.001, 0.005, 0.5, 2)
+DISK_SIZES = (0.004, 0.012, 0.1, 0.5, 1.2, 1.9, 2.2, 2.5, 2.9)
+LENGTHS = (0.001, 0.005, 0.1, 0.5)
 LARGE = 512
 USER_ERROR = 2
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.commands import REPOSITORY
 
-pytestmark = pytest.mark.slow  # dozens of runs of some seconds
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # dozens of runs of some seconds
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tests.integration.commands import run, start
 from tests.integration.test_killed_run import count_steps, find_run, read_outcome
 from un.reports.result import read_result
 
-pytestmark = pytest.mark.slow  # every process imports torch and trains for seconds
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # every process imports torch and trains for seconds
 LONG = ("trainer.accelerator=cpu", "data.limit=160", "data.batch_size=16", "trainer.log_every_n_steps=1")
 LONG += ("trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=1000", "callbacks.watch_norms=null")
 SLURM = {"SLURM_JOB_ID": "31", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
