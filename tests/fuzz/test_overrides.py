@@ -61,7 +61,7 @@ def check_line(task: str, wrong: list[str]) -> None:
             assert right.code == 0, right
 
 
-@settings(max_examples=8, derandomize=True, deadline=None)
+@settings(max_examples=5, derandomize=True, deadline=None)
 @given(bad_lines())
 def test_bad_lines(line: tuple[str, list[str]]) -> None:
     check_line(*line)

@@ -114,4 +114,4 @@ def test_recording_is_no_other_run() -> None:
     """So that `callbacks=activation_stats` can be added to the command of a run that was killed."""
     watched = name_run("e", "un", ["callbacks=activation_stats", "callbacks.activation_stats.every_n_steps=5"], 0)
     assert watched == "e/norm=un/seed=0"
-    assert name_run("e", "un", ["callbacks.divergence.every_n_steps=5"], 0) != watched
+    assert name_run("e", "un", ["callbacks.seeding.seed=5"], 0) != watched

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from un.runtime import signals
@@ -58,7 +60,7 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     signals.forget()
     try:
         with answer_signals():
-            check_flags(sys.argv[1:])
+            check_arguments(sys.argv[1:])
             failed = sweep(overrides) if sweep is not None and is_sweep else None
             if failed is None:
                 os.environ[ASKED] = str(int(WANTS_TRACEBACK))
@@ -109,15 +111,23 @@ def sort_arguments(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
-def check_flags(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str]) -> None:
     """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
 
     Raises:
-        UserError: an unknown flag, or one without its value.
+        UserError: an unknown flag, one without its value, or a list for a config group with anything but names in it.
     """
     parser = get_args_parser()
     parser.__class__ = CommandParser
-    parser.parse_args(arguments)
+    overrides = parser.parse_args(arguments).overrides
+    with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
+        for override in OverridesParser.create().parse_overrides(overrides):
+            choices = override.value()
+            if not isinstance(choices, list) or not (CONFIG_FOLDER / override.key_or_group).is_dir():
+                continue
+            wrong = [choice for choice in choices if not isinstance(choice, str)]
+            if wrong:
+                raise UserError(f"{override.key_or_group} takes the names of its options, got {wrong[0]} in {choices}")
 
 
 def quote_override(argument: str) -> str:
