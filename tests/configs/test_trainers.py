@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
+from un.runtime.assembly import build_part
 from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.start import choose_mixed_precision
 
@@ -22,4 +22,4 @@ def test_precision_follows_the_accelerator(trainer: str, strategy: str) -> None:
 def test_patience_is_an_option() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", overrides=["trainer=ddp", "trainer.strategy.timeout.minutes=1"]).trainer
-    assert instantiate(config.strategy)._timeout == timedelta(minutes=1)
+    assert build_part(config, "strategy")._timeout == timedelta(minutes=1)

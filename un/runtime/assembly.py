@@ -171,7 +171,10 @@ def _check_arguments(
         arguments: of the config.
         objects: the other arguments; None where they are not known yet.
     """
-    signature = inspect.signature(target)
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # a target written in C, as datetime.timedelta, tells nothing about itself
+        return
     names = list(signature.parameters)
     open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())
     unknown = [] if open_ended else [name for name in arguments if name not in names]

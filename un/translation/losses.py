@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,4 +25,5 @@ def sum_cross_entropy(model: Transformer, batch: dict[str, Any], label_smoothing
     logits = model.decoder.output_layer(features.flatten(0, 1)[places])  # (R, V)
     num_types = logits.shape[-1]
     share = label_smoothing * num_types / (num_types - 1)
-    return F.cross_entropy(logits.float(), target[places], label_smoothing=share, reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no sum over types in half precision
+    return F.cross_entropy(logits, target[places], label_smoothing=share, reduction="sum")
