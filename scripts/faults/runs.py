@@ -142,7 +142,11 @@ class Run:
         if prepare is not None:
             prepare()
         sys.argv = ["train.py", *arguments]
-        runpy.run_path("train.py", run_name="__main__")
+        try:
+            runpy.run_path("train.py", run_name="__main__")
+        finally:
+            for worker in multiprocessing.active_children():  # joblib's, which a forked process would wait for
+                worker.terminate()
 
     @staticmethod
     def _lead_group(pid: int) -> None:
