@@ -51,6 +51,8 @@ GROUPS = {
     path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONFIG_FOLDER.iterdir() if path.is_dir()
 }
 CONTRADICTIONS = [
+    ["norm._partial_=abc"],
+    ["callbacks=[1,2]"],
     ["norm.window=0"],
     ["norm.window=[4,0]"],
     ["norm.window=[1,2,3]"],

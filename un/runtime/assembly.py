@@ -59,7 +59,7 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
     model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
     weights = None
     if config.init_weights is not None:
-        path = Path(config.init_weights)
+        path = Path(str(config.init_weights))
         weights = drop_other_head(model, read_model_weights(path))
         if factory is None or model.state_dict().keys() >= weights.keys():
             check_state(model, weights, path)
@@ -85,7 +85,7 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
     """Returns the norm's constructor with its options, tried once without memory; None leaves the model untouched."""
     if config.get("_target_") is None:
         return None
-    factory: Any = instantiate(config, _convert_="all")
+    factory = _read_partial("norm", config)
     check_kinds("norm", factory.func, factory.keywords)
     try:
         factory(PROBE_FEATURES, device="meta")
@@ -128,12 +128,25 @@ def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
     if not isinstance(node, DictConfig) or node.get("_target_") is None:
         raise UserError(f"{key} has no _target_, so nothing can be built from it: {node}")
     _check_nested(key, OmegaConf.to_container(node, resolve=True))
-    partial = instantiate(node, _partial_=True, _convert_="all")
+    partial = _read_partial(key, node)
     if node.get("_partial_", False):
         _check_arguments(key, partial.func, partial.keywords)
         return functools.partial(_call, key, partial)
     _check_arguments(key, partial.func, partial.keywords, objects)
     return _call(key, partial, **objects)
+
+
+def _read_partial(key: str, node: DictConfig) -> functools.partial[Any]:
+    """Returns what a node names with its arguments, not called yet, whatever its own `_partial_` is.
+
+    Raises:
+        UserError: that is neither true nor false.
+    """
+    flag = node.get("_partial_", False)
+    if not isinstance(flag, bool):
+        raise UserError(f"{key}._partial_={flag} must be true or false")
+    partial: functools.partial[Any] = instantiate(node, _partial_=True, _convert_="all")
+    return partial
 
 
 def _call(key: str, partial: functools.partial[Any], *arguments: Any, **objects: Any) -> Any:

@@ -95,7 +95,7 @@ def check_options(config: DictConfig) -> None:
 def choose_path(config: DictConfig, run: FinishedRun) -> Path:
     """The file to write: `output`, or one in the run folder whose name says what it holds."""
     if config.output:
-        return Path(config.output)
+        return Path(str(config.output))
     name = "folded" if config.fold else "unfolded"
     return run.folder.path / FOLDER / f"{name}{SUFFIXES[config.format]}"
 

@@ -66,7 +66,7 @@ def write_folded(config: DictConfig) -> Path:
     run = open_run(config)
     folded, report = fold_run(run)
     task = require_inference(run.module)
-    path = Path(config.output) if config.output else run.folder.checkpoints / FOLDED_FILE
+    path = Path(str(config.output)) if config.output else run.folder.checkpoints / FOLDED_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     model = task.inference_model.eval()
     content = {
