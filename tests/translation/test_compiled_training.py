@@ -20,10 +20,10 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def make_batches() -> list[dict[str, Any]]:
-    """Of 3 to 7 pairs, with sources and targets of all lengths, with and without padding."""
+    """Of 5 to 9 pairs, with sources and targets of all lengths, with and without padding."""
     batches = []
     for number in range(STEPS):
-        size, longest = 3 + number % 5, 4 + number
+        size, longest = 5 + number % 5, 4 + number  # no size of the first is another by chance, like a window
         targets = draw_sentences(size, longest=12, seed=STEPS + number)
         batches.append(make_batch(draw_sentences(size, longest=longest, seed=number), targets=targets))
     return batches
