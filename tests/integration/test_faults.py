@@ -1,23 +1,15 @@
 """The program that injects faults, with few trials; its own table has fifty of each kind."""
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import REPOSITORY
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # dozens of runs of some seconds
-
-
-@pytest.fixture(autouse=True)
-def _find_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "faults"]:
-        del sys.modules[name]
+pytestmark = [
+    pytest.mark.slow,  # dozens of runs of some seconds
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("find_scripts"),
+]
 
 
 @pytest.mark.parametrize("kind", ["kill", "kill-sweep", "kill-parallel", "signal"])

@@ -1,8 +1,6 @@
 """The inference benchmark on tiny models: arms that agree are timed, others are not; results pile up in a folder."""
 
 import argparse
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from tests.integration.commands import REPOSITORY
 from un.reports.result import write_json
 
+pytestmark = pytest.mark.usefixtures("find_scripts")
 ARMS = ["layernorm", "layernorm_elementary", "un", "un_folded", "identity"]
 IMAGES = {"images": torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
 OPTIONS = argparse.Namespace(
@@ -24,14 +22,6 @@ build_vit = partial(
     "vit_tiny_patch16_224",
     **{"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1, "num_classes": 3},
 )
-
-
-@pytest.fixture(autouse=True)
-def _find_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 def make_workload():

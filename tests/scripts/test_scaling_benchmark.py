@@ -1,17 +1,15 @@
 """The scaling benchmark: counts agree with what the norms do, predictions with formulas done by hand."""
 
 import argparse
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-from tests.integration.commands import REPOSITORY
 from un.norms import UnifiedNorm
 
+pytestmark = pytest.mark.usefixtures("find_scripts")
 MACHINE = {
     "bandwidth": 1e10,
     "traffic": {"float32": {name: {"forward": 8.0, "backward": 12.0, "saved": 4.0} for name in ("LayerNorm", "UN")}},
@@ -19,14 +17,6 @@ MACHINE = {
     "processes": [],
     **{"rounds": 3, "cores": 2, "load": 1.0, "hardware": {"cpu": "a CPU"}},
 }
-
-
-@pytest.fixture(autouse=True)
-def _find_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 def test_messages_are_those_that_a_norm_sends() -> None:

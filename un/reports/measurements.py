@@ -11,6 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from un.reports.runs import read_below
+
 FOLDER = "benchmark_inference"  # below the folder of runs
 MODELS = ("swin_tiny", "vit_small", "t2t_vit_14", "iwslt_encoder", "iwslt_beam5")
 ENGINES = ("eager", "compile", "onnxruntime")
@@ -113,12 +115,7 @@ def find_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
     Returns:
         The measurements in the order of their models, and one line for each file that could not be read.
     """
-    found, problems = [], []
-    for path in sorted({path for folder in folders for path in _walk(folder)}):
-        try:
-            found.append(read_measurement(path))
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
+    found, problems = read_below(folders, _walk, read_measurement)
     found.sort(
         key=lambda one: (MODELS.index(one.setting.model), ENGINES.index(one.setting.engine), one.setting, one.place)
     )

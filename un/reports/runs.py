@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from un.reports.result import Result, read_result
 
+Content = TypeVar("Content")
 MAIN_METRICS = ("test/bleu", "test/acc1")  # the first that a run has is its task's
 OVERRIDE_START = re.compile(r",(?=~?[\w./@]+=)")  # between two overrides of a folder's name; values may hold commas
 
@@ -62,13 +64,24 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     Returns:
         The runs in the order of their paths, and one line for each file that could not be read.
     """
-    runs, problems = [], []
-    for path in sorted({path for folder in folders for path in _walk(folder)}):
+    return read_below(folders, _walk, lambda path: Run(path.parent, read_result(path)))
+
+
+def read_below(
+    folders: Iterable[Path], walk: Callable[[Path], Iterable[Path]], read: Callable[[Path], Content]
+) -> tuple[list[Content], list[str]]:
+    """Reads every file that `walk` finds below the folders, once and in the order of their paths.
+
+    Returns:
+        What was read, and one line for each file that could not be.
+    """
+    found, problems = [], []
+    for path in sorted({path for folder in folders for path in walk(folder)}):
         try:
-            runs.append(Run(path.parent, read_result(path)))
+            found.append(read(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    return runs, problems
+    return found, problems
 
 
 def _walk(root: Path) -> Iterable[Path]:
