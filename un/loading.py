@@ -128,6 +128,11 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
         """Number of processes that share the data."""
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def accumulation(self) -> int:
+        """Number of batches per process that make up an update."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
     def train_dataloader(self) -> BatchLoader:
         """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
         self._train_loader = self.make_loader("train", training=not self._overfits)
