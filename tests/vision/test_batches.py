@@ -82,11 +82,23 @@ def test_an_update_with_fewer_batches_than_copies_is_left_out():
     assert len(EpochSampler(104, 4, training=True, accumulation=4)) == 26
 
 
-def test_imagenet_on_one_gpu_has_the_updates_of_eight():
-    """DeiT: 1,281,167 images, 128 for each of 8 GPUs, are 1,251 updates; its sampler rounds to the same."""
-    eight = EpochSampler(1281167, 128, training=True, num_repeats=3, world_size=8)
-    one = EpochSampler(1281167, 128, training=True, num_repeats=3, accumulation=8)
-    assert (len(eight), len(one)) == (1251, 8 * 1251)
+@pytest.mark.parametrize(("batch_size", "num_repeats", "updates"), [(64, 1, 2502), (128, 3, 1251), (128, 1, 1251)])
+def test_imagenet_epochs_have_the_published_updates(batch_size, num_repeats, updates):
+    """T2T-ViT, DeiT and Swin on 8 GPUs: whole batches of the eighth that each process gets of 1,281,167 images."""
+    assert updates == -(-1281167 // 8) // batch_size
+    sampler = EpochSampler(1281167, batch_size, training=True, num_repeats=num_repeats, world_size=8)
+    assert len(sampler) == updates
+
+
+@pytest.mark.parametrize(("batch_size", "updates", "left"), [(64, 2502, 2), (128, 1251, 1)])
+def test_left_over_batches_make_an_update_of_their_own(batch_size, updates, left):
+    """T2T-ViT and Swin on one GPU that accumulates 8 batches."""
+    assert len(EpochSampler(1281167, batch_size, training=True, accumulation=8)) == 8 * updates + left
+
+
+def test_copies_make_whole_updates_on_one_gpu_too():
+    """DeiT: one GPU that accumulates 8 batches makes the 1,251 updates of 8 GPUs."""
+    assert len(EpochSampler(1281167, 128, training=True, num_repeats=3, accumulation=8)) == 8 * 1251
 
 
 @pytest.mark.parametrize(("accumulation", "world_size"), [(3, 1), (3, 2), (1, 4)])

@@ -1,4 +1,4 @@
-"""The ImageNet models of the recipes: initial values, weight decay and stochastic depth, by the rules of their codes."""
+"""The ImageNet models of the recipes: initial values, decay, stochastic depth and size, by the rules of their codes."""
 
 import functools
 
