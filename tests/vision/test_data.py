@@ -147,6 +147,7 @@ def test_generated_images_depend_on_the_seed_only(make_data):
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
+        ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
         ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
         ({"num_channels": 4}, "data.num_channels=4 must be one of 1, 3"),
     ],

@@ -68,7 +68,13 @@ class ImageDataModule(ResumableDataModule):
         split_seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "num_repeats": num_repeats, "limit": limit}.items():
+        at_least_one = {
+            "batch_size": batch_size,
+            "num_classes": num_classes,
+            "num_repeats": num_repeats,
+            "limit": limit,
+        }
+        for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
         if split_seed is not None and split_seed < 0:
