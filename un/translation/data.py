@@ -35,9 +35,10 @@ class TranslationDataModule(ResumableDataModule):
         train_split: Name of the split to train on, in data with names of their own.
         val_split: Name of the split to validate on.
         test_split: Name of the split to test on.
-        limit: At most this many pairs per split, drawn by `seed`; null is all.
+        limit: At most this many pairs per split, drawn by `split_seed`; null is all.
         num_workers: Worker processes that read and pad.
-        seed: Of order and limit.
+        seed: Of the order.
+        split_seed: Of `limit`; null is `seed`.
 
     Raises:
         ValueError: A value out of range or an unknown language; from `setup`, bad data.
@@ -62,6 +63,7 @@ class TranslationDataModule(ResumableDataModule):
         limit: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -76,6 +78,8 @@ class TranslationDataModule(ResumableDataModule):
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
+        if split_seed is not None and split_seed < 0:
+            raise ValueError(f"data.split_seed={split_seed} must be at least 0")
         for name, code in {"source_lang": source_lang, "target_lang": target_lang}.items():
             check_language(code, f"data.{name}")
         if source_lang == target_lang:
@@ -85,7 +89,8 @@ class TranslationDataModule(ResumableDataModule):
         self.lowercase, self.bpe_merges, self.joined_dictionary = lowercase, bpe_merges, joined_dictionary
         self.max_source_positions, self.max_target_positions = max_source_positions, max_target_positions
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.limit, self.num_workers, self.seed = limit, num_workers, seed
+        self.limit, self.num_workers = limit, num_workers
+        self.seed, self.split_seed = seed, seed if split_seed is None else split_seed
         self._corpus: Corpus | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -94,7 +99,7 @@ class TranslationDataModule(ResumableDataModule):
             return
         if self.path is not None and is_prepared(self.path, self.languages):
             folder = PreparedFolder(Path(self.path), self.languages, self.lowercase)
-            self._corpus = folder.read(self.limit, self.seed)
+            self._corpus = folder.read(self.limit, self.split_seed)
             return
         self._corpus = encode_texts(
             self._read(),
@@ -109,7 +114,7 @@ class TranslationDataModule(ResumableDataModule):
             return generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))
         texts = read_texts(self.path, self.languages, self.split_names)
         texts["train"] = texts["train"].drop_empty()
-        return {name: text.select(draw_rows(len(text), self.limit, self.seed)) for name, text in texts.items()}
+        return {name: text.select(draw_rows(len(text), self.limit, self.split_seed)) for name, text in texts.items()}
 
     @property
     def corpus(self) -> Corpus:
