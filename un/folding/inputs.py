@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,39 +61,39 @@ class Inputs:
         return outputs
 
     def list_variants(self) -> Iterator[Inputs]:
-        """Calls that a model may take another way through its code for: other sizes, one at a time, and numbers.
+        """Calls that a model may take another way through its code for: other sizes and whole numbers.
 
-        The first axis of a tensor that has others is left as it is, a batch as a rule.
+        Every axis gets other lengths, alone and together with all that are as long as it is. The first axis of a tensor
+        that has others is left as it is, a batch as a rule.
         """
         leaves, structure = tree_flatten((self.args, self.kwargs))
-        sizes = sorted({leaf.shape[axis] for leaf in leaves if isinstance(leaf, Tensor) for axis in _list_axes(leaf)})
-        changes: list[Callable[[Any], Any]] = []
-        for size in sizes:
-            lengths = sorted({1, size // 2, size - PATCH, size + 1} - {0, size})
-            changes += [functools.partial(_resize, size=size, length=length) for length in lengths if length > 0]
+        tensors = [(number, leaf) for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        sizes = {(number, axis): leaf.shape[axis] for number, leaf in tensors for axis in range(leaf.dim())}
+        sizes = {place: size for place, size in sizes.items() if place[1] or leaves[place[0]].dim() == 1}
+        alike = [tuple(place for place in sizes if sizes[place] == size) for size in sorted(set(sizes.values()))]
+        changed: list[list[Any]] = []
+        for places in dict.fromkeys((*alike, *((place,) for place in sizes))):
+            size = sizes[places[0]]
+            for length in sorted({1, size // 2, size - PATCH, size + 1} - {0, size}):
+                if length > 0:
+                    changed.append(list(leaves))
+                    for number, axis in places:
+                        changed[-1][number] = _resize(changed[-1][number], axis, length)
         if any(type(leaf) is int for leaf in leaves):
-            changes.append(lambda leaf: leaf + 1 if type(leaf) is int else leaf)
-        for change in changes:
-            args, kwargs = tree_unflatten([change(leaf) for leaf in leaves], structure)
+            changed.append([leaf + 1 if type(leaf) is int else leaf for leaf in leaves])
+        for variant in changed:
+            args, kwargs = tree_unflatten(variant, structure)
             yield Inputs(args, kwargs)
 
 
-def _list_axes(tensor: Tensor) -> range:
-    return range(1 if tensor.dim() > 1 else 0, tensor.dim())
-
-
-def _resize(leaf: Any, size: int, length: int) -> Any:
-    """A tensor whose axes of one size have another length; its last row is repeated where that is longer."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    for axis in _list_axes(leaf):
-        if leaf.shape[axis] == size:
-            kept = leaf.narrow(axis, 0, min(size, length))
-            shape = list(leaf.shape)
-            shape[axis] = max(length - size, 0)
-            last = leaf.narrow(axis, size - 1, 1).expand(shape) if size else leaf.new_zeros(shape)
-            leaf = torch.cat((kept, last), axis)
-    return leaf
+def _resize(tensor: Tensor, axis: int, length: int) -> Tensor:
+    """The tensor with an axis of another length; its last row is repeated where that is longer."""
+    size, shape = tensor.shape[axis], list(tensor.shape)
+    if length <= size:
+        return tensor.narrow(axis, 0, length)
+    shape[axis] = length - size
+    last = tensor.narrow(axis, size - 1, 1).expand(shape) if size else tensor.new_zeros(shape)
+    return torch.cat((tensor, last), axis)
 
 
 class InputGuard:
