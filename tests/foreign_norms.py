@@ -142,6 +142,17 @@ class ConditionalNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.modulation(condition)
 
 
+class MatrixNorm(nn.Module):
+    """Multiplies by a matrix after normalising."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) @ self.weight
+
+
 class GatedRowNorm(RootMeanSquareNorm):
     """Multiplies by a gate if there is one."""
 

@@ -160,6 +160,7 @@ def test_computed_weights_are_read_as_the_next_call_would_use_them(norm_type, at
         (foreign.AdaptiveNorm(C), r"takes more inputs than one \(condition\), as adaptive norms do"),
         (foreign.SelfModulatedNorm(C), "does not normalise over channels"),
         (foreign.LeakyNorm(C), "does not normalise over channels"),
+        (type("Waves", (nn.LayerNorm,), {"forward": lambda self, x: x + 1j})(C), "another shape or type"),
         (type("Broken", (nn.LayerNorm,), {"forward": lambda self, x: 1 / 0})(C), "ZeroDivisionError: division by zero"),
         (type("Locked", (nn.LayerNorm,), {"__deepcopy__": lambda self, memo: 1 / 0})(C), "cannot be copied"),
     ],
@@ -177,6 +178,7 @@ def test_what_claims_to_be_a_norm_and_is_not_understood_has_an_obstacle(norm, ob
     [
         (foreign.ConditionalNorm(C), "takes more inputs than one (condition), as adaptive norms do"),
         (foreign.GatedRowNorm(C), "takes more inputs than one (gate), as adaptive norms do"),
+        (foreign.MatrixNorm(C), "has parameters that are not one value per channel"),
         (foreign.LengthNorm(), "has no parameter that tells the number of its channels"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

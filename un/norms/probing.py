@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from un.norms.attachments import CALL_HOOKS, STATE_HOOKS, WEIGHT_HOOKS, make_plain
 
-NUM_AXES = (3, 2, 4, 5)  # of inputs: sequences first, because their error is the one to report
+SHAPES = ((2, 3), (6,), (2, 3, 2), (2, 3, 2, 2))  # of inputs but C; a sequence first: its error is the one to report
 AXES = (-1, 1, -2)  # where channels may be; of two that mean the same for every input a norm takes, the first is meant
 TYPES = (torch.float64, torch.float32)  # the second for modules whose own constants are float32
 # log10 of the smallest and largest rows of an input
@@ -69,15 +69,16 @@ class Probe:
         self.device = next((tensor.device for tensor in self.module.parameters()), self.device)
 
     def call(self, x: Tensor) -> Tensor | None:
-        """The output in float64 on the CPU; None where the module fails or gives anything but a tensor of x's shape."""
+        """The output in float64 on the CPU; None where it fails or gives anything but real numbers in x's shape."""
         try:
             with _be_quiet(self.device):
                 # forward() and not __call__, which would run hooks that watch all modules.
                 y = self.module.forward(x.to(self.device, self.dtype, copy=True))
+                is_answer = isinstance(y, Tensor) and y.is_floating_point() and y.shape == x.shape
+                return y.detach().cpu().double() if is_answer else None
         except Exception as error:  # foreign code: anything may come
             self.error = self.error or _shorten(error)
             return None
-        return y.detach().cpu().double() if isinstance(y, Tensor) and y.shape == x.shape else None
 
     def draw_parameters(self) -> None:
         """Gives all parameters values between 0.5 and 1.5, so that none is neutral and most functions are defined."""
@@ -86,18 +87,19 @@ class Probe:
             parameter.data.copy_(torch.rand(parameter.shape, generator=generator, device="cpu") + 0.5)
 
 
-@functools.lru_cache(maxsize=32)  # most norms of a model have one size
-def draw_rows(num_axes: int, num_channels: int, sizes: tuple[float, float] = LARGE) -> Tensor:
-    """An input (..., C) in float64 whose rows differ in size and mean; half of it is minus the other half.
+def draw_inputs(num_channels: int, sizes: tuple[float, float] = LARGE) -> list[Tensor]:
+    """Inputs (..., C) in float64 with the axes of SHAPES before C; each row comes with its negative.
 
-    No other axis has size C, so that a norm with C parameters refuses a wrong layout.
+    Rows differ in size and mean. No other axis has size C, so that a norm with C parameters refuses a wrong layout.
     """
-    generator = torch.Generator().manual_seed(num_axes)
-    shape = [3 if num_channels != 6 else 4, *[2 if num_channels != 2 else 3] * (num_axes - 2)]
+    shapes = [[length + 2 * (length == num_channels) for length in shape] for shape in SHAPES]
+    generator = torch.Generator().manual_seed(0)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    rows = torch.randn(*shape, num_channels, **options) + torch.randn(*shape, 1, **options)
-    rows *= 10 ** (sizes[0] + (sizes[1] - sizes[0]) * torch.rand(*shape, 1, **options))
-    return torch.cat((rows, -rows))
+    count = max(map(math.prod, shapes)) // 2
+    rows = torch.randn(count, num_channels, **options) + torch.randn(count, 1, **options)
+    rows *= 10 ** (sizes[0] + (sizes[1] - sizes[0]) * torch.rand(count, 1, **options))
+    rows = torch.stack((rows, -rows), 1).flatten(0, 1)
+    return [rows[: math.prod(shape)].view(*shape, num_channels) for shape in shapes]
 
 
 def find_axis(
@@ -125,9 +127,10 @@ def find_axis(
     """
     found: dict[int, set[int]] = {}
     taken: dict[tuple[int, int], Tensor] = {}
-    for num_axes in NUM_AXES:
-        for axis in {axis % num_axes for axis in AXES}:
-            x = draw_rows(num_axes, num_channels, sizes).movedim(-1, axis)
+    for rows in draw_inputs(num_channels, sizes):
+        num_axes = rows.dim()
+        for axis in dict.fromkeys(axis % num_axes for axis in AXES):
+            x = rows.movedim(-1, axis)
             y = probe.call(x)
             if y is None:
                 continue
@@ -136,7 +139,7 @@ def find_axis(
                 axes.add(axis)
                 taken[num_axes, axis] = x
     if not found:
-        reason = probe.error or "its output has another shape"
+        reason = probe.error or "what it gives has another shape or type"
         raise ProbeError(f"takes no input of {num_channels} channels in any layout ({reason})")
     if not all(found.values()):
         raise ProbeError(f"does not {action}", is_other=True)
@@ -154,9 +157,8 @@ def compare(modules: Sequence[nn.Module], num_channels: int, axis: int) -> list[
     """
     for dtype in TYPES:
         probes = [Probe(module, dtype) for module in modules]
-        for num_axes in NUM_AXES:
-            x = draw_rows(num_axes, num_channels, ORDINARY)
-            answers = [probe.call(x.movedim(-1, axis)) for probe in probes]
+        for rows in draw_inputs(num_channels, ORDINARY):
+            answers = [probe.call(rows.movedim(-1, axis)) for probe in probes]
             known = [y.movedim(axis, -1) for y in answers if y is not None]
             if len(known) == len(answers):
                 return known

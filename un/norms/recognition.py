@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TypeVar
 
 import torch
@@ -72,12 +73,12 @@ def recognize_norm(module: nn.Module) -> NormTraits | None:
     if isinstance(module, Norm):
         return _read_own(module)
     if _has_normalized_shape(module):
-        shape = module.normalized_shape
+        shape = getattr(module, "normalized_shape", None)
         sizes = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
-        if len(sizes) != 1 or not isinstance(sizes[0], int):
+        if len(sizes) != 1 or not isinstance(sizes[0], Integral):
             size = math.prod(size for size in sizes if isinstance(size, int))
             return NormTraits(size, obstacle=f"normalises over axes of shape {sizes}, not over channels alone")
-        return _recognize_claimed(module, sizes[0])
+        return _recognize_claimed(module, int(sizes[0]))
     if parametrize.type_before_parametrizations(module).__module__.startswith(TORCH):
         return None
     return _recognize_unclaimed(module)
@@ -142,8 +143,10 @@ def _recognize_unclaimed(module: nn.Module) -> NormTraits | None:
     if children and (not is_called_norm or any(map(_holds_norm, children.values()))):
         return None
     num_channels = _count_channels(module)
-    if num_channels is None or (num_channels == 0 and not is_called_norm):
+    if not (num_channels or is_called_norm):
         return None
+    if num_channels is None:
+        return NormTraits(0, obstacle="has parameters that are not one value per channel", is_claimed=False)
     try:
         traits = _measure_with_children(module, num_channels or UNKNOWN_SIZE, NORMALIZERS)
     except ProbeError as error:
