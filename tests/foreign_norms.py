@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -219,8 +221,6 @@ class StirringNorm(nn.LayerNorm):
         self.history: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        import warnings
-
         self.calls += 1
         self.history.append(x.dim())
         torch.rand(3)

@@ -222,7 +222,7 @@ def _build_norm(site: _Site, norm_factory: NormFactory, model: nn.Module, carry_
     if not traits.has_affine:
         options["affine"] = False
     new = norm_factory(traits.num_features, **options)
-    built = recognize_norm(new)
+    built = None if isinstance(new, Norm) else recognize_norm(new)
     if built is not None and built.axis != -1:
         raise ValueError(f"norm_factory must build norms over the last axis, {type(new).__name__} is over another")
     if carry_affine:
@@ -232,9 +232,9 @@ def _build_norm(site: _Site, norm_factory: NormFactory, model: nn.Module, carry_
             raise ValueError(f"{site.name}: {error}; to drop it set carry_affine=False") from None
     flags = [parameter.requires_grad for parameter in old.parameters()]
     trainable = any(flags) or not flags
+    same_names = dict(find_inner(old).named_parameters(recurse=False))
     for name, parameter in new.named_parameters():
-        old_parameter = find_inner(old)._parameters.get(name)
-        parameter.requires_grad_(trainable if old_parameter is None else old_parameter.requires_grad)
+        parameter.requires_grad_(same_names[name].requires_grad if name in same_names else trainable)
     if traits.axis != -1:
         new = ChannelFirst(new, traits.axis)
     return (nn.Sequential(new, *traits.rest) if traits.rest else new).train(old.training)

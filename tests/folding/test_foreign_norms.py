@@ -11,8 +11,9 @@ from tests import foreign_norms as foreign
 from tests.folding.helpers import C, check_fold, linear, make_model, make_tokens, outcomes, randomize
 from un.folding import fold_norms
 from un.folding.sites import find_scaled_axis, find_sites
-from un.norms import UnifiedNorm
+from un.norms import BatchNorm, UnifiedNorm
 from un.norms.recognition import recognize_norm
+from un.surgery import replace_norms
 
 
 def apply_norm_and_layer(m, x):
@@ -71,6 +72,16 @@ def test_norms_over_maps_without_normalized_shape_fold_into_convolutions():
     model = make_model(apply_norm_and_convolution, norm=foreign.MapNorm(C), conv=nn.Conv2d(C, 4, 1))
     _, report = check_fold(model, make_tokens(2, C, 4, 4))
     assert outcomes(report) == {"norm": "affine folded"}
+
+
+@pytest.mark.parametrize("norm_type", [foreign.SequenceNorm, foreign.SwappedNorm])
+@pytest.mark.parametrize("reader", [nn.Conv1d(C, 4, 1), nn.ReLU()])
+def test_norms_of_sequences_fold_or_stay_along_their_axis(norm_type, reader):
+    model = nn.Sequential(norm_type(C), reader)
+    replace_norms(model, BatchNorm)
+    _, report = check_fold(randomize(model), make_tokens(2, C, 5))
+    assert outcomes(report) == {"0": "folded" if isinstance(reader, nn.Conv1d) else "multiply-add"}
+    assert report.rows[0].norm == "ChannelFirst(BatchNorm(8))"
 
 
 def test_a_parameter_that_others_hold_keeps_its_values():

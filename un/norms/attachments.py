@@ -14,9 +14,12 @@ CALL_HOOKS = (
     *("_backward_pre_hooks", "_backward_hooks"),
 )
 STATE_HOOKS = (
-    *("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    "_state_dict_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
-# Before every call these hooks of torch set a weight as a plain attribute; `remove` forgets the hook itself.
+# Before every call these hooks of torch compute a weight and set it as a plain attribute.
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 SOURCE_SUFFIXES = ("_g", "_v", "_u", "_orig", "_mask")  # what they name the tensors behind a weight
 

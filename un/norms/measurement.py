@@ -89,7 +89,7 @@ def _measure(drawn: Probe, actual: Probe, num_channels: int, normalizers: Sequen
         return bool(y.any()) and any(_fit(normalize(x), y) is not None for normalize in normalizers)
 
     axis, x = find_axis(drawn, num_channels, explains, "normalise over channels, each position by itself")
-    parameters = [parameter for parameter in actual.module._parameters.values() if parameter is not None]
+    parameters = list(actual.module.parameters(recurse=False))
     has_affine = bool(parameters)
     weight, bias = (_read(actual.module, name, num_channels) for name in ("weight", "bias"))
     if actual.is_empty:
