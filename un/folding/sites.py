@@ -17,7 +17,7 @@ from un.norms.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
 from un.norms.probing import ALL, Probe, ProbeError, compare, find_axis
 from un.norms.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
 
-MAX_VECTORS = 3  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
+MAX_VECTORS = 4  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
 SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale makes, be it computed in float32
 
 
