@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from un.folding.recorder import Recorder
 
-PAD_FUNCTIONS = (F.pad, torch._C._nn.pad)  # the second is what torch.compile sees of the first
 PAD_ARGUMENTS = ("input", "pad", "mode", "value")
 FILL = "padding_fill_"  # buffers of a module that pads: this and the number of the call
 
@@ -36,7 +35,7 @@ class PaddingTracer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function, and records it if it pads channels with a constant."""
         kwargs = kwargs or {}
-        if func not in PAD_FUNCTIONS:
+        if func is not F.pad:
             return func(*args, **kwargs)
         for call in self.recorder.calls:
             call.num_paddings += 1
@@ -65,7 +64,7 @@ class FillPadding(TorchFunctionMode):
 
     Args:
         module: prepared by `install_fills`.
-        calls: is given the widths of every call; a list, since the compiler loses numbers that a mode counts.
+        calls: is given the widths of every call.
     """
 
     def __init__(self, module: nn.Module, calls: list[list[int]]) -> None:
@@ -79,7 +78,7 @@ class FillPadding(TorchFunctionMode):
             ValueError: padding of the channels, of which the fold knows nothing.
         """
         kwargs = kwargs or {}
-        if func not in PAD_FUNCTIONS:
+        if func is not F.pad:
             return func(*args, **kwargs)
         x, widths, value = read_padding(args, kwargs)
         fill = getattr(self.module, f"{FILL}{len(self.calls)}", None)
@@ -108,13 +107,25 @@ class PaddedForward:
 
     def __init__(self, module: nn.Module, counts: Collection[int]) -> None:
         self.module, self.counts = module, tuple(counts)
+        self.unpadded: set[tuple[Any, ...]] = (
+            set()
+        )  # shapes of tensors for which a call without compiler padded nothing
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module.
 
         Raises:
-            ValueError: it pads more or less often than on the example.
+            ValueError: it pads more or less often than on the example, or is compiled and may pad: torch.compile calls
+                `F.pad` past every mode.
         """
+        shapes = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if torch.compiler.is_dynamo_compiling():
+            if shapes not in self.unpadded:
+                raise ValueError(
+                    f"{type(self.module).__name__} of this folded model pads, which a compiler cannot follow: call the "
+                    f"model once without compiler on inputs of this size; only if nothing is padded there, it compiles"
+                )
+            return type(self.module).forward(self.module, *args, **kwargs)
         calls: list[list[int]] = []
         with FillPadding(self.module, calls):
             out = type(self.module).forward(self.module, *args, **kwargs)
@@ -123,6 +134,8 @@ class PaddedForward:
                 f"{type(self.module).__name__} of this folded model pads {len(calls)} times, otherwise than on the "
                 "example it was folded on"
             )
+        if not any(width for widths in calls for width in widths):
+            self.unpadded.add(shapes)
         return out
 
 
@@ -149,4 +162,10 @@ def install_fills(module: nn.Module, fills: Mapping[str, Tensor], counts: Collec
     """
     for name, fill in fills.items():
         module.register_buffer(name, fill)
-    module.forward = PaddedForward(module, counts)
+    module.forward = PaddedForward(module, counts).run
+
+
+def find_padded_forward(module: nn.Module) -> PaddedForward | None:
+    """What runs a module that `install_fills` has prepared; None for any other."""
+    owner = getattr(module.forward, "__self__", None)
+    return owner if isinstance(owner, PaddedForward) else None

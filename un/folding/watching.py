@@ -27,7 +27,7 @@ def watch_modules(recorder: Recorder, run_unseen: Callable[..., Any], model: nn.
     for name, module in list(model.named_modules()):
         index = numbers.get(module)
         if index is not None:
-            _watch_norm(recorder, run_unseen, module, name, index, sites[index].channel_axis)
+            _watch_norm(recorder, run_unseen, name, index, sites[index])
         elif not isinstance(module, jit.ScriptModule):
             _watch_module(recorder, run_unseen, module, name, isinstance(_find_parent(model, name), CONTAINERS))
 
@@ -53,19 +53,19 @@ def _watch_module(
     module.forward = watched
 
 
-def _watch_norm(
-    recorder: Recorder, run_unseen: Callable[..., Any], norm: nn.Module, name: str, site: int, axis: int
-) -> None:
-    forward: Callable[..., Tensor] = norm.forward
+def _watch_norm(recorder: Recorder, run_unseen: Callable[..., Any], name: str, index: int, site: Site) -> None:
+    forward: Callable[..., Tensor] = site.norm.forward
 
     def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.shape[site.channel_axis] != len(site.scale):  # a variant of the example that only broadcasts
+            raise ValueError(f"{name} is over {len(site.scale)} channels, got {x.shape[site.channel_axis]}")
         out: Tensor = run_unseen(forward, x, *args, **kwargs)
         recorder.record_raw_read(x, "input of a norm")
-        run_unseen(recorder.record_norm, site, x, out, axis, bool(args or kwargs))
+        run_unseen(recorder.record_norm, index, x, out, site.channel_axis, bool(args or kwargs))
         recorder.graph.padding_counts.setdefault(name, set()).add(0)
         return out
 
-    norm.forward = watched
+    site.norm.forward = watched
 
 
 def note_unreached(recorder: Recorder, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from un.files import replace_file
 from un.folding import FoldReport, ScaleShift, fold_norms
 from un.folding.inputs import InputGuard, Inputs
-from un.folding.padding import FILL, PaddedForward, install_fills
+from un.folding.padding import FILL, find_padded_forward, install_fills
 from un.folding.scale_shift import PassOn
 from un.folding.verify import list_tensors, measure_difference
 from un.inference import InferenceTask
@@ -132,11 +132,11 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
     shared = {name for name in old if sum(other is old[name] for other in old.values()) > 1}
     untied = [n for n in sorted(shared) if n in new and sum(other is new[n] for other in new.values()) == 1]
     added = [name for name in new if name not in old]
-    padded = {name: list(m.forward.counts) for name, m in after.items() if isinstance(m.forward, PaddedForward)}
+    paddings = {name: list(padded.counts) for name, m in after.items() if (padded := find_padded_forward(m))}
     guard: Any = folded.input_guard
     inputs = {"kinds": guard.kinds, "positions": list(guard.positions)}
     changes = {"replaced": replaced, "removed": removed, "added": added, "untied": untied}
-    return {**changes, "padded": padded, "inputs": inputs}
+    return {**changes, "padded": paddings, "inputs": inputs}
 
 
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
