@@ -1,8 +1,9 @@
 import pytest
 from hydra.errors import InstantiationException
 
-from un.runtime.cli import quote_override, sort_arguments
+from un.runtime.cli import sort_arguments
 from un.runtime.errors import describe_error, is_user_error
+from un.runtime.overrides import quote_override
 
 
 class MisconfigurationException(Exception):  # noqa: N818  named as Lightning's
