@@ -3,7 +3,8 @@
 Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
 """
 
-import glob
+import contextlib
+import hashlib
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 from datasets.data_files import get_data_patterns
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PLAIN_PATH = re.compile(r"[\w ./-]+")
 USUAL_SPLITS = (  # spellings of a split; the Hugging Face library knows the same
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
@@ -57,12 +59,11 @@ def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict
 
 def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
     """Read all splits with the Hugging Face library; see `load_dataset`."""
-    folder = Path(path).resolve().as_posix()
-    escaped = glob.escape(folder)
-    if os.path.isdir(path) and escaped != folder:  # where the library would see wildcards
-        patterns = get_data_patterns(escaped)
-        files = {split: [f"{escaped}/{name}" for name in names] for split, names in patterns.items()}
-        return datasets.load_dataset(path, data_files=files)
+    if os.path.isdir(path) and not PLAIN_PATH.fullmatch(os.path.realpath(path)):
+        link = link_folder(path)
+        patterns = get_data_patterns(link)
+        files = {split: [f"{link}/{pattern}" for pattern in chosen] for split, chosen in patterns.items()}
+        return datasets.load_dataset(link, data_files=files)  # without which it would look where the link leads
     try:
         return datasets.load_dataset(path)
     except ValueError as error:
@@ -73,6 +74,16 @@ def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
         if chosen is None:
             raise
         return datasets.load_dataset(path, chosen)
+
+
+def link_folder(path: str) -> str:
+    """Return a link in the library's cache to a folder in whose name it would see wildcards, variables or addresses."""
+    folder = os.path.realpath(path)
+    link = Path(datasets.config.HF_DATASETS_CACHE, "links", hashlib.sha256(os.fsencode(folder)).hexdigest())
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    return str(link)
 
 
 def find_split(names: Collection[str], *wanted: str) -> str | None:

@@ -77,9 +77,7 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return f"there is no config key or group '{name}'" + suggest(name, (key for key in keys if key != name))
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     if any(isinstance(one, INTERPOLATION_ERRORS) for one in (error, error.__cause__)):
-        cause += (
-            "; ${...} stands for another value: a path that holds it as it is must be renamed, or a link lead there"
-        )
+        cause += "; ${...} stands for another value: rename a path that holds it, or make a link to it"
     text = str(error)
     if text.startswith(WORKER_ERROR):  # with the traceback of a data loader's process, which ends with the error
         text = text.rstrip().splitlines()[-1].partition(": ")[2]

@@ -10,7 +10,7 @@ import os
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
@@ -26,55 +26,66 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
         is_sweep: whether commas part the values of several runs. Otherwise they belong to a path, and also where a
             file or folder of that name is there, as run folders have commas in their names.
     """
-    key, separator, value = argument.partition("=")
+    key, separator, typed = argument.partition("=")
     if not separator or key.startswith("-"):
         return argument
-    one_path = not PATHS.get(key.lstrip("+"), True) or (_is_path(key) and os.path.exists(os.path.expanduser(value)))
-    if is_sweep and not one_path:
-        override = _parse(argument)
-        listed = override is not None and isinstance(override._value, ChoiceSweep) and override._value.simple_form
-        if override is None or (listed and _is_path(key)):
-            return f"{key}={','.join(_quote_value(key, choice) for choice in _split_choices(value))}"
-        if override.is_sweep_override():
-            return argument
-    return f"{key}={_quote_value(key, value)}"
+    values = _list_values(key, typed) if is_sweep else [typed]
+    return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
 
 
-def _quote_value(key: str, value: str) -> str:
-    override = _parse(f"{key}={value}")
-    if override is not None and _is_meant(override, value, _is_path(key)):
+def _list_values(key: str, typed: str) -> list[str]:
+    """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
+    if _is_path(key):
+        is_one = not PATHS[key.lstrip("+")] or os.path.exists(os.path.expanduser(typed))
+        return [typed] if is_one or _is_function(_parse(key, typed)) else _split(typed)
+    return _split(typed) if _parse(key, typed) is None else [typed]
+
+
+def _quote_value(key: str, value: str, is_sweep: bool) -> str:
+    override = _parse(key, value)
+    if override is not None and _is_meant(override, value, _is_path(key), is_sweep):
         return value
     home = _is_path(key) and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
     quoted = QuotedString(os.path.expanduser(value) if home else value, Quote.double).with_quotes()
-    return value if _parse(f"{key}={quoted}") is None else quoted
+    return value if _parse(key, quoted) is None else quoted
 
 
-def _is_meant(override: Override, value: str, is_path: bool) -> bool:
+def _is_meant(override: Override, value: str, is_path: bool, is_sweep: bool) -> bool:
     """Tells whether what Hydra reads is what was typed, or what only someone who knows Hydra types."""
     read = override._value
     if isinstance(read, str):
         return read == value
-    return read is None or isinstance(read, QuotedString) or not is_path
+    known = read is None or isinstance(read, QuotedString) or (is_sweep and _is_function(override))
+    return known or not is_path
 
 
 def _is_path(key: str) -> bool:
     return key.lstrip("+") in PATHS
 
 
-def _split_choices(value: str) -> list[str]:
+def _is_function(override: Override | None) -> bool:
+    """Tells whether a value is such as choice(a,b)."""
+    return override is not None and isinstance(override._value, Sweep) and not _is_list(override._value)
+
+
+def _is_list(sweep: Sweep) -> bool:
+    return isinstance(sweep, ChoiceSweep) and sweep.simple_form
+
+
+def _split(typed: str) -> list[str]:
     """Returns what commas part, but for those in quotes."""
     choices, end = [], 0
     while True:
-        found = CHOICE.match(value, end)
+        found = CHOICE.match(typed, end)
         assert found is not None, "its last alternative fits everything"
         choices.append(found[1])
-        if found.end() == len(value) and not found[0].endswith(","):
+        if not found[0].endswith(","):
             return choices
         end = found.end()
 
 
-def _parse(argument: str) -> Override | None:
+def _parse(key: str, value: str) -> Override | None:
     try:
-        return OverridesParser.create().parse_override(argument)
+        return OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         return None
