@@ -109,13 +109,14 @@ def test_stray_files_do_no_harm(make_folder, caplog):
             (folder / name).write_text("{}")
         for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
             shutil.copytree(root / "val/cat", folder / name)
+        (folder / "link.json").symlink_to("nowhere")
     (root / "preview.png").write_bytes(b"")
     (root / "train/preview.png").write_bytes(b"")
     (root / "annotations").mkdir()
     (root / "annotations/0.json").touch()
     assert list_contents(root) == expect("cat", "dog")
     assert (
-        f"{root}/train: files outside class folders or without the ending of an image are left out: 2 " in caplog.text
+        f"{root}/train: files outside class folders or without the ending of an image are left out: 4 .json, " in caplog.text
     )
 
 

@@ -70,7 +70,11 @@ def list_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def list_classes(folder: Path) -> dict[str, list[str]]:
-    """Returns the images of a split by class; names that differ only in how they code an accent are one class."""
+    """Returns the images of a split by class; names that differ only in how they code an accent are one class.
+
+    Raises:
+        ValueError: A link to nowhere, or a name that is no text.
+    """
     classes: dict[str, list[str]] = {}
     left_out: Counter[str] = Counter()
     endings = list_endings()
@@ -79,12 +83,12 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
             left_out[Path(entry.name).suffix or entry.name] += 1
             continue
         files = classes.setdefault(unicodedata.normalize("NFC", entry.name), [])
-        for path in walk(entry.path, (os.path.realpath(folder.parent), os.path.realpath(folder))):
-            ending = Path(path).suffix
+        for file in walk(entry.path, (os.path.realpath(folder.parent), os.path.realpath(folder))):
+            ending = Path(file.name).suffix
             if ending.lower() in endings:
-                files.append(os.path.abspath(path))
+                files.append(find_path(file))
             else:
-                left_out[ending or Path(path).name] += 1
+                left_out[ending or file.name] += 1
     if left_out and any(classes.values()):
         counts = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(LISTED))
         log.info("%s: files outside class folders or without the ending of an image are left out: %s", folder, counts)
@@ -97,15 +101,12 @@ def list_endings() -> set[str]:
     return {ending for ending, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
 
 
-def walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+def walk(folder: str, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
     """Yields the files below a folder, also through links; a link to a folder above leads nowhere new.
 
     Args:
         folder: To begin with.
         above: The folders that it is in, without links in their paths.
-
-    Raises:
-        ValueError: A link to nowhere, or a name that is no text.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -113,21 +114,24 @@ def walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     for entry in list_entries(folder):
         if entry.is_dir():
             yield from walk(entry.path, (*above, real))
-        elif not entry.is_file():
-            raise ValueError(f"{entry.path} is no file; if it is a link, it leads nowhere")
-        elif not is_text(entry.path):
-            raise ValueError(f"the name of {entry.path!a} is not UTF-8; rename it")
         else:
-            yield entry.path
+            yield entry
 
 
-def is_text(name: str) -> bool:
-    """Tells whether a name on the disk is UTF-8, without which Arrow cannot hold it."""
+def find_path(file: os.DirEntry[str]) -> str:
+    """Returns the absolute path of a file.
+
+    Raises:
+        ValueError: It is none, or its name is no text.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file.path} is no file; if it is a link, it leads nowhere")
+    path = os.path.abspath(file.path)
     try:
-        name.encode()
+        path.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise ValueError(f"the name of {path!a} is not UTF-8; rename it") from None
+    return path
 
 
 def check_classes(root: Path, contents: Mapping[str, Mapping[str, list[str]]]) -> None:
