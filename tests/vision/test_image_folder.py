@@ -115,9 +115,8 @@ def test_stray_files_do_no_harm(make_folder, caplog):
     (root / "annotations").mkdir()
     (root / "annotations/0.json").touch()
     assert list_contents(root) == expect("cat", "dog")
-    assert (
-        f"{root}/train: files outside class folders or without the ending of an image are left out: 4 .json, " in caplog.text
-    )
+    assert f"{root}/train: files outside class folders or without the ending of an image" in caplog.text
+    assert "are left out: 4 .json, " in caplog.text
 
 
 def test_folders_that_are_no_split_may_hold_images(make_folder):
@@ -226,7 +225,7 @@ def test_broken_files_are_named(make_folder, make_data, num_workers):
     with pytest.raises(ValueError, match=rf"unreadable image: row 6 of train of .*, {broken} \("):
         list(data.train_dataloader())
     (root / "val/cat/0.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"val/cat/0.png \(of no kind that Pillow knows\)"):
+    with pytest.raises(ValueError, match=r"val/cat/0.png \(cut short or no image\)"):
         list(data.val_dataloader())
 
 

@@ -104,7 +104,7 @@ class ImageSplit:
             return decode_image(file, mode)
         except Exception as error:
             path = f", {file['path']}" if file is not None and file["path"] else ""
-            reason = "of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            reason = "cut short or no image" if isinstance(error, UnidentifiedImageError) else error
             raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
 
 
