@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "output": False, "paths.runs": False, "run": False}
+RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
 
 
@@ -43,6 +44,8 @@ def _list_values(key: str, typed: str) -> list[str]:
 
 def _quote_value(key: str, value: str, is_sweep: bool) -> str:
     override = _parse(key, value)
+    if key == RUN_FOLDER and override is None:
+        value = value.removeprefix('"').removesuffix('"')
     if override is not None and _is_meant(override, value, _is_path(key), is_sweep):
         return value
     home = _is_path(key) and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
