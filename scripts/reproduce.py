@@ -31,6 +31,7 @@ from un.reports.specification import Table
 from un.runtime.cli import EXIT_CODE, CommandParser, end_on_mistake
 from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.listing import TableRun, read_choices
+from un.runtime.overrides import quote_override
 from un.runtime.sweeps import expand, launch
 from un.runtime.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
@@ -111,7 +112,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     if len(named) != 1:
         raise ValueError(f"name one table=<name> or ablation=<name>; tables: {', '.join(list_tables())}")
     kind, _, name = named[0].partition("=")
-    overrides = [argument for argument in arguments if argument != named[0]]
+    overrides = [quote_override(argument, is_sweep=True) for argument in arguments if argument != named[0]]
     return read_table(name) if kind == "table" else describe_ablation(name), overrides
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -51,8 +53,7 @@ def test_image_folder(make_data, class_folder):
 
 
 def test_validation_serves_as_test_where_there_is_no_other(make_data, class_folder):
-    for path in (class_folder / "test").rglob("*.png"):
-        path.unlink()
+    shutil.rmtree(class_folder / "test")
     options = {"image_column": "image", "num_classes": 2, "val_split": "validation", "batch_size": 2}
     data = make_data(class_folder, transform=ImageTransform(16), **options)
     data.setup()
@@ -98,7 +99,9 @@ def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder
     train, val = data.splits["train"], data.splits["val"]
     assert np.bincount(val.labels).tolist() == [4, 4, 4]
     assert np.bincount(train.labels).tolist() == [16, 16, 16]
-    pictures = {split: {np.array(row["img"]).tobytes() for row in data.splits[split].images} for split in data.splits}
+    pictures = {
+        name: {bytes(image.numpy().data) for image in split.decode_all("RGB")} for name, split in data.splits.items()
+    }
     assert not pictures["train"] & pictures["val"]
     assert len(pictures["train"] | pictures["val"]) == 60
 
@@ -140,7 +143,7 @@ def test_generated_images_depend_on_the_seed_only(make_data):
         ({"image_column": "label", "label_column": "img"}, "column 'label' of .* holds no images but Class"),
         ({"label_column": "img"}, "must hold a class number in every row"),
         ({"num_classes": 2}, "label 2 in column 'label' of train of .* is outside the 2 classes"),
-        ({"train_split": "training"}, "no split 'training' in .*; there are train, test"),
+        ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
         ({"val_split": "validation"}, "no split 'validation' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
         ({"val_size": 0.001}, "data.val_size=0.001 must leave"),
@@ -209,6 +212,11 @@ def test_unreadable_image(make_data, parquet_folder, in_memory):
     data = make_data(parquet_folder, **({} if in_memory else {"transform": ImageTransform(12)}))
     with pytest.raises(ValueError, match="unreadable image: row 7 of test of"):
         gather(data.test_dataloader())
+    rows["img"][7]["bytes"] = b"no image"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(parquet_folder / "train.parquet")
+    data = make_data(parquet_folder, val_size=10, batch_size=1)
+    with pytest.raises(ValueError, match=r"row 7 of train of .* \(cut short or no image\)"):
+        [gather(loader) for loader in (data.train_dataloader(), data.val_dataloader())]
 
 
 def test_images_of_several_sizes_do_not_go_into_memory(make_data, class_folder):

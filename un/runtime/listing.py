@@ -56,7 +56,7 @@ def list_runs(arguments: Sequence[str]) -> list[TableRun]:
             choices = read_choices(job)
             experiment = choices.get("experiment", DEFAULT_EXPERIMENT)
             base = _find_base(choices.get("experiment"), choices.get("ablation"))
-            root = choices.get("paths.runs", base.runs).strip("'\"")
+            root = choices.get("paths.runs", base.runs)
             resolved = [argument.replace("${paths.runs}", root) for argument in job]  # another run's checkpoint
             name = name_run(experiment, choices.get("norm", base.norm), resolved, int(choices.get("seed", base.seed)))
             folder = Path(root) / name
@@ -100,9 +100,10 @@ def _list_params(params: Any) -> tuple[str, ...]:
 
 
 def read_choices(arguments: Sequence[str]) -> dict[str, str]:
-    """Returns the last value of each key that is given one value."""
+    """Returns the last value of each key that is given one value, without quotes."""
     plain = (o for o in parse(tuple(arguments)) if not o.is_sweep_override() and not o.is_delete())
-    return {override.get_key_element(): override.get_value_element_as_str() for override in plain}
+    values = {override.get_key_element(): (override, override.value()) for override in plain}
+    return {key: v if isinstance(v, str) else o.get_value_element_as_str() for key, (o, v) in values.items()}
 
 
 def parse(arguments: tuple[str, ...]) -> list[Override]:

@@ -13,9 +13,9 @@ from un.reports.measurements import Measurement
 from un.reports.result import read_result
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Row, Table, parse_table
-from un.runtime.cli import quote_override
 from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
 from un.runtime.listing import TableRun, list_runs, parse, read_choices
+from un.runtime.overrides import quote_override
 from un.runtime.run_folder import name_run
 
 UNLABELLED = ("experiment", "ablation", "seed")  # keys that say nothing in the label of a row
@@ -83,7 +83,7 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
         arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
             and of what was published. Whatever changes the science makes the setting ours.
     """
-    arguments = [quote_override(argument) for argument in arguments]
+    arguments = [quote_override(argument, is_sweep=True) for argument in arguments]
     nameless = name_run("", "", [], 0)
     for override in parse(tuple(arguments)):
         if override.key_or_group == "experiment":
@@ -153,7 +153,7 @@ def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[Plan
     """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
     groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
     for index, column in enumerate(table.columns):
-        own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        own = [quote_override(argument, is_sweep=True) for argument in (*table.runs, *column.arguments, *row.arguments)]
         given = parse((*table.runs, *column.arguments, *arguments))
         common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):

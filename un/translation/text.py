@@ -13,7 +13,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from babel import Locale
+from babel import Locale, parse_locale
+from babel.core import get_global
 from sacremoses import MosesDetokenizer, MosesTokenizer
 from sacremoses.corpus import NonbreakingPrefixes
 from subword_nmt.apply_bpe import BPE
@@ -28,35 +29,55 @@ SEPARATOR = "@@"  # subword-nmt's mark of a piece that the next one continues
 log = logging.getLogger(__name__)
 
 
+@functools.lru_cache
+def find_language(code: str) -> str | None:
+    """Return the language of a code as Moses and CLDR name it, which is zh of zh-CN; null where there is none.
+
+    Args:
+        code: ISO 639, which a script and a region may follow, as in pt_BR and zh-Hans-CN.
+    """
+    try:
+        language, region, script = parse_locale(code.replace("-", "_"))[:3]
+    except ValueError:
+        return None
+    english = Locale("en")
+    language = get_global("language_aliases").get(language, language)  # of three letters: eng, zho
+    known = language in english.languages
+    known &= region is None or region in english.territories
+    known &= script is None or script in english.scripts
+    return language if known else None
+
+
 def check_language(code: str, key: str) -> None:
     """Check that a code names a language, and say so if Moses has no rules of its own for it.
 
     Args:
-        code: ISO 639, e.g. "de".
+        code: See `find_language`.
         key: The config key it is from, for the message.
 
     Raises:
-        ValueError: CLDR knows no such language.
+        ValueError: CLDR knows no such language, script or region.
     """
     names = Locale("en").languages
-    if code not in names:
+    language = find_language(code)
+    if language is None:
         matches = [known for known, name in names.items() if name.lower() == code.lower()]
-        hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German) or en (English)"
+        hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German), zh-CN or pt_BR"
         raise ValueError(f"{key}={code!r} is no language code{hint}")
-    if code not in NonbreakingPrefixes().available_langs.values():
-        log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[code], code)
+    if language not in NonbreakingPrefixes().available_langs.values():
+        log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[language], code)
 
 
 @functools.lru_cache
 def make_tokenizer(language: str) -> MosesTokenizer:
     """Return the language's Moses tokenizer, made once per process."""
-    return MosesTokenizer(language)
+    return MosesTokenizer(find_language(language))
 
 
 @functools.lru_cache
 def make_detokenizer(language: str) -> MosesDetokenizer:
     """Return the language's Moses detokenizer, made once per process."""
-    return MosesDetokenizer(language)
+    return MosesDetokenizer(find_language(language))
 
 
 def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from un.loading import BatchLoader, ResumableDataModule
+from un.loading import BatchLoader, ResumableDataModule, require_split
 from un.vision.batches import BatchSource, EpochSampler, MemoryBatches, WorkerBatches
 from un.vision.sources import ImageSplit, count_classes, generate_source, open_split, read_source
 from un.vision.transforms import BatchTransform, ImageTransform
 
 GENERATED_CLASSES = 10  # ours, where nothing declares a number
 GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gives none
+DEFAULT_TEST_SPLITS = ("test", "validation")  # the first that the data have
 PIL_MODES = {1: "L", 3: "RGB"}
 log = logging.getLogger(__name__)
 
@@ -114,18 +115,20 @@ class ImageDataModule(ResumableDataModule):
         return {name: self._open(source, name, "the generated images") for name in counts}
 
     def _read(self, path: str) -> dict[str, ImageSplit]:
-        source = read_source(path, *self.columns)
-        self.num_classes = self.num_classes or count_classes(source, self.train_split, self.columns[1])
+        test_splits = DEFAULT_TEST_SPLITS if self.test_split is None else (self.test_split,)
+        val_splits = [] if self.val_split is None else [(self.val_split,)]
+        source = read_source(path, *self.columns, [(self.train_split,), *val_splits, test_splits])
         if self.num_classes is None:
-            raise ValueError(f"column {self.columns[1]!r} of {path} declares no classes; set data.num_classes")
+            self.num_classes = count_classes(source, self.train_split, self.columns[1], path)
+        if self.num_classes < 2:
+            raise ValueError(f"{path} has one class only: there is nothing to tell apart")
         train = self._open(source, self.train_split, path)
         if self.val_split is not None:
             val = self._open(source, self.val_split, path)
         else:
             assert self.val_size is not None, "one of the two is given"
             train, val = train.divide(self.val_size, self.split_seed)
-        test_split = self.test_split or ("test" if "test" in source else "validation")
-        return {"train": train, "val": val, "test": self._open(source, test_split, path)}
+        return {"train": train, "val": val, "test": self._open(source, require_split(source, path, *test_splits), path)}
 
     def _open(self, source: DatasetDict, split: str, path: str) -> ImageSplit:
         assert self.num_classes is not None, "set before any split is opened"
