@@ -75,10 +75,10 @@ def test_ids_texts_and_batches_belong_together(text_folder, lowercase):
         assert tokens[:, -1].eq(dictionary.eos()).all()  # padded on the left
         for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
             seen.append(number)
-            words = data.codec.decode(target)
+            words = data.preprocessor.decode(target)
             assert words == texts.tokenized_reference[number]
             raw = texts.reference[number]
-            assert data.codec.detokenize(words) == (raw.lower() if lowercase else raw)
+            assert data.preprocessor.detokenize(words) == (raw.lower() if lowercase else raw)
             unknown += int(target.eq(dictionary.unk()).sum())
     assert (sorted(seen), unknown) == (list(range(40)), 0)
 

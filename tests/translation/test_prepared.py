@@ -64,7 +64,7 @@ def test_any_folder_of_fairseq_preprocess_works(folder):
         for batch in batches:
             for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
                 expected = data.texts(split).tokenized_reference[number].replace("<<unk>>", "<unk>")
-                assert data.codec.decode(target) == expected
+                assert data.preprocessor.decode(target) == expected
 
 
 def test_the_other_direction(folder):
@@ -80,8 +80,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
     (folder / "bpe.codes").write_text("#version: 0.2\nh u\nhu n\nhun d</w>\n")
     (folder / "preparation.json").write_text(json.dumps({"lowercase": True, "split_hyphens": True}))
     data = make_data(folder, lowercase=False)
-    assert data.codec.lowercase
-    assert data.codec.encode_source("Der-Hund") == ["d@@", "e@@", "r", "@@@", "-@@", "@", "hund"]
+    assert data.preprocessor.lowercase
+    assert data.preprocessor.encode_source("Der-Hund") == ["d@@", "e@@", "r", "@@@", "-@@", "@", "hund"]
     assert data.texts("test").source == [*RAW["de"], "Zebra x."]
     assert data.texts("test").reference == [*RAW["en"], "Zebra x."]
     assert data.texts("test").tokenized_reference[0] == "a small dog ."
@@ -93,8 +93,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
     assert sorted(ids.tolist()) == [0, 1]
     for batch in limited.test_dataloader():
         for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
-            words = limited.codec.decode(target).replace("<unk> <unk>", "zebra x")
-            assert limited.codec.detokenize(words) == texts.reference[number].lower()
+            words = limited.preprocessor.decode(target).replace("<unk> <unk>", "zebra x")
+            assert limited.preprocessor.detokenize(words) == texts.reference[number].lower()
     (folder / "raw" / "test.de").write_text("one\n")
     with pytest.raises(ValueError, match=r"raw/test.de has 1 lines, the binary files of test 5"):
         make_data(folder).texts("test")
