@@ -45,7 +45,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             for written in temporary.iterdir():
-                with written.open("rb") as file:
+                with written.open("rb+") as file:
                     os.fsync(file.fileno())
             shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)

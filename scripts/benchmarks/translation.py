@@ -90,7 +90,7 @@ def run_ours(
     (result,) = folder.rglob("result.json")
     run = RunFolder(result.parent)
     run_config = OmegaConf.create(run.read_config())
-    data_module, module = build(run_config)
+    data_module, module = build(run_config, run)
     load_tested(run, module, run_config.average_checkpoints)
     loader: Any = data_module
     loader.batch_size = SENTENCES_PER_BATCH

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from un.loading import BatchLoader, ResumableDataModule
 from un.translation.batches import Batch, PairBatches, TokenSampler
 from un.translation.corpus import Split, SplitTexts, make_dataset
+from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
 from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText, draw_rows, generate_texts, read_texts
@@ -166,15 +168,16 @@ class TranslationDataModule(ResumableDataModule):
     def make_example_batch(self, seed: int) -> Batch:
         """Return a batch of random words, of any lengths, padded."""
         random = np.random.default_rng(seed)
-        dictionaries = (self.preprocessor.source_dictionary, self.preprocessor.target_dictionary)
-        sides = []
-        for dictionary, most in zip(
-            dictionaries, (self.max_source_positions, self.max_target_positions), strict=True
-        ):
+
+        def draw_side(dictionary: Dictionary, most: int) -> list[Tensor]:
             lengths = random.integers(0, min(EXAMPLE_LENGTH, most), NUM_EXAMPLES)
-            words = [random.integers(dictionary.nspecial, len(dictionary), length) for length in lengths]
-            sides.append([torch.tensor([*sentence, dictionary.eos()]) for sentence in words])
-        dataset = make_dataset(*sides, *dictionaries)
+            words = (random.integers(dictionary.nspecial, len(dictionary), length) for length in lengths)
+            return [torch.tensor([*sentence, dictionary.eos()]) for sentence in words]
+
+        dictionaries = (self.preprocessor.source_dictionary, self.preprocessor.target_dictionary)
+        source = draw_side(dictionaries[0], self.max_source_positions)
+        target = draw_side(dictionaries[1], self.max_target_positions)
+        dataset = make_dataset(source, target, *dictionaries)
         batch: Batch = dataset.collater([dataset[number] for number in range(NUM_EXAMPLES)])
         return batch
 

@@ -151,7 +151,9 @@ class Translation(lightning.LightningModule):
             SentencePair(i, texts.source[i], texts.reference[i], preprocessor.detokenize(hypothesis))
             for (i, _), hypothesis in zip(found, words, strict=True)
         ]
-        scores = score_translations(pairs, words, [texts.tokenized_reference[i] for i, _ in found], preprocessor.lowercase)
+        scores = score_translations(
+            pairs, words, [texts.tokenized_reference[i] for i, _ in found], preprocessor.lowercase
+        )
         place: Any = {"dtype": torch.float64, "device": self.device}  # a float would become float32 on the way
         values = {f"{split}/{name}": torch.tensor(score.value, **place) for name, score in scores.items()}
         self.log_dict(values, prog_bar=True, sync_dist=True)

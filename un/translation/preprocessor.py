@@ -7,7 +7,6 @@ record of the settings. Folders of prepared data have the same beside their sent
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +19,10 @@ from torch import Tensor
 from un.translation.fairseq_library import Dictionary
 from un.translation.preparation.corpora import CODES
 from un.translation.preparation.steps import RECORD
-from un.translation.text import SEPARATOR, Subwords, detokenize, join_pieces, tokenize
+from un.translation.text import Subwords, detokenize, join_pieces, tokenize
 
 OVERWRITE = "#fairseq:overwrite"  # fairseq's mark of a line whose entry stands further up, too
 SETTINGS = ("languages", "lowercase", "split_hyphens", "takes_text")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)

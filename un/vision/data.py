@@ -1,19 +1,22 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
 import warnings
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
 from datasets import DatasetDict
 
 from un.loading import BatchLoader, ResumableDataModule
-from un.vision.batches import BatchSource, EpochSampler, MemoryBatches, WorkerBatches
-from un.vision.sources import ImageSplit, count_classes, generate_source, open_split, read_source
+from un.vision.batches import Batch, BatchSource, EpochSampler, MemoryBatches, WorkerBatches
+from un.vision.preprocessor import ImagePreprocessor
+from un.vision.sources import ImageSplit, generate_source, list_label_names, open_split, read_source
 from un.vision.transforms import BatchTransform, ImageTransform
 
 GENERATED_CLASSES = 10  # ours, where nothing declares a number
 GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gives none
+NUM_EXAMPLES = 8  # ours: images of an example batch
 PIL_MODES = {1: "L", 3: "RGB"}
 
 
@@ -41,6 +44,9 @@ class ImageDataModule(ResumableDataModule):
     Raises:
         ValueError: Arguments that contradict each other; from `setup`, bad data.
     """
+
+    preprocessor_class = ImagePreprocessor
+    fixed_arguments = ("num_classes", "num_channels", "transform.mean", "transform.std")
 
     def __init__(
         self,
@@ -80,54 +86,110 @@ class ImageDataModule(ResumableDataModule):
         self.columns = (image_column, label_column)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.val_size, self.limit, self.seed = val_size, limit, seed
+        if path is None:
+            self.train_split, self.val_split, self.test_split, self.val_size = "train", "val", "test", None
         self.num_workers, self.num_repeats = num_workers, num_repeats
         self.splits: dict[str, ImageSplit] = {}
+        self._preprocessor: ImagePreprocessor | None = None
         self._sources: dict[str, BatchSource] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and check all splits, once; images are decoded when their loader is first asked for."""
-        if self.splits:
-            return
-        splits = self._generate() if self.path is None else self._read(self.path)
-        self.splits = {name: split.draw(self.limit, self.seed) for name, split in splits.items()}
+        """Read and check all splits, once; with a preprocessor that was given, splits wait until asked for.
 
-    def _generate(self) -> dict[str, ImageSplit]:
-        self.num_classes = self.num_classes or GENERATED_CLASSES
+        Images are decoded when their loader is first asked for.
+        """
+        if self._preprocessor is None:
+            self._preprocessor = self._describe_training()
+            for name in ("train", "val", "test"):
+                self.open_split(name)
+
+    def _describe_training(self) -> ImagePreprocessor:
+        names = self._list_label_names(self.train_split)
+        num_classes = self.num_classes or (None if names is None else len(names))
+        if num_classes is None:
+            raise ValueError(f"column {self.columns[1]!r} of {self.path} declares no classes; set data.num_classes")
+        return ImagePreprocessor(num_classes, names, *self.transform.statistics)
+
+    @property
+    def preprocessor(self) -> ImagePreprocessor:
+        """Class names of the training split, or as given, and normalisation."""
+        self.setup()
+        assert self._preprocessor is not None, "set up"
+        return self._preprocessor
+
+    def use_preprocessor(self, preprocessor: ImagePreprocessor) -> None:
+        """Number classes as this one from now on; each split is read when it is first asked for.
+
+        Raises:
+            ValueError: The transform normalises otherwise.
+        """
+        trained = preprocessor.mean, preprocessor.std
+        if self.transform.statistics != trained:
+            mean, std = self.transform.statistics
+            raise ValueError(f"data.transform has mean={mean} and std={std}, the model was trained with {trained}")
+        self._preprocessor, self.num_classes = preprocessor, preprocessor.num_classes
+        self.splits, self._sources = {}, {}
+
+    @cached_property
+    def source(self) -> DatasetDict:
+        """All splits that the data have, not checked yet."""
+        if self.path is not None:
+            return read_source(self.path, *self.columns)
         counts = dict.fromkeys(("train", "val", "test"), self.limit or GENERATED_BATCHES * self.batch_size)
-        shape = (self.num_classes, self.image_size, self.num_channels)
-        source = generate_source(counts, *shape, *self.columns, seed=self.seed)
-        return {name: self._open(source, name, "the generated images") for name in counts}
+        return self._generate(counts, self.seed)
 
-    def _read(self, path: str) -> dict[str, ImageSplit]:
-        source = read_source(path, *self.columns)
-        self.num_classes = self.num_classes or count_classes(source, self.train_split, self.columns[1])
-        if self.num_classes is None:
-            raise ValueError(f"column {self.columns[1]!r} of {path} declares no classes; set data.num_classes")
-        train = self._open(source, self.train_split, path)
-        if self.val_split is not None:
-            val = self._open(source, self.val_split, path)
-        else:
-            assert self.val_size is not None, "one of the two is given"
-            train, val = train.divide(self.val_size, self.seed)
-        test_split = self.test_split or ("test" if "test" in source else "validation")
-        return {"train": train, "val": val, "test": self._open(source, test_split, path)}
+    def _generate(self, counts: dict[str, int], seed: int) -> DatasetDict:
+        shape = (self.num_classes or GENERATED_CLASSES, self.image_size, self.num_channels)
+        return generate_source(counts, *shape, *self.columns, seed=seed)
 
-    def _open(self, source: DatasetDict, split: str, path: str) -> ImageSplit:
-        assert self.num_classes is not None, "set before any split is opened"
-        return open_split(source, split, *self.columns, num_classes=self.num_classes, path=path)
+    def open_split(self, name: str) -> ImageSplit:
+        """Return `train`, `val` or `test`, checked, with the labels of the model's classes."""
+        self.setup()
+        if name not in self.splits:
+            self.splits |= {part: split.draw(self.limit, self.seed) for part, split in self._read_parts(name).items()}
+        return self.splits[name]
+
+    def _read_parts(self, name: str) -> dict[str, ImageSplit]:
+        """Return a split, and if it was held out of another one, or another out of it, both."""
+        if name == "test":
+            return {name: self._read(self.test_split or ("test" if "test" in self.source else "validation"))}
+        if self.val_size is not None:
+            rest, held = self._read(self.train_split).divide(self.val_size, self.seed)
+            return {"train": rest, "val": held}
+        assert self.val_split is not None, "one of the two is given"
+        return {name: self._read(self.train_split if name == "train" else self.val_split)}
+
+    def _read(self, split: str) -> ImageSplit:
+        names, preprocessor = self._list_label_names(split), self.preprocessor
+        count = preprocessor.num_classes if preprocessor.counts_like(names) else len(names or ())
+        title = "the generated images" if self.path is None else self.path
+        opened = open_split(self.source, split, *self.columns, num_classes=count, path=title)
+        if names is None or preprocessor.counts_like(names):
+            return opened
+        return replace(opened, labels=preprocessor.number_labels(opened.labels, names, opened.name))
+
+    def _list_label_names(self, split: str) -> tuple[str, ...] | None:
+        return list_label_names(self.source[split], self.columns[1]) if split in self.source else None
 
     def model_arguments(self) -> dict[str, Any]:
         """Return what the data decide about a model: `num_classes`, `img_size`, `in_chans`."""
-        self.setup()
-        return {"num_classes": self.num_classes, "img_size": self.image_size, "in_chans": self.num_channels}
+        num_classes = self.preprocessor.num_classes
+        return {"num_classes": num_classes, "img_size": self.image_size, "in_chans": self.num_channels}
+
+    def make_example_batch(self, seed: int) -> Batch:
+        """Return a batch of generated images, as prepared for evaluation."""
+        generated = self._generate({"examples": NUM_EXAMPLES}, seed)
+        split = open_split(generated, "examples", *self.columns, self.preprocessor.num_classes, "the generated images")
+        sampler = EpochSampler(len(split), NUM_EXAMPLES, training=False)
+        return next(iter(self._make_source(split, num_workers=0).make_batches(sampler, 0)))
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         """Return a loader of one split."""
-        self.setup()
+        examples = self.open_split(split)
         if split not in self._sources:
-            self._sources[split] = self._make_source(self.splits[split])
+            self._sources[split] = self._make_source(examples, self.num_workers)
         sampler = EpochSampler(
-            len(self.splits[split]),
+            len(examples),
             self.batch_size,
             training=training,
             seed=self.seed,
@@ -137,11 +199,11 @@ class ImageDataModule(ResumableDataModule):
         )
         return BatchLoader(sampler, partial(self._sources[split].make_batches, sampler))
 
-    def _make_source(self, split: ImageSplit) -> BatchSource:
+    def _make_source(self, split: ImageSplit, num_workers: int) -> BatchSource:
         mode = PIL_MODES[self.num_channels]
         if isinstance(self.transform, BatchTransform):
             return MemoryBatches(split, self.transform, mode)
-        return WorkerBatches(split, self.transform, mode, self.num_workers)
+        return WorkerBatches(split, self.transform, mode, num_workers)
 
 
 def measure_loader(datamodule: ImageDataModule, num_batches: int) -> float:

@@ -208,7 +208,7 @@ def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title:
     return labels.astype(np.int64)
 
 
-def count_classes(source: datasets.DatasetDict, split: str, column: str) -> int | None:
-    """Return the number of classes that the label column declares, null where it declares none."""
-    feature: Any = source[split].features.get(column) if split in source else None
-    return feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
+def list_label_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
+    """Return the names of the classes that the label column declares, null where it declares none."""
+    feature: Any = dataset.features.get(column)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
