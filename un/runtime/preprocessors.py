@@ -51,7 +51,7 @@ def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes
     difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
     if difference:
         raise UserError(
-            f"{folder.path} was started with other data: now they give {difference}; use force=true to start over or "
+            f"{folder.path} was started with other data (they have {difference} now): use force=true to start over or "
             "another paths.runs"
         )
 
@@ -110,7 +110,7 @@ def check_changes(run_config: DictConfig, changed: DictConfig) -> None:
         UserError: names the key, its value and that of the run.
     """
     data: Any = get_object(run_config.data._target_)
-    for name in data.fixed_arguments:
+    for name in getattr(data, "fixed_arguments", ()):
         old, new = (OmegaConf.select(config, f"data.{name}") for config in (run_config, changed))
         if old != new:
             raise UserError(f"data.{name}={new} comes too late: the run was trained with data.{name}={old}")

@@ -147,10 +147,12 @@ class TextPreprocessor:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name}={mine} instead of {theirs}"
-        if (self.codes is None) != (other.codes is None):
-            return f"{'no' if self.codes is None else 'some'} BPE codes instead of {'none' if self.codes else 'some'}"
-        merges = [(codes or "").splitlines() for codes in (self.codes, other.codes)]
-        return _explain_entries("BPE codes", *merges) or self._explain_dictionaries(other)
+        if self.codes is None or other.codes is None:
+            if self.codes is not other.codes:
+                return "no BPE codes instead of some" if self.codes is None else "BPE codes instead of none"
+            return self._explain_dictionaries(other)
+        merges = _explain_entries("BPE codes", self.codes.splitlines(), other.codes.splitlines())
+        return merges or self._explain_dictionaries(other)
 
     def _explain_dictionaries(self, other: Self) -> str:
         source = _explain_entries("source dictionary", self.source_dictionary.symbols, other.source_dictionary.symbols)

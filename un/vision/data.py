@@ -1,8 +1,9 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
+import logging
 import warnings
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +18,9 @@ from un.vision.transforms import BatchTransform, ImageTransform
 GENERATED_CLASSES = 10  # ours, where nothing declares a number
 GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gives none
 NUM_EXAMPLES = 8  # ours: images of an example batch
+SPLITS = ("train", "val", "test")
 PIL_MODES = {1: "L", 3: "RGB"}
+log = logging.getLogger(__name__)
 
 
 class ImageDataModule(ResumableDataModule):
@@ -99,12 +102,23 @@ class ImageDataModule(ResumableDataModule):
         Images are decoded when their loader is first asked for.
         """
         if self._preprocessor is None:
-            self._preprocessor = self._describe_training()
-            for name in ("train", "val", "test"):
-                self.open_split(name)
+            source = self._load()
+            self._preprocessor = self._describe_training(source)
+            for name in SPLITS:
+                self._open(source, name)
 
-    def _describe_training(self) -> ImagePreprocessor:
-        names = self._list_label_names(self.train_split)
+    def _load(self) -> DatasetDict:
+        """Return the splits that there are, not checked yet."""
+        if self.path is not None:
+            return read_source(self.path, *self.columns)
+        return self._generate(dict.fromkeys(SPLITS, self.limit or GENERATED_BATCHES * self.batch_size), self.seed)
+
+    def _generate(self, counts: dict[str, int], seed: int) -> DatasetDict:
+        shape = (self.num_classes or GENERATED_CLASSES, self.image_size, self.num_channels)
+        return generate_source(counts, *shape, *self.columns, seed=seed)
+
+    def _describe_training(self, source: DatasetDict) -> ImagePreprocessor:
+        names = self._list_label_names(source, self.train_split)
         num_classes = self.num_classes or (None if names is None else len(names))
         if num_classes is None:
             raise ValueError(f"column {self.columns[1]!r} of {self.path} declares no classes; set data.num_classes")
@@ -130,46 +144,42 @@ class ImageDataModule(ResumableDataModule):
         self._preprocessor, self.num_classes = preprocessor, preprocessor.num_classes
         self.splits, self._sources = {}, {}
 
-    @cached_property
-    def source(self) -> DatasetDict:
-        """All splits that the data have, not checked yet."""
-        if self.path is not None:
-            return read_source(self.path, *self.columns)
-        counts = dict.fromkeys(("train", "val", "test"), self.limit or GENERATED_BATCHES * self.batch_size)
-        return self._generate(counts, self.seed)
-
-    def _generate(self, counts: dict[str, int], seed: int) -> DatasetDict:
-        shape = (self.num_classes or GENERATED_CLASSES, self.image_size, self.num_channels)
-        return generate_source(counts, *shape, *self.columns, seed=seed)
-
     def open_split(self, name: str) -> ImageSplit:
         """Return `train`, `val` or `test`, checked, with the labels of the model's classes."""
         self.setup()
         if name not in self.splits:
-            self.splits |= {part: split.draw(self.limit, self.seed) for part, split in self._read_parts(name).items()}
+            self._open(self._load(), name)
         return self.splits[name]
 
-    def _read_parts(self, name: str) -> dict[str, ImageSplit]:
-        """Return a split, and if it was held out of another one, or another out of it, both."""
+    def _open(self, source: DatasetDict, name: str) -> None:
+        """Check a split, and if it was held out of another one, or another out of it, both."""
+        if name in self.splits:
+            return
         if name == "test":
-            return {name: self._read(self.test_split or ("test" if "test" in self.source else "validation"))}
-        if self.val_size is not None:
-            rest, held = self._read(self.train_split).divide(self.val_size, self.seed)
-            return {"train": rest, "val": held}
-        assert self.val_split is not None, "one of the two is given"
-        return {name: self._read(self.train_split if name == "train" else self.val_split)}
+            parts = {name: self._read(source, self.test_split or ("test" if "test" in source else "validation"))}
+        elif self.val_size is not None:
+            train, val = self._read(source, self.train_split).divide(self.val_size, self.seed)
+            parts = {"train": train, "val": val}
+        else:
+            assert self.val_split is not None, "one of the two is given"
+            parts = {name: self._read(source, self.train_split if name == "train" else self.val_split)}
+        self.splits |= {part: split.draw(self.limit, self.seed) for part, split in parts.items()}
 
-    def _read(self, split: str) -> ImageSplit:
-        names, preprocessor = self._list_label_names(split), self.preprocessor
-        count = preprocessor.num_classes if preprocessor.counts_like(names) else len(names or ())
+    def _read(self, source: DatasetDict, split: str) -> ImageSplit:
+        names, preprocessor = self._list_label_names(source, split), self.preprocessor
+        known = preprocessor.label_names
+        others = names if known is not None and names != known else None  # names that are numbered otherwise
+        num_classes = preprocessor.num_classes if others is None else len(others)
         title = "the generated images" if self.path is None else self.path
-        opened = open_split(self.source, split, *self.columns, num_classes=count, path=title)
-        if names is None or preprocessor.counts_like(names):
-            return opened
-        return replace(opened, labels=preprocessor.number_labels(opened.labels, names, opened.name))
+        opened = open_split(source, split, *self.columns, num_classes=num_classes, path=title)
+        if others is not None:
+            return replace(opened, labels=preprocessor.number_labels(opened.labels, others, opened.name))
+        if known is not None and names is None:
+            log.warning("%s does not name its classes: they are taken to be numbered as the model's", opened.name)
+        return opened
 
-    def _list_label_names(self, split: str) -> tuple[str, ...] | None:
-        return list_label_names(self.source[split], self.columns[1]) if split in self.source else None
+    def _list_label_names(self, source: DatasetDict, split: str) -> tuple[str, ...] | None:
+        return list_label_names(source[split], self.columns[1]) if split in source else None
 
     def model_arguments(self) -> dict[str, Any]:
         """Return what the data decide about a model: `num_classes`, `img_size`, `in_chans`."""

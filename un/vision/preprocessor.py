@@ -74,10 +74,6 @@ class ImagePreprocessor:
         if difference:
             log.info("the initial weights are of another task: this one has %s", difference)
 
-    def counts_like(self, label_names: tuple[str, ...] | None) -> bool:
-        """Tell whether data with these names (null: none) number their classes as the model, as far as names tell."""
-        return label_names is None or self.label_names in (None, label_names)
-
     def number_labels(self, labels: NDArray[np.int64], label_names: tuple[str, ...], title: str) -> NDArray[np.int64]:
         """Return labels (N,) as numbers of the model's classes, found by their names.
 
