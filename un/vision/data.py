@@ -17,6 +17,7 @@ from un.vision.transforms import BatchTransform, ImageTransform
 
 GENERATED_CLASSES = 10  # ours, where nothing declares a number
 GENERATED_BATCHES = 2  # ours: generated split size in batches, where `limit` gives none
+DEFAULT_TEST_SPLITS = ("test", "validation")  # the first that the data have
 NUM_EXAMPLES = 8  # ours: images of an example batch
 SPLITS = ("train", "val", "test")
 PIL_MODES = {1: "L", 3: "RGB"}
@@ -102,13 +103,13 @@ class ImageDataModule(ResumableDataModule):
         Images are decoded when their loader is first asked for.
         """
         if self._preprocessor is None:
-            source = self._load()
+            source = self._load(*SPLITS)
             self._preprocessor = self._describe_training(source)
             for name in SPLITS:
                 self._open(source, name)
 
-    def _load(self) -> DatasetDict:
-        """Return the splits that there are, not checked yet."""
+    def _load(self, *names: str) -> DatasetDict:
+        """Return data that have what these splits are taken from, not checked yet."""
         if self.path is not None:
             return read_source(self.path, *self.columns)
         return self._generate(dict.fromkeys(SPLITS, self.limit or GENERATED_BATCHES * self.batch_size), self.seed)
@@ -148,24 +149,28 @@ class ImageDataModule(ResumableDataModule):
         """Return `train`, `val` or `test`, checked, with the labels of the model's classes."""
         self.setup()
         if name not in self.splits:
-            self._open(self._load(), name)
+            self._open(self._load(name), name)
         return self.splits[name]
 
     def _open(self, source: DatasetDict, name: str) -> None:
         """Check a split, and if it was held out of another one, or another out of it, both."""
         if name in self.splits:
             return
-        if name == "test":
-            parts = {name: self._read(source, self.test_split or ("test" if "test" in source else "validation"))}
-        elif self.val_size is not None:
-            train, val = self._read(source, self.train_split).divide(self.val_size, self.seed)
-            parts = {"train": train, "val": val}
+        opened = self._read(source, self._list_sources(name))
+        if self.val_size is None or name == "test":
+            parts = {name: opened}
         else:
-            assert self.val_split is not None, "one of the two is given"
-            parts = {name: self._read(source, self.train_split if name == "train" else self.val_split)}
+            parts = dict(zip(("train", "val"), opened.divide(self.val_size, self.seed), strict=True))
         self.splits |= {part: split.draw(self.limit, self.seed) for part, split in parts.items()}
 
-    def _read(self, source: DatasetDict, split: str) -> ImageSplit:
+    def _list_sources(self, name: str) -> tuple[str, ...]:
+        """Return what the data may call the split that this one is taken from; the first that is there counts."""
+        if name == "test":
+            return DEFAULT_TEST_SPLITS if self.test_split is None else (self.test_split,)
+        return (self.val_split if name == "val" and self.val_split is not None else self.train_split,)
+
+    def _read(self, source: DatasetDict, splits: tuple[str, ...]) -> ImageSplit:
+        split = next((split for split in splits if split in source), splits[-1])
         names, preprocessor = self._list_label_names(source, split), self.preprocessor
         known = preprocessor.label_names
         others = names if known is not None and names != known else None  # names that are numbered otherwise
