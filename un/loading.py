@@ -3,6 +3,7 @@
 Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
 """
 
+import math
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -41,6 +42,13 @@ def load_dataset(path: str) -> datasets.DatasetDict:
         reason = " ".join(str(cause).split()) or type(cause).__name__
         what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
         raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
+
+
+def count_updates(trainer: lightning.Trainer) -> tuple[float, int]:
+    """Return the optimizer updates of the whole training, infinitely many if it has no end, and those of an epoch."""
+    trainer.fit_loop.setup_data()  # which Lightning leaves for later where the number of epochs is not limited
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return trainer.estimated_stepping_batches, per_epoch
 
 
 class Sampler(Protocol):
@@ -127,6 +135,11 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
     def world_size(self) -> int:
         """Number of processes that share the data."""
         return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def accumulation(self) -> int:
+        """Number of batches per process that make up an update."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""

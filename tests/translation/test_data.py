@@ -152,6 +152,7 @@ def test_generated_pairs_for_any_languages(languages):
 def test_limit_draws_by_seed(text_folder):
     first, again, other = (make_data(text_folder, limit=10, seed=seed).texts("train") for seed in (0, 0, 1))
     assert first == again != other
+    assert first == make_data(text_folder, limit=10, seed=1, split_seed=0).texts("train")
     assert len(first.source) == 10
     assert set(first.source) < set(make_sentences("train")["de"])
 
@@ -232,6 +233,7 @@ def test_bad_files_are_told_in_one_line(text_folder, spoil, message):
         ({"max_tokens": 0}, "data.max_tokens=0 must be at least 1"),
         ({"bpe_merges": -1}, "data.bpe_merges=-1 must be at least 1"),
         ({"limit": 0}, "data.limit=0 must be at least 1"),
+        ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
     ],
 )
 def test_bad_options_are_told_in_one_line(options, message):

@@ -12,7 +12,7 @@ from sacremoses import MosesTokenizer
 
 from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
-from un.translation.preparation.iwslt14 import LANGUAGES, Options, prepare
+from un.translation.preparation.iwslt14 import LANGUAGES, LIMITS, Options, prepare
 from un.translation.preparation.lines import read_lines
 from un.translation.prepared import PreparedFolder
 
@@ -148,6 +148,12 @@ def test_the_official_script_keeps_the_apostrophe_of_the_test_text(tmp_path):
     archive = write_published(tmp_path / "de-en.tgz")
     prepared = prepare(archive, tmp_path / "prepared", Options(merges=10, apostrophes="keep"))
     assert list(read_lines(prepared / "raw/test.en"))[3] == "TED.dev2010 ends’s here"
+
+
+def test_defaults_are_the_numbers_of_the_recipe():
+    assert (LIMITS.shortest, LIMITS.longest, LIMITS.ratio) == (1, 175, 1.5)
+    options = Options()
+    assert (options.merges, options.dictionary, options.apostrophes) == (10000, "joined", "map")
 
 
 def test_an_archive_without_a_test_set_is_refused_by_name(tmp_path):

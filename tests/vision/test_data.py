@@ -73,6 +73,25 @@ def test_digits_have_one_test_split_and_a_validation_split_by_seed():
     assert abs(images.std() - 1) < 0.02
 
 
+def test_held_out_and_drawn_examples_are_those_of_the_split_seed(make_data, parquet_folder):
+    def list_pictures(**options):
+        data = make_data(parquet_folder, limit=9, **options)
+        data.setup()
+        return {name: [np.array(row["img"]).tobytes() for row in data.splits[name].images] for name in data.splits}
+
+    assert list_pictures(seed=1, split_seed=3) == list_pictures(seed=2, split_seed=3)
+    assert list_pictures(seed=1) == list_pictures(seed=2, split_seed=1)  # without one it is the seed
+    assert list_pictures(seed=1, split_seed=3)["val"] != list_pictures(seed=1, split_seed=4)["val"]
+
+
+def test_order_follows_the_seed_whatever_the_split(make_data, parquet_folder):
+    orders = []
+    for seed in (1, 2):
+        loader = make_data(parquet_folder, seed=seed, split_seed=3).train_dataloader()
+        orders.append([batch.tolist() for batch in loader.sampler.list_batches()])
+    assert orders[0] != orders[1]
+
+
 def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder):
     data = make_data(parquet_folder, val_size=0.2)
     data.setup()
@@ -128,6 +147,8 @@ def test_generated_images_depend_on_the_seed_only(make_data):
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
+        ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
+        ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
         ({"num_channels": 4}, "data.num_channels=4 must be one of 1, 3"),
     ],
 )  # fmt: skip

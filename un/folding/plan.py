@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from un.folding.graph import Graph
+from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
-from un.folding.solver import Form, Frames, Solver
+from un.folding.solver import Fill, Form, Frames, Solver
 from un.norms.fused_kernels import avoid_fused_kernels
 
 
@@ -28,6 +29,8 @@ class Plan:
         frames: of the solution.
         rewrite: new weights and biases.
         untied: names of weights that get a memory of their own.
+        dtype: in which the model was traced, float64; None for its own.
+        obstacle: why not in float64, where it was not.
     """
 
     sites: list[Site]
@@ -37,11 +40,28 @@ class Plan:
     frames: Frames
     rewrite: Rewrite
     untied: tuple[str, ...]
+    dtype: torch.dtype | None
+    obstacle: str
 
     @property
     def graph(self) -> Graph:
         """What the trace found."""
         return self.solver.graph
+
+    @property
+    def fills(self) -> dict[tuple[str, int], Fill]:
+        """What calls of `F.pad` put in, where it is not the model's own constant."""
+        return {call: fill for call, fill in self.frames.fills.items() if not fill.is_plain}
+
+    def list_moved(self) -> list[str]:
+        """Names of the norms of which something has gone into other layers."""
+        indices = (index for index, form in self.forms.items() if form is not Form.KEEP)
+        return [self.sites[index].name for index in indices if not self.sites[index].is_layer_scale]
+
+    def list_changed_modules(self) -> set[str]:
+        """Names of the modules that give other values in the folded model."""
+        changed = {read.reader for read in self.graph.outputs if not bool(self.frames.is_plain(read.codes).all())}
+        return changed | {name for site in self.sites for name in site.names}
 
 
 def untie_projections(model: nn.Module) -> tuple[str, ...]:
@@ -75,10 +95,23 @@ def apply_plan(plan: Plan, model: nn.Module) -> None:
         module = model.get_submodule(name)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
+    _install_fills(plan, model)
     changed = {model.get_submodule(site.name) for site in plan.sites}
     avoid_fused_kernels(model, changed)
     for index in range(len(plan.sites)):
         _replace_norm(plan, index, model)
+
+
+def _install_fills(plan: Plan, model: nn.Module) -> None:
+    for name in {module for module, _ in plan.fills}:
+        module = model.get_submodule(name)
+        like = next(tensor for tensor in (*module.parameters(), *model.parameters()) if tensor.is_floating_point())
+        fills = {
+            f"{FILL}{index}": _cast(f"{name} padding", fill.lay_out(), like)
+            for (owner, index), fill in plan.fills.items()
+            if owner == name
+        }
+        install_fills(module, fills, plan.graph.padding_counts[name])
 
 
 def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:

@@ -42,9 +42,10 @@ class TranslationDataModule(ResumableDataModule):
         train_split: Name of the split to train on, in data with names of their own.
         val_split: Name of the split to validate on.
         test_split: Name of the split to test on.
-        limit: At most this many pairs per split, drawn by `seed`; null is all.
+        limit: At most this many pairs per split, drawn by `split_seed`; null is all.
         num_workers: Worker processes that read and pad.
-        seed: Of order and limit.
+        seed: Of the order.
+        split_seed: Of `limit`; null is `seed`.
 
     Raises:
         ValueError: A value out of range or an unknown language; from `setup`, bad data.
@@ -72,6 +73,7 @@ class TranslationDataModule(ResumableDataModule):
         limit: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -86,6 +88,8 @@ class TranslationDataModule(ResumableDataModule):
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
+        if split_seed is not None and split_seed < 0:
+            raise ValueError(f"data.split_seed={split_seed} must be at least 0")
         for name, code in {"source_lang": source_lang, "target_lang": target_lang}.items():
             check_language(code, f"data.{name}")
         if source_lang == target_lang:
@@ -95,7 +99,8 @@ class TranslationDataModule(ResumableDataModule):
         self.lowercase, self.bpe_merges, self.joined_dictionary = lowercase, bpe_merges, joined_dictionary
         self.max_source_positions, self.max_target_positions = max_source_positions, max_target_positions
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.limit, self.num_workers, self.seed = limit, num_workers, seed
+        self.limit, self.num_workers = limit, num_workers
+        self.seed, self.split_seed = seed, seed if split_seed is None else split_seed
         self._preprocessor: TextPreprocessor | None = None
         self._splits: dict[str, Split] = {}
 
@@ -137,7 +142,7 @@ class TranslationDataModule(ResumableDataModule):
     def _read_split(self, name: str) -> Split:
         prepared = self._find_prepared()
         if prepared is not None:
-            return prepared.open_split(name, self.preprocessor, self.limit, self.seed)
+            return prepared.open_split(name, self.preprocessor, self.limit, self.split_seed)
         return encode_text(self._read_texts(name)[name], self.preprocessor)
 
     def _find_prepared(self) -> PreparedFolder | None:
@@ -152,7 +157,7 @@ class TranslationDataModule(ResumableDataModule):
         texts = read_texts(self.path, self.languages, {name: self.split_names[name] for name in names})
         if "train" in names:
             texts["train"] = texts["train"].drop_empty()
-        return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.seed)) for name in names}
+        return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.split_seed)) for name in names}
 
     def model_arguments(self) -> dict[str, Any]:
         """Return what the data decide about a model: `source_dictionary` and `target_dictionary`."""

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from un.inference import GraphPart
+from un.loading import count_updates
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 from un.translation.losses import sum_cross_entropy
@@ -215,9 +216,7 @@ class Translation(lightning.LightningModule):
         optimizer = self.make_optimizer(self.model)
         if self.make_scheduler is None:
             return optimizer
-        num_updates = self.trainer.estimated_stepping_batches  # asked first: it makes the loader that is counted next
-        updates_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
+        scheduler = self.make_scheduler(optimizer, *count_updates(self.trainer))
         if not isinstance(scheduler, LRScheduler):
             raise ValueError(f"scheduler makes a {type(scheduler).__name__}, translation takes scheduler=inverse_sqrt")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

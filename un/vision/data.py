@@ -32,18 +32,20 @@ class ImageDataModule(ResumableDataModule):
         transform: A `BatchTransform` keeps the images in memory, an `ImageTransform` reads them in worker processes.
         image_size: S, height and width of the model's input.
         num_channels: C, 1 or 3; images are converted.
-        batch_size: Per process; training drops an incomplete last batch.
+        batch_size: Per process.
         num_classes: Null takes what the label column declares.
         image_column: Column with the images.
         label_column: Column with the class numbers.
         train_split: Name of the split to train on.
         val_split: Name of the split to validate on; null holds `val_size` out of the training split.
-        val_size: Number (int) or fraction (float) of training examples held out, by `seed` and stratified.
+        val_size: Number (int) or fraction (float) of training examples held out, by `split_seed` and stratified.
         test_split: Null takes `test`, or `validation` where there is no `test`.
-        limit: At most this many examples per split, drawn by `seed`; null is all.
+        limit: At most this many examples per split, drawn by `split_seed`; null is all.
         num_workers: Worker processes of an `ImageTransform`.
-        num_repeats: Repeated augmentation, see `EpochSampler`.
-        seed: Of held-out examples, order and augmentation.
+        num_repeats: Repeated augmentation, see `EpochSampler`; off, with a warning, where an update has fewer batches.
+        drop_last: Training drops an incomplete last batch.
+        seed: Of order and augmentation.
+        split_seed: Of held-out examples and `limit`; null is `seed`.
 
     Raises:
         ValueError: Arguments that contradict each other; from `setup`, bad data.
@@ -69,12 +71,22 @@ class ImageDataModule(ResumableDataModule):
         limit: int | None = None,
         num_workers: int = 0,
         num_repeats: int = 1,
+        drop_last: bool = True,
         seed: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "num_repeats": num_repeats, "limit": limit}.items():
+        at_least_one = {
+            "batch_size": batch_size,
+            "num_classes": num_classes,
+            "num_repeats": num_repeats,
+            "limit": limit,
+        }
+        for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
+        if split_seed is not None and split_seed < 0:
+            raise ValueError(f"data.split_seed={split_seed} must be at least 0")
         if num_channels not in PIL_MODES:
             raise ValueError(f"data.num_channels={num_channels} must be one of {', '.join(map(str, PIL_MODES))}")
         if transform.num_channels != num_channels:
@@ -89,10 +101,11 @@ class ImageDataModule(ResumableDataModule):
         self.image_size, self.num_channels, self.batch_size = image_size, num_channels, batch_size
         self.columns = (image_column, label_column)
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self.val_size, self.limit, self.seed = val_size, limit, seed
+        self.val_size, self.limit = val_size, limit
+        self.seed, self.split_seed = seed, seed if split_seed is None else split_seed
+        self.num_workers, self.num_repeats, self.drop_last = num_workers, num_repeats, drop_last
         if path is None:
             self.train_split, self.val_split, self.test_split, self.val_size = "train", "val", "test", None
-        self.num_workers, self.num_repeats = num_workers, num_repeats
         self.splits: dict[str, ImageSplit] = {}
         self._preprocessor: ImagePreprocessor | None = None
         self._sources: dict[str, BatchSource] = {}
@@ -160,8 +173,8 @@ class ImageDataModule(ResumableDataModule):
         if self.val_size is None or name == "test":
             parts = {name: opened}
         else:
-            parts = dict(zip(("train", "val"), opened.divide(self.val_size, self.seed), strict=True))
-        self.splits |= {part: split.draw(self.limit, self.seed) for part, split in parts.items()}
+            parts = dict(zip(("train", "val"), opened.divide(self.val_size, self.split_seed), strict=True))
+        self.splits |= {part: split.draw(self.limit, self.split_seed) for part, split in parts.items()}
 
     def _list_sources(self, name: str) -> tuple[str, ...]:
         """Return what the data may call the split that this one is taken from; the first that is there counts."""
@@ -208,11 +221,27 @@ class ImageDataModule(ResumableDataModule):
             self.batch_size,
             training=training,
             seed=self.seed,
-            num_repeats=self.num_repeats,
+            num_repeats=self._count_repeats(len(examples)) if training else 1,
+            drop_last=self.drop_last,
+            accumulation=self.accumulation,
             rank=self.rank,
             world_size=self.world_size,
         )
         return BatchLoader(sampler, partial(self._sources[split].make_batches, sampler))
+
+    def _count_repeats(self, num_examples: int) -> int:
+        """Return how often an example comes in an epoch: once where its copies would meet in one batch."""
+        num_batches = min(self.world_size * self.accumulation, num_examples // self.batch_size)
+        if self.num_repeats <= max(num_batches, 1):
+            return self.num_repeats
+        if self.rank == 0:
+            log.warning(
+                "data.num_repeats=%d is switched off: copies of an image go to different batches of an update, and it "
+                "has %d (processes x trainer.accumulate_grad_batches)",
+                self.num_repeats,
+                num_batches,
+            )
+        return 1
 
     def _make_source(self, split: ImageSplit, num_workers: int) -> BatchSource:
         mode = PIL_MODES[self.num_channels]

@@ -88,6 +88,7 @@ class ImageTransform:
         train_interpolation: Of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
         mean: Mean per channel, on the scale 0 to 1.
         std: Standard deviation per channel, on the scale 0 to 1.
+        re_after_mixing: Leave random erasing (`re_prob` and so on) to the task, see `task.random_erasing`.
         **augmentation: Any further argument of `timm.data.create_transform`, for training only.
     """
 
@@ -99,10 +100,13 @@ class ImageTransform:
         train_interpolation: str = "bicubic",
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        re_after_mixing: bool = False,
         **augmentation: Any,
     ) -> None:
         self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
+        if re_after_mixing:
+            augmentation["re_prob"] = 0.0
         self.train = create_transform(is_training=True, interpolation=train_interpolation, **common, **augmentation)
         self.evaluate = create_transform(interpolation=interpolation, crop_pct=crop_pct, **common)
 
