@@ -6,15 +6,18 @@ depends on the size of the input, so every call of `F.pad` counts, also one that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from un.folding.recorder import Recorder
 
+PAD_FUNCTIONS = (F.pad, torch._C._nn.pad)  # the second is what torch.compile sees of the first
+PAD_ARGUMENTS = ("input", "pad", "mode", "value")
 FILL = "padding_fill_"  # buffers of a module that pads: this and the number of the call
 
 
@@ -33,11 +36,11 @@ class PaddingTracer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function, and records it if it pads channels with a constant."""
         kwargs = kwargs or {}
-        if func is not F.pad:
+        if func not in PAD_FUNCTIONS:
             return func(*args, **kwargs)
         for call in self.recorder.calls:
             call.num_paddings += 1
-        x, widths, value = read_padding(*args, **kwargs)
+        x, widths, value = read_padding(args, kwargs)
         axis = self.run_unseen(self._find_channels, x, widths) if value is not None else None
         if value is None or axis is None:
             return func(*args, **kwargs)
@@ -62,12 +65,12 @@ class FillPadding(TorchFunctionMode):
 
     Args:
         module: prepared by `install_fills`.
+        calls: is given the widths of every call; a list, since the compiler loses numbers that a mode counts.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, calls: list[list[int]]) -> None:
         super().__init__()
-        self.module = module
-        self.num_calls = 0
+        self.module, self.calls = module, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function.
@@ -76,13 +79,13 @@ class FillPadding(TorchFunctionMode):
             ValueError: padding of the channels, of which the fold knows nothing.
         """
         kwargs = kwargs or {}
-        if func is not F.pad:
+        if func not in PAD_FUNCTIONS:
             return func(*args, **kwargs)
-        fill = getattr(self.module, f"{FILL}{self.num_calls}", None)
-        self.num_calls += 1
+        x, widths, value = read_padding(args, kwargs)
+        fill = getattr(self.module, f"{FILL}{len(self.calls)}", None)
+        self.calls.append(widths)
         if fill is None:
             return func(*args, **kwargs)
-        x, widths, value = read_padding(*args, **kwargs)
         channels = [axis for axis, length in enumerate(fill.shape) if length > 1]
         if value is None or fill.dim() != x.dim() or any(is_padded(axis, x.dim(), widths) for axis in channels):
             raise ValueError(
@@ -112,21 +115,22 @@ class PaddedForward:
         Raises:
             ValueError: it pads more or less often than on the example.
         """
-        with FillPadding(self.module) as mode:
+        calls: list[list[int]] = []
+        with FillPadding(self.module, calls):
             out = type(self.module).forward(self.module, *args, **kwargs)
-        if mode.num_calls not in self.counts:
+        if len(calls) not in self.counts:
             raise ValueError(
-                f"{type(self.module).__name__} of this folded model pads {mode.num_calls} times, otherwise than on the "
+                f"{type(self.module).__name__} of this folded model pads {len(calls)} times, otherwise than on the "
                 "example it was folded on"
             )
         return out
 
 
-def read_padding(
-    x: Tensor, pad: Any, mode: str = "constant", value: float | None = None
-) -> tuple[Tensor, list[int], float | None]:
-    """Arguments of `F.pad` by its own names: the input, the widths, and the constant or None in other modes."""
-    return x, [int(width) for width in pad], float(value or 0.0) if mode == "constant" else None
+def read_padding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, list[int], float | None]:
+    """Arguments of `F.pad`: the input, the widths, and the constant or None in other modes."""
+    given = {"mode": "constant", "value": None, **dict(zip(PAD_ARGUMENTS, args, strict=False)), **kwargs}
+    value = float(given["value"] or 0.0) if given["mode"] == "constant" else None
+    return given["input"], [int(width) for width in given["pad"]], value
 
 
 def is_padded(axis: int, num_dims: int, widths: list[int]) -> bool:

@@ -14,6 +14,7 @@ from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
 from un.folding.solver import Fill, Form, Frames, Solver
+from un.norms.attachments import carry_hooks
 from un.norms.fused_kernels import avoid_fused_kernels
 
 
@@ -123,7 +124,8 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
         scale, shift = plan.frames.residues[index]
         if site.is_layer_scale and torch.equal(scale, site.scale.cpu()) and not bool(shift.any()):
             return
-        shape = (-1, *[1] * (calls[0].num_dims - 2)) if site.channel_axis == 1 else (-1,)
+        num_dims = calls[0].num_dims
+        shape = (-1, *[1] * (num_dims - 1 - site.channel_axis % num_dims))
         like = next(itertools.chain(norm.parameters(), norm.buffers()))
         like = torch.empty(0, dtype=read_dtype(norm), device=like.device)
         values = [_cast(site.name, value.view(shape), like) for value in (scale, shift)]
@@ -131,10 +133,11 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
     elif form is Form.KEEP:
         return
     elif not site.offline:
-        remove_affine(norm)
+        remove_affine(norm, site.neutral)
         return
     else:
         new = PassOn() if any(call.more_arguments for call in calls) else nn.Identity()
+    carry_hooks(norm, new)
     for name in site.names:
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, new.train(norm.training))

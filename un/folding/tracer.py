@@ -58,7 +58,9 @@ class Tracer(TorchDispatchMode):
         """Runs one operation and records it."""
         kwargs = kwargs or {}
         if self.silent:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self.recorder.note_precision(args, out)
+            return out
         rule = RULES.get(func.overloadpacket)
         out = NotImplemented if rule is None else rule(self.recorder, func, args, kwargs)
         if out is NotImplemented and func.overloadpacket not in SHAPE_READERS:

@@ -23,7 +23,7 @@ def watch_modules(recorder: Recorder, run_unseen: Callable[..., Any], model: nn.
         model: the copy to be traced.
         sites: its norms.
     """
-    numbers = {site.norm: index for index, site in enumerate(sites)}
+    numbers = {site.norm: index for index, site in enumerate(sites) if not site.obstacle}
     for name, module in list(model.named_modules()):
         index = numbers.get(module)
         if index is not None:
