@@ -211,11 +211,12 @@ def test_the_program_reports_errors_in_one_line(arguments, message):
 
 
 def test_the_data_module_reads_what_was_prepared(prepared):
-    folder = PreparedFolder(prepared, LANGUAGES, lowercase=False)
-    test = folder.read(limit=None, seed=0).splits["test"].texts
-    assert folder.codec.lowercase
+    folder = PreparedFolder(prepared, LANGUAGES)
+    preprocessor = folder.read_preprocessor(lowercase=False)
+    test = folder.open_split("test", preprocessor, limit=None, seed=0).texts
+    assert preprocessor.lowercase
     assert test.reference == list(read_lines(prepared / "raw/test.en"))
     assert test.source[3] == "TED.dev2010 ends's here"
     words = read_step(prepared, "4-divided", "train.en")[0]
     pieces = read_step(prepared, "6-subwords", "train.en")[0]
-    assert " ".join(folder.codec.encode_target(words.replace(" .", "."))) == pieces
+    assert " ".join(preprocessor.encode_target(words.replace(" .", "."))) == pieces

@@ -43,13 +43,13 @@ def require_inference(module: LightningModule) -> InferenceTask:
 
 
 def fold_run(run: FinishedRun) -> tuple[nn.Module, FoldReport]:
-    """Folds the model of a run on validation examples; the run's own model stays as it is.
+    """Folds the model of a run on generated examples; the run's own model stays as it is.
 
     Raises:
         UserError: it has no norms, or its fold is not exact enough.
     """
     task = require_inference(run.module)
-    batch = next(iter(run.data.val_dataloader()))
+    batch = run.inference_data.make_example_batch(seed=0)
     try:
         return fold_norms(task.inference_model, task.make_fold_inputs(batch))
     except (ArithmeticError, ValueError) as error:
@@ -80,13 +80,13 @@ def write_folded(config: DictConfig) -> Path:
     with replace_file(path, binary=True) as file:
         torch.save(content, file)
     loaded = load_folded(path, copy.deepcopy(model))
-    inputs = Inputs.of(task.make_fold_inputs(next(iter(run.data.test_dataloader()))))
+    inputs = Inputs.of(task.make_fold_inputs(run.inference_data.make_example_batch(seed=1)))
     with torch.inference_mode():
         outputs = [list_tensors(inputs.run(candidate)) for candidate in (model, loaded)]
     difference = measure_difference(*outputs)
     if not difference <= TOLERANCE:
         raise UserError(f"{path} differs from the run's model by {difference:.1e} of the largest output")
-    text = f"{report}\nread back: outputs on test examples differ by {difference:.1e} of the largest"
+    text = f"{report}\nread back: outputs on other examples differ by {difference:.1e} of the largest"
     path.with_suffix(".txt").write_text(f"{text}\n", encoding="utf-8")
     print(f"{text}\n{path}")
     return path

@@ -1,9 +1,9 @@
 """The folder of a run: its name, what it holds, and whether a config may continue in it.
 
-Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for
-average_checkpoints), what the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where
-asked for; eval.json and evaluation/ are of eval.py, checkpoints/folded.* of scripts/fold.py, exports/ of
-scripts/export.py. Nothing here imports torch.
+Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), train.log, metrics.csv,
+checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what the task writes (translations/),
+result.json (written last), and wandb/ or tensorboard/ where asked for; eval.json and evaluation/ are of eval.py,
+checkpoints/folded.* of scripts/fold.py, exports/ of scripts/export.py. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OTHER_KEYS = (
 NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
 LEFT_BY_RUNS = (
     *("result.json", "eval.json", "metrics.csv", "config.yaml"),
-    *("checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
+    *("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
     *("activation_stats", "activation_stats.parquet", "figures"),
 )
 MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
@@ -119,6 +119,7 @@ class RunFolder:
         self.evaluation = path / "eval.json"
         self.evaluation_files = path / "evaluation"
         self.metrics = path / "metrics.csv"
+        self.preprocessor = path / "preprocessor"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"

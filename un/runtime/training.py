@@ -18,6 +18,7 @@ from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
 from un.runtime.errors import UserError
 from un.runtime.loggers import build_loggers
+from un.runtime.preprocessors import keep_preprocessor
 from un.runtime.replay import find_layer
 from un.runtime.run_folder import RunFolder, RunIdentity
 from un.runtime.stopwatch import Stopwatch
@@ -64,7 +65,9 @@ def _run(
     trainer: Trainer,
 ) -> Result:
     """Fits and tests; a divergence ends both."""
-    resume = None if config.force else _check_last(folder, module)
+    resumes = folder.last.exists() and not config.force
+    keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
+    resume = _check_last(folder, module) if resumes else None
     metrics: dict[str, float] = {}
     details: dict[str, str] = {}
     divergence: DivergedError | None = None
@@ -110,10 +113,8 @@ def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, st
     return {**describe(), **averaged}
 
 
-def _check_last(folder: RunFolder, module: LightningModule) -> str | None:
-    """Returns the path of last.ckpt, if there is one, after making sure that it can be loaded."""
-    if not folder.last.exists():
-        return None
+def _check_last(folder: RunFolder, module: LightningModule) -> str:
+    """Returns the path of last.ckpt after making sure that it can be loaded."""
     checkpoint = read_checkpoint(folder.last)
     check_state(module, checkpoint.get("state_dict", {}), folder.last)
     log.info("resuming %s after step %d", folder.path, checkpoint["global_step"])

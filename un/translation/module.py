@@ -32,7 +32,7 @@ class Translation(lightning.LightningModule):
 
     Logs `train/loss` (smoothed, nats per target token) and `train/lr` by step; by epoch `val/` and `test/` `loss` and
     `ppl`, and where translations are made `bleu` (tokenised), `sacrebleu` (detokenised) and `chrf`. Translations go to
-    `translations/<split>.tsv` in the run folder. The data module gives `texts(split)` and `codec`.
+    `translations/<split>.tsv` in the run folder. The data module gives `texts(split)` and `preprocessor`.
 
     Gradients are those of the mean over all target tokens of an update, however these fall into micro-batches and
     processes, as in fairseq.
@@ -146,13 +146,15 @@ class Translation(lightning.LightningModule):
         """Score what all processes translated, in the order of the sentences, and write it down once."""
         found = sorted(self._gather_hypotheses().items())
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        codec, texts = data.codec, data.texts(split)
-        words = [codec.decode(tokens) for _, tokens in found]
+        preprocessor, texts = data.preprocessor, data.texts(split)
+        words = [preprocessor.decode(tokens) for _, tokens in found]
         pairs = [
-            SentencePair(i, texts.source[i], texts.reference[i], codec.detokenize(hypothesis))
+            SentencePair(i, texts.source[i], texts.reference[i], preprocessor.detokenize(hypothesis))
             for (i, _), hypothesis in zip(found, words, strict=True)
         ]
-        scores = score_translations(pairs, words, [texts.tokenized_reference[i] for i, _ in found], codec.lowercase)
+        scores = score_translations(
+            pairs, words, [texts.tokenized_reference[i] for i, _ in found], preprocessor.lowercase
+        )
         place: Any = {"dtype": torch.float64, "device": self.device}  # a float would become float32 on the way
         values = {f"{split}/{name}": torch.tensor(score.value, **place) for name, score in scores.items()}
         self.log_dict(values, prog_bar=True, sync_dist=True)

@@ -80,15 +80,17 @@ def make_detokenizer(language: str) -> MosesDetokenizer:
     return MosesDetokenizer(find_language(language))
 
 
-def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
+def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: bool = False) -> str:
     """Return the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
 
     Args:
         line: One sentence.
         language: Its code.
         split_hyphens: Whether a-b becomes a @-@ b (option -a).
+        lowercase: Whether the tokens are lower-cased.
     """
-    return make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    tokens = make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    return tokens.lower() if lowercase else tokens
 
 
 def detokenize(tokens: str, language: str) -> str:
@@ -139,53 +141,6 @@ def learn_codes(counts: Mapping[str, int], merges: int) -> str:
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         learn_bpe(words, codes, merges, is_dict=True)
     return codes.getvalue()
-
-
-class TextCodec:
-    """Text to pieces, and ids back to text.
-
-    Args:
-        source_language: Code of the source's language.
-        target_language: Code of the target's.
-        target_dictionary: Of the ids to decode.
-        subwords: Null leaves words whole.
-        lowercase: Whether text is lower-cased.
-        split_hyphens: See `tokenize`.
-    """
-
-    def __init__(
-        self,
-        source_language: str,
-        target_language: str,
-        target_dictionary: Dictionary,
-        subwords: Subwords | None,
-        lowercase: bool,
-        split_hyphens: bool = False,
-    ) -> None:
-        self.source_language, self.target_language = source_language, target_language
-        self.target_dictionary, self.subwords = target_dictionary, subwords
-        self.lowercase, self.split_hyphens = lowercase, split_hyphens
-
-    def encode_source(self, text: str) -> list[str]:
-        """Return the pieces of a source sentence."""
-        return self._encode(text, self.source_language)
-
-    def encode_target(self, text: str) -> list[str]:
-        """Return the pieces of a target sentence."""
-        return self._encode(text, self.target_language)
-
-    def _encode(self, text: str, language: str) -> list[str]:
-        tokens = tokenize(text, language, self.split_hyphens)
-        tokens = tokens.lower() if self.lowercase else tokens
-        return (tokens if self.subwords is None else self.subwords.segment(tokens)).split()
-
-    def decode(self, tokens: Tensor) -> str:
-        """Return the words of a hypothesis (T,) of target ids; an unknown word is <unk>."""
-        return join_pieces(self.target_dictionary, tokens)
-
-    def detokenize(self, tokens: str) -> str:
-        """Return words of the target as a reader sees them."""
-        return detokenize(tokens, self.target_language)
 
 
 def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = False) -> str:

@@ -229,13 +229,7 @@ def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title:
     return labels.astype(np.int64)
 
 
-def count_classes(source: datasets.DatasetDict, split: str, column: str, path: str) -> int:
-    """Return the number of classes that the label column declares.
-
-    Raises:
-        ValueError: It declares none, or there is no such split.
-    """
-    feature: Any = source[require_split(source, path, split)].features.get(column)
-    if not isinstance(feature, datasets.ClassLabel):
-        raise ValueError(f"column {column!r} of {path} declares no classes; set data.num_classes")
-    return feature.num_classes
+def list_label_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
+    """Return the names of the classes that the label column declares, null where it declares none."""
+    feature: Any = dataset.features.get(column)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

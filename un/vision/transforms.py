@@ -36,7 +36,7 @@ class BatchTransform:
         crop_padding: int = 0,
         flip: float = 0.0,
     ) -> None:
-        self.num_channels = check_statistics(mean, std)
+        self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         if crop_padding < 0 or not 0 <= flip <= 1:
             raise ValueError(f"crop_padding={crop_padding} must be at least 0 and flip={flip} between 0 and 1")
         self.mean = torch.tensor(mean).mul(BYTE_RANGE)[:, None, None]
@@ -103,7 +103,7 @@ class ImageTransform:
         re_after_mixing: bool = False,
         **augmentation: Any,
     ) -> None:
-        self.num_channels = check_statistics(mean, std)
+        self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
         if re_after_mixing:
             augmentation["re_prob"] = 0.0
