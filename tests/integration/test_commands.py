@@ -9,15 +9,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.integration.commands import REPOSITORY, Outcome, run, run_here
 from un.reports.result import read_result
+from un.runtime.sweeps import expand
 
 FAST = ("debug=fast", "trainer.accelerator=cpu")
 
@@ -78,6 +82,64 @@ def test_finished_run_is_left_alone(finished: Path) -> None:
     forced = run_here("train.py", *command, "force=true")
     assert forced.code == 0, forced
     assert (finished / "result.json").stat().st_mtime_ns != before[finished / "result.json"]
+
+
+def test_a_finished_run_tells_what_it_could_have_recorded(finished: Path) -> None:
+    command = (f"paths.runs={finished.parents[2]}", *FAST, "norm=un", "optimizer.lr=1e-3")
+    for new, name in (("callbacks=activation_stats", "callbacks.activation_stats"), ("logger=wandb", "logger.wandb")):
+        again = run_here("train.py", *command, new)
+        assert again.code == 0, again
+        assert f"is finished already, without {name}: force=true starts over and records it" in again.output
+    assert "nothing to do" in run_here("train.py", *command, "callbacks.progress_bar=null", "logger=csv").output
+
+
+def make_pictures(folder: Path, seed: int) -> Path:
+    """Random pictures of two classes."""
+    random = np.random.default_rng(seed)
+    for split, name, number in product(("train", "test"), ("cat", "dog"), range(4)):
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+OWN_DATA = (
+    *("data=image_folder", "data.image_size=8", "data.val_split=null", "data.val_size=4", "data.batch_size=2"),
+    *("data.num_workers=0", "model.depth=1", "trainer.max_epochs=1", "trainer.accelerator=cpu"),
+)
+
+
+def test_a_run_is_of_its_data(tmp_path: Path) -> None:
+    """Two folders are two runs; one whose files have changed is refused, by a finished run and by one to resume."""
+    folders = [make_pictures(tmp_path / name / "pictures", seed) for seed, name in enumerate("ab")]
+    commands = [("train.py", f"paths.runs={tmp_path}/runs", *OWN_DATA, f"data.path={folder}") for folder in folders]
+    for command in commands:
+        outcome = run_here(*command)
+        assert outcome.code == 0, outcome
+        assert "finished: " in outcome.output
+    results = [read_result(path) for path in (tmp_path / "runs").rglob("result.json")]
+    assert {result.data["path"] for result in results} == {str(folder) for folder in folders}
+    assert "is finished already: nothing to do" in run_here(*commands[0]).output
+    shutil.copy(folders[0] / "train/cat/0.png", folders[0] / "train/cat/9.png")
+    run_here(*commands[0]).check_error("holds a run of other data", "16 files", "17 files", "force=true")
+    assert "is finished already" in run_here(*commands[1]).output
+    for path in (tmp_path / "runs").rglob("result.json"):
+        path.unlink()
+    run_here(*commands[0]).check_error("holds a run of other data", "16 files", "17 files", "force=true")
+    assert "resuming" in run_here(*commands[1]).output
+    forced = run_here(*commands[0], "force=true")
+    assert forced.code == 0, forced
+    assert "finished: " in forced.output
+
+
+@pytest.mark.parametrize("mistake", ["optimizer.lr=-1", "data.path=/nowhere", "trainer.precision=8"])
+def test_what_fails_before_it_trains_is_not_interrupted(mistake: str, tmp_path: Path) -> None:
+    command = ("train.py", f"paths.runs={tmp_path}", *FAST)
+    assert run_here(*command, mistake).code == 2
+    assert run_here(*command).code == 0
+    listed = {run.status for run in expand([f"paths.runs={tmp_path}", *FAST, mistake])}
+    assert listed == {"failed"}
+    assert len(find_folders(tmp_path)) == 1
 
 
 def test_evaluation_uses_only_the_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
