@@ -57,7 +57,7 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
     plan = plan_table(table, overrides)
-    first = [run for name in table.needs for run in plan_table(read_table(name), overrides).runs]
+    first = plan.starts
     runs = list({run.folder: run for run in (*first, *plan.runs)}.values())
     check_ablations(runs)
     check_data(runs)

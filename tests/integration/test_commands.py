@@ -93,6 +93,20 @@ def test_a_finished_run_tells_what_it_could_have_recorded(finished: Path) -> Non
     assert "nothing to do" in run_here("train.py", *command, "callbacks.progress_bar=null", "logger=csv").output
 
 
+def test_where_and_how_a_run_is_executed_is_no_part_of_its_name(tmp_path: Path) -> None:
+    command = ("train.py", f"paths.runs={tmp_path}", *FAST, "global_batch_size=32")
+    first = run_here(*command)
+    assert "global batch 32 = 8 x 1 process x 4 accumulated batches; norm.count=updates" in first.output
+    (folder,) = find_folders(tmp_path).values()
+    result = read_result(folder / "result.json")
+    assert (result.execution["global_batch_size"], result.execution["precision"], result.steps) == (32, "32-true", 3)
+    assert "the same to the last bit" in run_here("eval.py", f"run={folder}").output
+    for elsewhere in (("trainer=ddp", "trainer.devices=2"), ("trainer.precision=bf16-mixed", "trainer.num_nodes=2")):
+        assert "is finished already: nothing to do" in run_here(*command, *elsewhere).output
+    refused = run_here(*command, "data.batch_size=12")
+    refused.check_error("global_batch_size=32 is no multiple of data.batch_size=12 x 1 process")
+
+
 def make_pictures(folder: Path, seed: int) -> Path:
     """Random pictures of two classes."""
     random = np.random.default_rng(seed)
@@ -132,7 +146,7 @@ def test_a_run_is_of_its_data(tmp_path: Path) -> None:
     assert "finished: " in forced.output
 
 
-@pytest.mark.parametrize("mistake", ["optimizer.lr=-1", "data.path=/nowhere", "trainer.precision=8"])
+@pytest.mark.parametrize("mistake", ["optimizer.lr=-1", "data.path=/nowhere", "task.ema_decay=2"])
 def test_what_fails_before_it_trains_is_not_interrupted(mistake: str, tmp_path: Path) -> None:
     command = ("train.py", f"paths.runs={tmp_path}", *FAST)
     assert run_here(*command, mistake).code == 2

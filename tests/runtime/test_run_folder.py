@@ -18,6 +18,12 @@ from un.runtime.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
             "norm=un",
         ),
         (["trainer.enable_progress_bar=false", "hydra/launcher=joblib", "+hydra.verbose=true"], "norm=un"),
+        (["trainer=ddp", "trainer.devices=2", "trainer.num_nodes=3", "trainer.precision=16-mixed"], "norm=un"),
+        (["trainer.strategy=ddp", "trainer.strategy.timeout.minutes=1", "trainer.accelerator=cpu"], "norm=un"),
+        (
+            ["+trainer={devices: 2, max_steps: 5}", "trainer.max_epochs=3"],
+            "norm=un,trainer.max_epochs=3,trainer.max_steps=5",
+        ),
         (["optimizer.lr=1e-3", "model.depth=2"], "norm=un,model.depth=2,optimizer.lr=0.001"),
         (["optimizer.lr=1e-3", "optimizer.lr=2e-3"], "norm=un,optimizer.lr=0.002"),
         (["norm.window=[4,1]", "model.name='a/b c'"], "norm=un,model.name=a_b_c,norm.window=4,1"),
@@ -43,6 +49,15 @@ def test_long_names_are_shortened_and_stay_different(letter: str) -> None:
     names = [name_run("e", "un", [f"model.name='{letter * 300}{number}'"], 0) for number in range(2)]
     assert names[0] != names[1]
     assert all(len(part.encode()) <= MAX_NAME_LENGTH for name in names for part in name.split("/"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "is_named"),
+    [("imagenet_t2t_vit_14", True), ("wmt14_en_de_big", True), ("digits_vit", False), ("cifar10_vit_tiny", False)],
+)
+def test_precision_is_part_of_the_name_where_the_recipe_says_it(experiment: str, is_named: bool) -> None:
+    name = name_run(experiment, "un", ["trainer.precision=bf16-true"], 0)
+    assert name == f"{experiment}/norm=un{',trainer.precision=bf16-true' if is_named else ''}/seed=0"
 
 
 def test_data_of_the_users_own_are_part_of_the_name(tmp_path: Path) -> None:

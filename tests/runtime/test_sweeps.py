@@ -107,6 +107,7 @@ def test_data_of_the_users_own_are_runs_of_their_own(tmp_path: Path) -> None:
         ["experiment=cifar10_vit_tiny", "data.path={}/a,{}/b"],
         ["experiment=cifar10_vit_tiny", "data.path=null,{}/b"],
         ["init_weights={}/x/best.ckpt,{}/x_best.ckpt"],
+        ["trainer.precision=32-true,bf16-mixed"],
     ],
     ids=" ".join,
 )

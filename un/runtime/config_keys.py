@@ -1,17 +1,22 @@
-"""Which keys of a config make a run another one, and which only say where it runs or what it leaves behind."""
+"""Which keys of a config make a run another one, and which only say where and how it runs or what it leaves behind."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from un.runtime.errors import CONFIG_FOLDER
+
 # Keys which change nothing about the science of a run, with everything below them.
 OTHER_KEYS = (
-    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra"),
+    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra", "updates"),
     *("data.path", "data.num_workers"),
-    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
-    "trainer.strategy.timeout",
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision"),
+    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
     *(
         "callbacks.checkpoints",
         "callbacks.divergence",  # ends a run early, but no finished run has other numbers for it
@@ -37,6 +42,25 @@ def is_science(key: str) -> bool:
 def is_recorder(key: str) -> bool:
     """Tells whether a key says what a run leaves behind beside its result."""
     return _is_among(key, RECORDERS)
+
+
+@functools.cache
+def read_experiment(name: str) -> Mapping[str, Any]:
+    """Returns what an experiment's file sets, and those that it builds on: dotted key -> value; nothing for no file."""
+    file = CONFIG_FOLDER / "experiment" / f"{name}.yaml"
+    if not file.is_file():
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(content, dict)
+    values: dict[str, Any] = {}
+    for base in content.pop("defaults", []):
+        values |= read_experiment(base) if isinstance(base, str) else {}
+    return values | dict(flatten(content))
+
+
+def pins_precision(experiment: str) -> bool:
+    """Tells whether the precision is part of a recipe, rather than left to where it runs."""
+    return read_experiment(experiment).get("trainer.precision") is not None
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,10 +34,14 @@ class TableRun:
     Attributes:
         folder: the run folder.
         arguments: of train.py for this run alone.
+        recipe: those of them that the table asks for by itself.
+        start: the run whose best weights this one begins with.
     """
 
     folder: Path
     arguments: tuple[str, ...]
+    recipe: tuple[str, ...] = ()
+    start: TableRun | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -82,11 +86,11 @@ def check_one_run(folder: Path, first: Sequence[str], second: Sequence[str]) -> 
 
 
 def _read_meaning(arguments: Sequence[str]) -> dict[str, Any]:
-    """Returns those values of a job that may make its run another one, and the data in one spelling."""
+    """Returns those values of a job that its result depends on, and the data in one spelling."""
     plain = {key.lstrip("+"): value for key, value in read_overrides(arguments).items()}
     if plain.get("data.path") is not None:
         plain["data.path"] = resolve_path(str(plain["data.path"]))
-    return {key: value for key, value in plain.items() if is_science(key) or key == "data.path"}
+    return {key: value for key, value in plain.items() if is_science(key) or key in ("data.path", "trainer.precision")}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The folder of a run: its name, what it holds, and whether a config may continue in it.
 
-Layout: config.yaml (resolved), fingerprint.json (of the data), train.log, metrics.csv,
+Layout: config.yaml (resolved), fingerprint.json (of the data), execution.json, train.log, metrics.csv,
 checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what the task writes (translations/),
 result.json (written last), and wandb/ or tensorboard/ where asked for; eval.json and evaluation/ are of eval.py,
 checkpoints/folded.* of scripts/fold.py, exports/ of scripts/export.py. Nothing here imports torch.
@@ -25,7 +25,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from un.files import replace_file
-from un.runtime.config_keys import flatten, is_recorder, is_science
+from un.runtime.config_keys import flatten, is_recorder, is_science, pins_precision
 from un.runtime.data_identity import (
     name_data,
     read_fingerprint,
@@ -35,9 +35,10 @@ from un.runtime.data_identity import (
 from un.runtime.errors import UserError
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
-NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
+# Choices whose values are found by their keys, where they change anything.
+NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
 LEFT_BY_RUNS = (
-    *("result.json", "eval.json", "metrics.csv", "config.yaml", "fingerprint.json"),
+    *("result.json", "eval.json", "metrics.csv", "config.yaml", "fingerprint.json", "execution.json"),
     *("checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
     *("activation_stats", "activation_stats.parquet", "figures"),
 )
@@ -91,7 +92,8 @@ def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, da
     parts = {
         key: _sanitise(key) if value is DELETED else f"{_sanitise(key)}={_show(value)}"
         for key, value in values.items()
-        if is_science(key.lstrip("+~")) and key not in NOT_NAMED
+        if (is_science(key.lstrip("+~")) and key not in NOT_NAMED)
+        or (key.lstrip("+") == "trainer.precision" and pins_precision(experiment))
     }
     path = next((value for key, value in values.items() if key.lstrip("+") == "data.path"), DELETED)
     choice = str(values.get("data", data))
@@ -131,6 +133,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.fingerprint = path / "fingerprint.json"
+        self.execution = path / "execution.json"
         self.result = path / "result.json"
         self.evaluation = path / "eval.json"
         self.evaluation_files = path / "evaluation"
@@ -172,8 +175,8 @@ class RunFolder:
     def forget_start(self) -> None:
         """Takes back that a run has begun, where nothing was trained; its log stays."""
         if not self.holds_run() and not self.metrics.exists():
-            self.config.unlink(missing_ok=True)
-            self.fingerprint.unlink(missing_ok=True)
+            for path in (self.config, self.fingerprint, self.execution):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
