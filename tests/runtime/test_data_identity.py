@@ -101,6 +101,13 @@ def test_links_are_followed_and_lead_nowhere_twice(tmp_path: Path, photos: Path)
     assert take_fingerprint(str(linked)).files == 4
 
 
+def test_runs_among_the_data_are_none_of_them(photos: Path) -> None:
+    before = take_fingerprint(str(photos), photos / "runs")
+    make_folder(photos / "runs", {"digits_vit/norm=un/seed=0/result.json": 5})
+    assert take_fingerprint(str(photos), photos / "runs") == before
+    assert take_fingerprint(str(photos), photos).files == before.files + 1  # data are not left out altogether
+
+
 def test_what_lies_in_no_folder_is_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     digests = [take_fingerprint(path).digest for path in ("user/set", "user/set/", "user/other", None)]
@@ -110,7 +117,7 @@ def test_what_lies_in_no_folder_is_its_name(tmp_path: Path, monkeypatch: pytest.
 
 def test_it_is_kept_and_a_damaged_file_is_told(tmp_path: Path, photos: Path) -> None:
     file = tmp_path / "fingerprint.json"
-    write_fingerprint(file, str(photos))
+    write_fingerprint(file, take_fingerprint(str(photos)))
     assert read_fingerprint(file) == take_fingerprint(str(photos))
     os.truncate(file, 20)
     with pytest.raises(UserError, match=r"fingerprint.json is damaged"):

@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
 from un.runtime import sweeps
-from un.runtime.data_identity import write_fingerprint
+from un.runtime.data_identity import take_fingerprint, write_fingerprint
 from un.runtime.errors import UserError
 from un.runtime.listing import list_runs
 from un.runtime.sweeps import PlannedRun, estimate_seconds, expand, launch, summarize
@@ -127,7 +127,7 @@ def test_finished_runs_of_a_sweep_are_of_the_data_that_are_there(
     (run,) = expand(arguments)
     leave(run.folder, seed=0)
     (run.folder / "config.yaml").write_text("logger: {}")
-    write_fingerprint(run.folder / "fingerprint.json", str(data))
+    write_fingerprint(run.folder / "fingerprint.json", take_fingerprint(str(data)))
     assert [planned.status for planned in expand([*arguments, "callbacks=activation_stats"])] == ["finished"]
     assert "callbacks.activation_stats" in caplog.text
     assert "force=true would record it" in caplog.text

@@ -73,19 +73,19 @@ class Fingerprint:
         return f"{self.path} ({self.files} files, {self.size} bytes)" if self.files else str(self.path)
 
 
-def take_fingerprint(path: str | None) -> Fingerprint:
-    """Lists the files below a folder, links followed."""
+def take_fingerprint(path: str | None, runs: Path | None = None) -> Fingerprint:
+    """Lists the files below a folder, links followed; not those of runs, whose folder may be among the data's."""
     whole = None if path is None else resolve_path(path)
-    sizes = sorted(_list_sizes(Path(whole))) if whole is not None and os.path.isdir(whole) else []
+    sizes = sorted(_list_sizes(whole, runs and runs.resolve())) if whole is not None and os.path.isdir(whole) else []
     lines = [f"{size} {name}" for name, size in sizes] or [str(whole)]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
     return Fingerprint(whole, len(sizes), sum(size for _, size in sizes), digest)
 
 
-def write_fingerprint(file: Path, path: str | None) -> None:
-    """Writes the fingerprint of the data as JSON."""
+def write_fingerprint(file: Path, fingerprint: Fingerprint) -> None:
+    """Writes it as JSON."""
     with replace_file(file) as opened:
-        json.dump(asdict(take_fingerprint(path)), opened)
+        json.dump(asdict(fingerprint), opened)
 
 
 def read_fingerprint(file: Path) -> Fingerprint:
@@ -100,9 +100,9 @@ def read_fingerprint(file: Path) -> Fingerprint:
         raise UserError(f"{file} is damaged: use force=true to start over") from None
 
 
-def _list_sizes(root: Path) -> Iterator[tuple[str, int]]:
+def _list_sizes(root: str, runs: Path | None) -> Iterator[tuple[str, int]]:
     """Yields name and size of every file that may belong to the data; a folder which several links lead to, once."""
-    entered = set()
+    entered = {str(runs)} - {root}
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         place = os.path.realpath(folder)

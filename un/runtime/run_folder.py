@@ -26,12 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from un.files import replace_file
 from un.runtime.config_keys import flatten, is_recorder, is_science, pins_precision
-from un.runtime.data_identity import (
-    name_data,
-    read_fingerprint,
-    take_fingerprint,
-    write_fingerprint,
-)
+from un.runtime.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
 from un.runtime.errors import UserError
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
@@ -131,6 +126,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.runs = path / "../../.."
         self.config = path / "config.yaml"
         self.fingerprint = path / "fingerprint.json"
         self.execution = path / "execution.json"
@@ -213,7 +209,7 @@ class RunFolder:
         if self.holds_run():
             self.check_data(path)
         else:
-            write_fingerprint(self.fingerprint, path)
+            write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
 
     def check_data(self, path: str | None) -> None:
         """Compares data with those of the run; runs of early versions kept nothing to compare with.
@@ -223,7 +219,7 @@ class RunFolder:
         """
         if not self.fingerprint.is_file():
             return
-        before, now = read_fingerprint(self.fingerprint), take_fingerprint(path)
+        before, now = read_fingerprint(self.fingerprint), take_fingerprint(path, self.runs)
         if now.digest != before.digest:
             raise UserError(
                 f"{self.path} holds a run of other data, by names and sizes of their files ({before}; now {now}): use "
