@@ -137,7 +137,7 @@ def check_data(runs: Sequence[TableRun]) -> None:
     for run in runs:
         path = read_overrides(run.arguments).get("data.path")
         if path is not None:
-            RunFolder(run.folder).check_data(str(path))
+            RunFolder(run.folder).check_data(path)
 
 
 def start_missing(runs: Sequence[TableRun]) -> int:

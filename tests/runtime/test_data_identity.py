@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from un.runtime.data_identity import LOCATED, name_data, read_fingerprint, take_fingerprint, write_fingerprint
+from un.runtime.data_identity import (
+    LOCATED,
+    name_data,
+    read_fingerprint,
+    resolve_path,
+    take_fingerprint,
+    write_fingerprint,
+)
 from un.runtime.errors import CONFIG_FOLDER, UserError
 
 EMBEDDED = {"digits": "sklearn-digits", "phrasebook": "phrasebook"}
@@ -98,6 +105,8 @@ def test_links_are_followed_and_lead_nowhere_twice(tmp_path: Path, photos: Path)
     assert take_fingerprint(str(linked)).digest == take_fingerprint(str(photos)).digest
     (linked / "test/again").symlink_to(linked)
     (linked / "test/gone").symlink_to(tmp_path / "nowhere")
+    (linked / ".round").symlink_to(linked / ".round")
+    assert resolve_path(str(linked / ".round"))  # of a link to itself nothing is known
     assert take_fingerprint(str(linked)).files == 4
 
 

@@ -48,8 +48,9 @@ def name_data(choice: str, path: Any) -> str:
 
 def resolve_path(path: str) -> str:
     """Returns one spelling of a folder: absolute, without links; a hub id stays as it is."""
-    place = Path(os.path.expanduser(path))
-    return str(place.resolve()) if place.exists() or path.startswith(("/", "~", ".")) else path.rstrip("/")
+    place = os.path.expanduser(path)
+    is_place = os.path.exists(place) or path.startswith(("/", "~", "."))
+    return os.path.realpath(place) if is_place else path.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Fingerprint:
         return f"{self.path} ({self.files} files, {self.size} bytes)" if self.files else str(self.path)
 
 
-def take_fingerprint(path: str | None, runs: Path | None = None) -> Fingerprint:
+def take_fingerprint(path: Any, runs: Path | None = None) -> Fingerprint:
     """Lists the files below a folder, links followed; not those of runs, whose folder may be among the data's."""
-    whole = None if path is None else resolve_path(path)
-    sizes = sorted(_list_sizes(whole, runs and runs.resolve())) if whole is not None and os.path.isdir(whole) else []
+    whole = None if path is None else resolve_path(str(path))
+    sizes = sorted(_list_sizes(whole, runs)) if whole is not None and os.path.isdir(whole) else []
     lines = [f"{size} {name}" for name, size in sizes] or [str(whole)]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
     return Fingerprint(whole, len(sizes), sum(size for _, size in sizes), digest)
@@ -102,7 +103,7 @@ def read_fingerprint(file: Path) -> Fingerprint:
 
 def _list_sizes(root: str, runs: Path | None) -> Iterator[tuple[str, int]]:
     """Yields name and size of every file that may belong to the data; a folder which several links lead to, once."""
-    entered = {str(runs)} - {root}
+    entered = {os.path.realpath(runs)} - {root} if runs is not None else set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         place = os.path.realpath(folder)

@@ -200,7 +200,7 @@ class RunFolder:
         with replace_file(self.config) as file:
             OmegaConf.save(OmegaConf.create(dict(config)), file)
 
-    def write_fingerprint(self, path: str | None) -> None:
+    def write_fingerprint(self, path: Any) -> None:
         """Writes the fingerprint of the data, after checking that the folder does not hold a run of others.
 
         Raises:
@@ -211,7 +211,7 @@ class RunFolder:
         else:
             write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
 
-    def check_data(self, path: str | None) -> None:
+    def check_data(self, path: Any) -> None:
         """Compares data with those of the run; runs of early versions kept nothing to compare with.
 
         Raises:
