@@ -77,6 +77,8 @@ def open_run(config: DictConfig) -> FinishedRun:
     folder = RunFolder(Path(str(config.run)))
     recorded = read_finished(folder)
     run_config = OmegaConf.create(folder.read_config())
+    for key, value in recorded.execution.get("norm", {}).items():
+        OmegaConf.update(run_config, f"norm.{key}", value)
     before = copy.deepcopy(run_config)
     changes = _list_changes(config)
     for key, value in changes.items():

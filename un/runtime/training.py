@@ -17,6 +17,7 @@ from un.runtime.compilation import compile_in_training
 from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
 from un.runtime.errors import UserError
+from un.runtime.execution import Execution, apply_execution, describe_start, keep_execution, plan_execution
 from un.runtime.loggers import build_loggers
 from un.runtime.preprocessors import keep_preprocessor
 from un.runtime.replay import find_layer
@@ -42,9 +43,11 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
     loggers = build_loggers(config, identity)
     try:
         trainer = build_trainer(config, folder.path, loggers)
+        execution = _settle_execution(config, identity, folder, trainer)
+        config = apply_execution(config, execution)
         data, module = build(config)
         with compile_in_training(module.model, config.get("compile")):
-            result = _run(config, identity, folder, data, module, trainer)
+            result = _run(config, identity, folder, data, module, trainer, execution)
         if trainer.is_global_zero:
             write_result(result, folder.result)
             for logger in loggers:
@@ -56,6 +59,18 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
         log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
 
 
+def _settle_execution(config: DictConfig, identity: RunIdentity, folder: RunFolder, trainer: Trainer) -> Execution:
+    """Lets the trainer accumulate what the recipe's global batch needs, and says what was done."""
+    execution = plan_execution(config, identity.overrides, trainer.world_size, str(trainer.precision))
+    resumes = folder.last.exists() and not config.force
+    keep_execution(folder.execution, execution, resumes, writes=trainer.is_global_zero)
+    trainer.accumulate_grad_batches = execution.accumulate_grad_batches
+    line, is_recipe = describe_start(config, identity.experiment, execution)
+    if line and trainer.is_global_zero:
+        log.log(logging.INFO if is_recipe else logging.WARNING, "%s", line)
+    return execution
+
+
 def _run(
     config: DictConfig,
     identity: RunIdentity,
@@ -63,6 +78,7 @@ def _run(
     data: LightningDataModule,
     module: LightningModule,
     trainer: Trainer,
+    execution: Execution,
 ) -> Result:
     """Fits and tests; a divergence ends both."""
     resumes = folder.last.exists() and not config.force
@@ -96,6 +112,7 @@ def _run(
         diverged_step=None if divergence is None else divergence.step,
         diverged_layer=None if divergence is None else divergence.layer,
         steps=trainer.global_step,
+        execution=execution.describe(),
         wall_time_seconds=stopwatch.seconds,
         train_samples_per_second=stopwatch.samples_per_second,
         parameters=_count_parameters(module.model),
