@@ -197,10 +197,10 @@ BROKEN = [
 
 @cache
 def list_keys(task: str) -> list[str]:
-    """Dotted keys of the composed config, of groups too."""
+    """Dotted keys of the composed config, of groups too; but not paths, since any text names a folder for runs."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", TASKS[task]))
-    return sorted(_flatten(config))
+    return sorted(key for key in _flatten(config) if key != "paths" and not key.startswith("paths."))
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
