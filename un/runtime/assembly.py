@@ -178,6 +178,8 @@ def _check_nested(key: str, node: Any) -> None:
     """Checks the nodes inside a node, which are built before it."""
     for name, child in node.items():
         if isinstance(child, dict) and child.get("_target_") is not None:
+            if not isinstance(child["_target_"], str):
+                raise UserError(f"{key}.{name}._target_={child['_target_']} must be the name of a class or function")
             _check_nested(f"{key}.{name}", child)
             plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
             _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)

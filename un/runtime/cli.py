@@ -27,6 +27,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a 
 ASKED = "UN_FULL_ERROR"  # what the user set it to, for the processes that one of ours starts after it has set it
 WANTS_TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL_ERROR)) == "1"
 EXIT_CODE = 2
+RUNS = "paths.runs"
 
 
 class ReportedError(UserError):
@@ -118,14 +119,17 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
 
     Raises:
-        UserError: an unknown flag, one without its value, or a list for a config group with anything but names in it.
+        UserError: an unknown flag, one without its value, a list for a config group with anything but names in it, or
+            what Hydra would make a wrong folder of before the config is checked.
     """
     parser = get_args_parser()
     parser.__class__ = CommandParser
     overrides = parser.parse_args(arguments).overrides
     with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
         for override in OverridesParser.create().parse_overrides(overrides):
-            choices = override.value()
+            key, choices = override.key_or_group, override.value()
+            if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
+                raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
             if not isinstance(choices, list) or not (CONFIG_FOLDER / override.key_or_group).is_dir():
                 continue
             wrong = [choice for choice in choices if not isinstance(choice, str)]
