@@ -169,6 +169,12 @@ STAYING = {
         TOKENS,
     ),
     "maximum before it": ("tanh", {"fc": linear()}, lambda m, x: m.norm(m.fc(x).amax(1)).tanh(), TOKENS),
+    "masking with zeros before it": (
+        "tanh",
+        {"fc": linear()},
+        lambda m, x: m.norm(m.fc(x).masked_fill(x[..., :1] > 0, 0.0)).tanh(),
+        TOKENS,
+    ),
     "changed in place": ("mul_", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mul_(x)), TOKENS),
 }
 

@@ -139,8 +139,8 @@ class Solver:
             self._read_by_linear[meeting.left] = self._read_by_linear[meeting.right] = True
         for read in (*graph.reads, *graph.keys):
             self.pinned[read.codes] = True
-        for padding in graph.paddings:
-            self._read_by_linear[padding.codes] = True
+        for inserted in (*graph.paddings, *graph.padded):
+            self._read_by_linear[inserted.codes] = True
         self.pinned[0] = True
         self._read_otherwise = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
         self._read_by_norms_alone = self.from_linear & ~(self._read_by_sum | self._read_by_linear | self.pinned)
