@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from un.folding.copying import copy_model
+from un.folding.frames import Form, Frames
 from un.folding.graph import Catalog
 from un.folding.inputs import InputGuard, Inputs
 from un.folding.plan import Plan, apply_plan, untie_projections
 from un.folding.report import FoldReport
 from un.folding.rewrite import Rewrite, rewrite_weights
 from un.folding.sites import find_sites
-from un.folding.solver import MAX_CONDITION, Form, Frames, Solver
+from un.folding.solver import MAX_CONDITION, Solver
 from un.folding.tabulate import tabulate
 from un.folding.tracer import trace
 from un.folding.verify import list_tensors, measure_difference, measure_inside

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from un.folding.frames import Fill, Form, Frames
 from un.folding.graph import Graph
 from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
-from un.folding.solver import Fill, Form, Frames, Solver
+from un.folding.solver import Solver
 from un.norms.attachments import carry_hooks
 from un.norms.fused_kernels import avoid_fused_kernels
 

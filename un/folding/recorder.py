@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from un.folding.graph import Catalog, Graph, LinearUse, Meeting, NormCall, Padding, Place, Read, Sum, identify_storage
+from un.folding.rows import along, find_rows, list_kinds
 from un.folding.shadow import Shadow
 
 MAX_KINDS_OF_ROWS = 32  # different rows of channels a linear layer may see; more means that it mixes another axis
@@ -295,32 +296,3 @@ class Recorder:
         present.index_fill_(0, codes.flatten().long(), True)
         present[0] = False
         return present.nonzero().flatten().cpu()
-
-
-def along(values: Tensor, like: Tensor, axis: int) -> Tensor:
-    """A vector laid along one axis and repeated over the others, in the shape of `like`."""
-    shape = [1] * like.dim()
-    shape[axis] = -1
-    return values.view(shape).expand(like.shape)
-
-
-def find_rows(values: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
-    """The different rows along an axis, (R, size), and the number of each row of `values`; None where R is 1."""
-    rows = values.movedim(axis, -1).reshape(-1, values.shape[axis])
-    if bool((rows == rows[:1]).all()):
-        return rows[:1], None
-    return torch.unique(rows, dim=0, return_inverse=True)
-
-
-def list_kinds(pairs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The different numbers in a tensor, and for each element the position of its number in that list.
-
-    Most tensors repeat a few rows: only those are searched.
-    """
-    if pairs.dim() < 2 or not pairs.numel():
-        return torch.unique(pairs, return_inverse=True)
-    rows, numbers = find_rows(pairs, axis)
-    kinds, positions = torch.unique(rows, return_inverse=True)
-    moved = pairs.movedim(axis, -1).shape
-    spread = positions.expand(moved) if numbers is None else positions[numbers].view(moved)
-    return kinds, spread.movedim(-1, axis)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from un.folding.frames import NOBODY, Frames, is_same
 from un.folding.graph import Catalog, Graph, LinearUse, Stored, count_stored
-from un.folding.solver import NOBODY, Frames, is_same, shift_through, spread
+from un.folding.solver import shift_through, spread
 
 
 @dataclass

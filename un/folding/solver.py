@@ -10,93 +10,15 @@ from is blamed and tries its next form. That covers rules R1 to R5, R7, R8 and R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 
 import torch
 from torch import Tensor
 
+from un.folding.frames import NOBODY, Fill, Form, Frames, is_same
 from un.folding.graph import Catalog, Graph, LinearUse, NormCall, Padding, Sum
 from un.folding.sites import Site
 
 MAX_CONDITION = 1e4  # of a scale carried through a residual stream, spec R8
-RELATIVE_TOLERANCE = 1e-11  # between frames that must be equal; both are products of the same float64 numbers
-NOBODY = -1
-
-
-class Form(Enum):
-    """What becomes of a norm's map."""
-
-    FORWARD = "into what reads it"
-    BACKWARD = "into what feeds it"
-    MULTIPLY = "only its shift leaves, a multiplication stays"
-    KEEP = "stays as one multiplication and addition"
-
-
-@dataclass(frozen=True)
-class Fill:
-    """Constants (C,), along one of `num_dims` axes, that a call of `F.pad` puts in instead of the model's one."""
-
-    values: Tensor
-    axis: int
-    num_dims: int
-    constant: float
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether they are what the model itself puts in."""
-        return bool((self.values == self.constant).all())
-
-    def lay_out(self) -> Tensor:
-        """The constants in the shape of one position."""
-        shape = [1] * self.num_dims
-        shape[self.axis] = -1
-        return self.values.view(shape)
-
-
-@dataclass
-class Frames:
-    """Frames of every code, each (number of codes,) in float64.
-
-    Attributes:
-        scale: of x = scale * h + shift.
-        shift: likewise.
-        row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
-        row_shift: likewise.
-        owner: site whose norm made the frame, or -1.
-        homeless: whether the shift is what a norm's shift became in a linear map that takes no bias.
-        residues: site -> the scale and shift, each (C,), of what stays in its place.
-        fills: (module, number of the call of `F.pad`) -> what it puts in, with axis and number of axes.
-        conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
-        blamed: site -> why its form is impossible.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    row_scale: Tensor
-    row_shift: Tensor
-    owner: Tensor
-    homeless: Tensor
-    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)
-    conditions: dict[int, float] = field(default_factory=dict)
-    blamed: dict[int, str] = field(default_factory=dict)
-
-    def blame(self, codes: Tensor, reason: str) -> None:
-        """Blames the norms that own the frames of codes.
-
-        Raises:
-            ArithmeticError: nobody owns any of them.
-        """
-        owners = set(torch.unique(self.owner[codes]).tolist()) - {NOBODY}
-        if len(codes) and not owners:
-            raise ArithmeticError(f"no norm can be kept to mend this: {reason}")
-        for site in owners:
-            self.blamed.setdefault(site, reason)
-
-    def is_plain(self, codes: Tensor) -> Tensor:
-        """For each code, whether its h is x."""
-        return (self.scale[codes] == 1) & (self.shift[codes] == 0)
 
 
 class Solver:
@@ -139,8 +61,8 @@ class Solver:
             self._read_by_linear[meeting.left] = self._read_by_linear[meeting.right] = True
         for read in (*graph.reads, *graph.keys):
             self.pinned[read.codes] = True
-        for inserted in (*graph.paddings, *graph.padded):
-            self._read_by_linear[inserted.codes] = True
+        for codes in (*(padding.codes for padding in graph.paddings), *(read.codes for read in graph.padded)):
+            self._read_by_linear[codes] = True
         self.pinned[0] = True
         self._read_otherwise = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
         self._read_by_norms_alone = self.from_linear & ~(self._read_by_sum | self._read_by_linear | self.pinned)
@@ -356,8 +278,3 @@ def spread(values: Tensor, weight: Tensor, groups: int) -> Tensor:
     if groups > 1:
         values = values.repeat_interleave(weight.shape[0] // groups, dim=0)
     return values.view(*values.shape, *[1] * (weight.dim() - 2))
-
-
-def is_same(left: Tensor, right: Tensor) -> Tensor:
-    """Element-wise equality to rounding."""
-    return torch.isclose(left, right, rtol=RELATIVE_TOLERANCE, atol=0.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from un.folding.frames import Form
 from un.folding.graph import Graph, LinearUse, NormCall, Sum
 from un.folding.plan import Plan
 from un.folding.report import AFFINE, FOLDED, KEPT, MULTIPLY, MULTIPLY_ADD, FoldRow
-from un.folding.solver import Form
 
 NOT_REACHED = "not reached on the example inputs"
 
