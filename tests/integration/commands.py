@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 REPOSITORY = Path(__file__).parents[2]
+FAST = ("debug=fast", "trainer.accelerator=cpu")
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,8 @@ def _keep_logging() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def find_folders(runs: Path) -> dict[str, Path]:
+    """The run folders by the part of their name that changed."""
+    return {path.parent.parent.name: path.parent for path in sorted(runs.rglob("config.yaml"))}
