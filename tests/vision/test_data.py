@@ -78,7 +78,8 @@ def test_held_out_and_drawn_examples_are_those_of_the_split_seed(make_data, parq
     def list_pictures(**options):
         data = make_data(parquet_folder, limit=9, **options)
         data.setup()
-        return {name: [np.array(row["img"]).tobytes() for row in data.splits[name].files] for name in data.splits}
+        splits = data.splits.items()
+        return {name: [split.decode(index, "L").tobytes() for index in range(len(split))] for name, split in splits}
 
     assert list_pictures(seed=1, split_seed=3) == list_pictures(seed=2, split_seed=3)
     assert list_pictures(seed=1) == list_pictures(seed=2, split_seed=1)  # without one it is the seed
