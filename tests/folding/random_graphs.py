@@ -23,11 +23,22 @@ class Step(nn.Module):
         self.kind = kind
         self.number = draw.choice((0.0, 0.5))
         self.norm = draw.choice((UnifiedNorm, BatchNorm, nn.LayerNorm))(C) if kind == "norm" else None
-        self.linear = nn.Linear(C, C, bias=draw.random() < 0.5)
-        self.conv = nn.Conv1d(C, C, 3, padding=draw.choice((0, 1)))
-        self.experts = nn.ModuleList(nn.Linear(C, C) for _ in range(EXPERTS))
-        self.query, self.value = nn.Linear(C, C), nn.Linear(C, C, bias=False)
         self.token = nn.Parameter(torch.randn(C))
+        for name, layer in self._make_layers(kind, draw).items():
+            setattr(self, name, layer)
+
+    @staticmethod
+    def _make_layers(kind: str, draw: random.Random) -> dict[str, nn.Module]:
+        if kind == "linear":
+            return {"linear": nn.Linear(C, C, bias=draw.random() < 0.5)}
+        if kind == "convolution":
+            return {"conv": nn.Conv1d(C, C, 3, padding=draw.choice((0, 1)))}
+        if kind == "experts":
+            experts = nn.ModuleList(nn.Linear(C, C, bias=draw.random() < 0.5) for _ in range(EXPERTS))
+            return {"gate": nn.Linear(C, EXPERTS), "experts": experts}
+        if kind == "attention":
+            return {name: nn.Linear(C, C, bias=name == "query") for name in ("query", "key", "value")}
+        return {}
 
     def forward(self, x: Tensor, inputs: dict[str, Tensor], before: Tensor) -> Tensor:
         return getattr(self, f"run_{self.kind}")(x, inputs, before)
@@ -110,14 +121,14 @@ class Step(nn.Module):
         return x.mean(1, keepdim=True)
 
     def run_experts(self, x, inputs, before):
-        chosen = self.linear(x).argmax(-1) % EXPERTS
+        chosen = self.gate(x).argmax(-1)
         out = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             out[chosen == number] = expert(x[chosen == number])
         return out
 
     def run_attention(self, x, inputs, before):
-        return F.scaled_dot_product_attention(self.query(x), F.linear(x, self.linear.weight), self.value(x))
+        return F.scaled_dot_product_attention(self.query(x), F.linear(x, self.key.weight), self.value(x))
 
     @staticmethod
     def _fit(mask: Tensor, x: Tensor) -> Tensor:

@@ -29,12 +29,10 @@ def watch_modules(recorder: Recorder, run_unseen: Callable[..., Any], model: nn.
         if index is not None:
             _watch_norm(recorder, run_unseen, name, index, sites[index])
         elif not isinstance(module, jit.ScriptModule):
-            _watch_module(recorder, run_unseen, module, name, isinstance(_find_parent(model, name), CONTAINERS))
+            _watch_module(recorder, run_unseen, module, name)
 
 
-def _watch_module(
-    recorder: Recorder, run_unseen: Callable[..., Any], module: nn.Module, name: str, is_alternative: bool
-) -> None:
+def _watch_module(recorder: Recorder, run_unseen: Callable[..., Any], module: nn.Module, name: str) -> None:
     forward = module.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -46,8 +44,7 @@ def _watch_module(
             recorder.calls.pop()
         recorder.graph.padding_counts.setdefault(name, set()).add(call.num_paddings)
         run_unseen(recorder.record_output, name, out)
-        if is_alternative:
-            run_unseen(recorder.record_boundary, name, (args, kwargs, out))
+        run_unseen(recorder.record_boundary, name, (args, kwargs, out))
         return out
 
     module.forward = watched
@@ -69,32 +66,36 @@ def _watch_norm(recorder: Recorder, run_unseen: Callable[..., Any], name: str, i
 
 
 def note_unreached(recorder: Recorder, model: nn.Module) -> None:
-    """Lets a module of a list that no run reached read whatever those of its kind beside it have read.
+    """Lets a module that no run reached read what those beside it in its list, or its owner, have met.
 
-    Which expert, adapter or head runs may depend on the input. What is not one of a list is only noted.
+    Which expert, adapter or head runs, and whether a layer does, may depend on the input.
     """
-    reached = recorder.graph.padding_counts
     used = {source.weight.name for source in recorder.graph.sources if isinstance(source, LinearUse)}
     used |= set(recorder.graph.raw_reads)
     unreached: list[str] = []
     for name, module in model.named_modules():
-        known = name in reached or isinstance(module, CONTAINERS) or not any(True for _ in module.parameters())
+        known = name in recorder.graph.padding_counts or isinstance(module, CONTAINERS)
+        known |= not any(True for _ in module.parameters())
         known |= any(parameter.startswith(f"{name}.") for parameter in used)
-        if known or any(name.startswith(f"{other}.") for other in unreached):
-            continue
-        unreached.append(name)
-        parent = _find_parent(model, name)
-        if isinstance(parent, CONTAINERS):
-            path = name.rpartition(".")[0]
-            for twin in (f"{path}.{key}" for key, other in parent.named_children() if _is_twin(module, other)):
+        if not known and not any(name.startswith(f"{other}.") for other in unreached):
+            unreached.append(name)
+            for place in _list_places(recorder, model, name):
                 reader = f"{name}, which the example does not reach,"
-                recorder.graph.reads += [Read(codes, reader) for codes in recorder.boundaries.get(twin, ())]
+                recorder.graph.reads += [Read(codes, reader) for codes in recorder.boundaries.get(place, ())]
     if unreached:
         recorder.graph.notes.append(f"not reached on the example inputs, and left as they were: {', '.join(unreached)}")
 
 
-def _find_parent(model: nn.Module, name: str) -> nn.Module | None:
-    return model.get_submodule(name.rpartition(".")[0]) if name else None
+def _list_places(recorder: Recorder, model: nn.Module, name: str) -> list[str]:
+    """Modules whose inputs and outputs an unreached one could read: those like it in its list, or else its owner."""
+    path = name.rpartition(".")[0]
+    parent = model.get_submodule(path)
+    if isinstance(parent, CONTAINERS):
+        alike = [
+            f"{path}.{key}" for key, other in parent.named_children() if _is_twin(model.get_submodule(name), other)
+        ]
+        return [place for place in alike if place in recorder.boundaries] or _list_places(recorder, model, path)
+    return [path]
 
 
 def _is_twin(module: nn.Module, other: nn.Module) -> bool:
