@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from un.norms.derivatives import refuse_transforms
 from un.norms.recomputation import CallNotes
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -107,9 +108,12 @@ class Norm(nn.Module):
 
         Raises:
             ValueError: where x is not (..., C) or the mask is not a boolean (...).
+            RuntimeError: see `refuse_transforms`.
         """
         if x.dim() == 0 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
+        if self.training and self._buffers:
+            refuse_transforms(x, self.weight, self.bias)
         if pad_mask is None:
             pad_mask = self.shared_pad_mask
         if pad_mask is None:

@@ -101,9 +101,9 @@ class BatchNorm(Norm):
         corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
         return _Step((variance + self.eps).rsqrt_(), mean, usable, count, corrected)
 
-    def _differentiate(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
+    def _differentiate(self, step: _Step, weight: Tensor | None, products: Tensor, total: Tensor) -> Coefficients:
         """The exact gradient: a row that counted loses its share of the summed gradients of mean and variance."""
-        outer = step.scale if self.weight is None else step.scale * self.weight
+        outer = step.scale if weight is None else step.scale * weight
         weight_grad = step.scale * products
         if is_distributed(self.sync):
             products, total = sum_over_processes(products, total, like=products)

@@ -40,8 +40,8 @@ class DynamicTanh(Norm):
         """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""
         self.check_input(x, pad_mask)
         y = torch.tanh(self.alpha * x.to(statistics_dtype(x.dtype)))
-        if self.weight is not None:
-            y = y * self.weight
+        # tanh keeps its output for the gradient, and an in-place operation behind the norm must not change that.
+        y = y.clone() if self.weight is None else y * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def reset_parameters(self) -> None:

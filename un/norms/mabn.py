@@ -122,11 +122,12 @@ class MovingAverageBatchNorm(Norm):
         phase: Phase,
         usable: Tensor,
         count: int | Tensor,
+        weight: Tensor | None,
         products: Tensor,
         total: Tensor,
     ) -> Coefficients:
         ring, factor = self.buffer_gz, scale * ratio
-        outer = factor if self.weight is None else factor * self.weight
+        outer = factor if weight is None else factor * weight
         weight_grad = factor * products
         if is_distributed(self.sync):
             products, count = sum_over_processes(products, count, like=products)

@@ -137,7 +137,7 @@ class PowerNorm(Norm):
         batch_scale = (choose(usable, moments.square, phi) + self.eps).rsqrt_()
         return _Step(factor, batch_scale, all_rows, usable)
 
-    def _correct_gradient(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
+    def _correct_gradient(self, step: _Step, weight: Tensor | None, products: Tensor, total: Tensor) -> Coefficients:
         """H = g - (1 - alpha) ν Z; ν grows by mean(h Z); the input gradient divides h by the batch's own scale."""
         factor, batch_scale, all_rows, usable = step
         gradient = self.ema_gz.view(-1)
@@ -145,7 +145,7 @@ class PowerNorm(Norm):
         if is_distributed(self.sync):
             (products,) = sum_over_processes(products, like=products)
         mean = divide(factor * products, all_rows.num_rows)
-        weight = torch.ones_like(factor) if self.weight is None else self.weight
+        weight = torch.ones_like(factor) if weight is None else weight
         correction = (1 - self.alpha_backward) * gradient * factor
         grown = gradient + weight * mean - correction * factor * all_rows.square
         inner = correction * batch_scale

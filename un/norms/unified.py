@@ -201,11 +201,13 @@ class UnifiedNorm(Norm):
             ratio.clamp_(*switches.compensation_limits)
         return ratio.masked_fill_(phase.uncompensated if filtered is None else phase.uncompensated | filtered, 1)
 
-    def _correct_gradient(self, step: _Step, count: int | Tensor, products: Tensor, total: Tensor) -> Coefficients:
+    def _correct_gradient(
+        self, step: _Step, count: int | Tensor, weight: Tensor | None, products: Tensor, total: Tensor
+    ) -> Coefficients:
         """B1 to B8 on (C,) vectors: `products` = Σ D (x - center), `total` = Σ D over all rows."""
         switches = self.switches
         factor = step.scale if step.ratio is None else step.scale * step.ratio
-        outer = factor if self.weight is None else factor * self.weight
+        outer = factor if weight is None else factor * weight
         weight_grad = products * (factor if switches.compensation == "full" else step.scale)  # B8
         if is_distributed(switches.sync):
             products, total, count = sum_over_processes(products, total, count, like=products)
