@@ -181,3 +181,28 @@ def test_lent_parameters_are_those_of_the_backward(name, training):
         assert value.grad is None or torch.equal(value.grad, lent[key].grad), key
     for key, value in replaced.named_buffers():
         assert torch.equal(norm.get_buffer(key), value), key
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_lent_buffers_are_moved_or_refused(name):
+    """A backward that moves buffers cannot move those that `functional_call` has taken back by then."""
+    norm = build(name, training=True)
+    replaced, own = copy.deepcopy(norm), copy_state(norm)
+    lent = {key: value.clone() for key, value in norm.named_buffers()}
+    x, upstream = draw(), draw()
+    leaf = x.clone().requires_grad_()
+    y = functional_call(norm, lent, (leaf,))
+    expected = replaced(x.requires_grad_())
+    assert torch.equal(y, expected)
+    if norm.gradient_state:
+        with pytest.raises(RuntimeError, match="pass only parameters to functional_call") as error:
+            y.backward(upstream)
+        assert "\n" not in str(error.value)
+    else:
+        y.backward(upstream)
+        expected.backward(upstream)
+        assert torch.equal(leaf.grad, x.grad)
+    for key, value in norm.named_buffers():
+        assert torch.equal(value, own[key]), key
+    for key, value in replaced.named_buffers():
+        assert key in norm.gradient_state or torch.equal(lent[key], value), key

@@ -188,3 +188,10 @@ def test_in_front(norm):
         assert torch.equal(h.detach(), before)
         grads.append(x.grad)
     assert torch.equal(*grads)
+
+
+def test_behind_a_strided_input(norm):
+    """The output is contiguous, as nn.LayerNorm's is, so that `view` works behind it, in training and evaluation."""
+    for training in (True, False):
+        y = norm.train(training)(torch.randn(3, 4, C).transpose(0, 1))
+        assert y.view(-1).shape == (12 * C,)

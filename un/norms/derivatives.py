@@ -26,13 +26,15 @@ def refuse_transforms(*values: Tensor | None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    present = [value for value in values if value is not None]
-    if (
-        torch._C._are_functorch_transforms_active()
-        or any(forward_ad.unpack_dual(value).tangent is not None for value in present)
-        or any(torch._C._functorch.is_legacy_batchedtensor(value) for value in present)
-    ):
+    if torch._C._are_functorch_transforms_active():
         raise RuntimeError(ONE_DERIVATIVE)
+    for value in values:
+        if value is not None and (_has_tangent(value) or torch._C._functorch.is_legacy_batchedtensor(value)):
+            raise RuntimeError(ONE_DERIVATIVE)
+
+
+def _has_tangent(value: Tensor) -> bool:
+    return forward_ad.unpack_dual(value).tangent is not None
 
 
 def refuse_second_derivatives(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:

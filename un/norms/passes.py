@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import statistics_dtype
+from un.norms.base import Norm, statistics_dtype
 from un.norms.compiling import LIBRARY
 from un.norms.constants import get_zeros
 from un.norms.derivatives import refuse_second_derivatives, refuse_transforms
@@ -30,8 +30,21 @@ class Coefficients(NamedTuple):
     weight_grad: Tensor
 
 
-# Takes (the weight of the forward or None, sum over rows of D * (x - mean), sum over rows of D), each (C,).
-GradientRule = Callable[[Tensor | None, Tensor, Tensor], Coefficients]
+BUFFERS_REPLACED = (
+    "the buffers of a norm in training mode were replaced between its forward and its backward, which moves them: pass "
+    "only parameters to functional_call, and move the norm to another device or type after the backward"
+)
+
+
+class Upstream(NamedTuple):
+    """What a gradient rule is given, each (C,), for the upstream gradient D = dL/dy; sums run over all rows."""
+
+    weight: Tensor | None  # that the forward used
+    dx_sum: Tensor  # of D * (x - mean)
+    d_sum: Tensor  # of D
+
+
+GradientRule = Callable[[Upstream], Coefficients]
 
 
 def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: int = 1) -> tuple[Tensor, Tensor]:
@@ -96,7 +109,6 @@ class _Normalize(torch.autograd.Function):
         shift = bias
         if mean is not None:
             shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-        x = x.contiguous()
         # The weight is kept, too: the backward must not use, or be silent about, one that has changed since.
         ctx.save_for_backward(x, weight)
         ctx.mean, ctx.corrected, ctx.rule = mean, corrected, rule
@@ -118,7 +130,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
     shape = x.shape
     x, grad = x.view(-1, shape[-1]), grad.reshape(-1, shape[-1])
     products, total = reduce_products(grad, x, ctx.mean)
-    outer, inner, offset, weight_grad = ctx.rule(weight, products, total)
+    outer, inner, offset, weight_grad = ctx.rule(Upstream(weight, products, total))
     x_grad = None
     if ctx.needs_input_grad[0]:
         x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected).view(shape)
@@ -150,26 +162,32 @@ def _combine(
 
 
 def normalize(
+    norm: Norm,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
     factor: Tensor,
     rule: GradientRule,
     *,
     mean: Tensor | None = None,
     corrected: Tensor | None = None,
 ) -> Tensor:
-    """Computes weight * factor * (x - mean) + bias with a gradient given by `rule`.
+    """Returns weight * factor * (x - mean) + bias, with the norm's weight and bias and a gradient given by `rule`.
 
     Saves x and nothing else of its size. The sums the rule receives run over all rows.
 
     Args:
-        x: (..., C).
-        weight: (C,) or None for 1.
-        bias: (C,) or None for 0.
+        norm: the rule may move its `gradient_state`.
+        x: (..., C), contiguous.
         factor: (C,), a constant to autograd.
-        rule: called once in the backward; may update buffers.
+        rule: called once in a backward.
         mean: (C,) or None for 0, a constant to autograd.
         corrected: (R, 1) boolean, the rows whose gradient has the `inner` and `offset` terms; None for all.
     """
-    return _Normalize.apply(x, weight, bias, factor, mean, corrected, rule)
+    state = [norm._buffers[name] for name in norm.gradient_state]
+
+    def apply_rule(upstream: Upstream) -> Coefficients:
+        now = [norm._buffers[name] for name in norm.gradient_state]
+        if not torch.compiler.is_compiling() and any(a is not b for a, b in zip(state, now, strict=True)):
+            raise RuntimeError(BUFFERS_REPLACED)
+        return rule(upstream)
+
+    return _Normalize.apply(x, norm.weight, norm.bias, factor, mean, corrected, apply_rule)
