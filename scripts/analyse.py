@@ -47,7 +47,7 @@ def parse_options(arguments: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"{argument!r} is no option; allowed: {', '.join(f'{option}=...' for option in OPTIONS)}")
         if options[name] and name != "run":
             raise ValueError(f"{name} is given twice: {options[name][0]} and {value}")
-        options[name].append(value)
+        options[name].append(os.path.expanduser(value))
     if not options["run"]:
         raise ValueError("run is missing: run=<run folder or glob>, e.g. run='runs/digits_vit/norm=un/seed=*'")
     if options["format"] and options["format"][0] not in FORMATS:

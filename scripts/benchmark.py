@@ -27,6 +27,7 @@ from benchmarks.scaling import add_options as add_scaling_options
 
 from un.runtime.cli import CommandParser, end_on_mistake, read_count
 from un.runtime.errors import UserError
+from un.runtime.overrides import quote_override
 
 
 def parse_options() -> argparse.Namespace:
@@ -71,7 +72,10 @@ def parse_options() -> argparse.Namespace:
         "scaling", parents=[common], help="constants of this machine, predictions for many GPUs"
     )
     add_scaling_options(scaling)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if hasattr(options, "overrides"):
+        options.overrides = [quote_override(override) for override in options.overrides]
+    return options
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ from un.reports.specification import Table
 from un.runtime.cli import EXIT_CODE, CommandParser, end_on_mistake
 from un.runtime.errors import CONFIG_FOLDER
 from un.runtime.listing import TableRun, read_choices
+from un.runtime.overrides import quote_override
+from un.runtime.run_folder import RunFolder, read_overrides
 from un.runtime.sweeps import expand, launch
 from un.runtime.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 
@@ -56,9 +58,10 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
     plan = plan_table(table, overrides)
-    first = [run for name in table.needs for run in plan_table(read_table(name), overrides).runs]
+    first = plan.starts
     runs = list({run.folder: run for run in (*first, *plan.runs)}.values())
     check_ablations(runs)
+    check_data(runs)
     if dry_run:
         print_runs(runs)
         return 0
@@ -111,7 +114,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     if len(named) != 1:
         raise ValueError(f"name one table=<name> or ablation=<name>; tables: {', '.join(list_tables())}")
     kind, _, name = named[0].partition("=")
-    overrides = [argument for argument in arguments if argument != named[0]]
+    overrides = [quote_override(argument, is_sweep=True) for argument in arguments if argument != named[0]]
     return read_table(name) if kind == "table" else describe_ablation(name), overrides
 
 
@@ -124,6 +127,18 @@ def check_ablations(runs: Sequence[TableRun]) -> None:
         if pair not in checked:
             expand(run.arguments)
             checked.add(pair)
+
+
+def check_data(runs: Sequence[TableRun]) -> None:
+    """Checks that runs which are there are of the data that the arguments name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for run in runs:
+        path = read_overrides(run.arguments).get("data.path")
+        if path is not None:
+            RunFolder(run.folder).check_data(path)
 
 
 def start_missing(runs: Sequence[TableRun]) -> int:
@@ -140,7 +155,7 @@ def print_runs(runs: Sequence[TableRun]) -> None:
         experiment, found = run.key[0], find_on_disk(run)
         if found is None:
             missing[experiment] = missing.get(experiment, 0) + 1
-            state = "interrupted" if (run.folder / "config.yaml").is_file() else "missing"
+            state: str = RunFolder(run.folder).status
         else:
             seconds.setdefault(experiment, []).append(found.result.wall_time_seconds)
             state = found.result.status

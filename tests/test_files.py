@@ -3,6 +3,7 @@
 import csv
 import errno
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from un.files import name_in_errors, replace_file
+from un.files import name_in_errors, replace_file, replace_folder
 from un.reports.result import write_json
 from un.runtime.checkpoints import AtomicCheckpointIO
 from un.runtime.errors import describe_error, is_user_error
@@ -55,6 +56,45 @@ def test_full_disk(write: Callable[[Path, int], None], tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     write(path, 200)
+
+
+def write_folder(path: Path, size: int) -> None:
+    with replace_folder(path) as folder:
+        (folder / "a").write_text("a")
+        (folder / "b").write_bytes(bytes(size))
+
+
+def read_folder(path: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in path.iterdir()}
+
+
+@pytest.mark.usefixtures("_short_files")
+def test_full_disk_in_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    write_folder(path, 200)
+    with pytest.raises(OSError, match="File too large") as error:
+        write_folder(path, 10 * LIMIT)
+    assert describe_error(error.value) == f"{path}: File too large"
+    assert list(path.parent.iterdir()) == [path]
+    assert read_folder(path) == {"a": 1, "b": 200}
+    (path / "old").touch()
+    write_folder(path, 300)
+    assert read_folder(path) == {"a": 1, "b": 300}
+
+
+def test_a_folder_left_by_a_killed_process_is_in_nobody_s_way(tmp_path: Path) -> None:
+    (tmp_path / "folder.tmp").mkdir()
+    (tmp_path / "folder.tmp" / "half").touch()
+    write_folder(tmp_path / "folder", 1)
+    assert read_folder(tmp_path / "folder") == {"a": 1, "b": 1}
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_folder_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", 1)
+    with pytest.raises(FileNotFoundError), replace_folder(tmp_path / "folder") as folder:
+        shutil.copy("no/such/file", folder)
+    assert read_folder(tmp_path / "folder") == {"a": 1, "b": 1}
 
 
 @pytest.mark.usefixtures("_short_files")

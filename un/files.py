@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and errors of the disk that say which file they met."""
+"""Files and folders that are there whole or not at all, and errors of the disk that say which file they met."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,29 @@ def replace_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to write files into, which takes the place of `path` when all of them are on the disk.
+
+    Raises:
+        OSError: of the disk or the folder, naming `path`; what was written so far is removed.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with name_in_errors(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for written in temporary.iterdir():
+                with written.open("rb+") as file:
+                    os.fsync(file.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 

@@ -1,10 +1,11 @@
-"""What folding, exporting and timing ask of a task, so that they need to know no task."""
+"""What evaluating, folding, exporting and timing ask of a task and its data, so that they need to know no task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -49,3 +50,45 @@ class InferenceTask(Protocol):
 
     def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
         """Tests a graph from now on: `run` takes and returns what the module of `cut_graph` does."""
+
+
+class Preprocessor(Protocol):
+    """What lies between data and the numbers of a model: a vocabulary, or class names and normalisation.
+
+    Weights mean nothing without it, so a run keeps it beside them.
+    """
+
+    def save(self, folder: Path) -> None:
+        """Writes its files into an empty folder."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads what `save` wrote; a ValueError says what is missing or damaged."""
+
+    def explain_difference(self, other: Self) -> str:
+        """What this one has instead of what the other has; empty where both turn data into the same numbers."""
+
+    def check_initial_weights(self, trained: Self) -> None:
+        """Raises a ValueError where weights that were trained with another one are no start for this one."""
+
+
+class InferenceData(Protocol):
+    """A data module that works with the preprocessor of a finished run.
+
+    Attributes:
+        preprocessor_class: what `preprocessor` is.
+        fixed_arguments: dotted names of the module's arguments that the preprocessor decides once there is one.
+    """
+
+    preprocessor_class: type[Preprocessor]
+    fixed_arguments: tuple[str, ...]
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """The one in use; made from the training data where none was given."""
+
+    def use_preprocessor(self, preprocessor: Preprocessor) -> None:
+        """Works with this one from now on; splits are read when they are first asked for, each by itself."""
+
+    def make_example_batch(self, seed: int) -> Any:
+        """A small batch in the form of the loaders' that takes no data to make, the same for the same seed."""

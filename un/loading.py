@@ -3,18 +3,29 @@
 Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
 """
 
+import contextlib
+import hashlib
+import math
+import os
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import lightning
 import numpy as np
+from datasets.data_files import get_data_patterns
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PLAIN_PATH = re.compile(r"[\w ./-]+")
+USUAL_SPLITS = (  # spellings of a split; the Hugging Face library knows the same
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
 
 
 def derive_seed(*numbers: int) -> int:
@@ -22,25 +33,98 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def load_dataset(path: str) -> datasets.DatasetDict:
+def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict:
     """Read all splits of a hub id or a local folder.
+
+    Args:
+        path: See above.
+        configs: Of a data set that has several configurations, take the first of these.
 
     Raises:
         ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
     """
-    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
+    if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # which would fill a log, and stand before the line of a mistake
     try:
-        return datasets.load_dataset(path)
+        return read_splits(path, configs)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        what = "holds no data set that can be read" if Path(path).is_dir() else "no such folder, nor on the hub"
+        what = "holds no data set that can be read" if os.path.isdir(path) else "no such folder, nor on the hub"
         raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
+
+
+def count_updates(trainer: lightning.Trainer) -> tuple[float, int]:
+    """Return the optimizer updates of the whole training, infinitely many if it has no end, and those of an epoch."""
+    trainer.fit_loop.setup_data()  # which Lightning leaves for later where the number of epochs is not limited
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return trainer.estimated_stepping_batches, per_epoch
+
+
+def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
+    """Read all splits with the Hugging Face library; see `load_dataset`."""
+    if os.path.isdir(path) and not PLAIN_PATH.fullmatch(os.path.realpath(path)):
+        link = link_folder(path)
+        patterns = get_data_patterns(link)
+        files = {split: [f"{link}/{pattern}" for pattern in chosen] for split, chosen in patterns.items()}
+        return datasets.load_dataset(link, data_files=files)  # without which it would look where the link leads
+    try:
+        return datasets.load_dataset(path)
+    except ValueError as error:
+        if not str(error).startswith("Config name is missing"):
+            raise
+        available = datasets.get_dataset_config_names(path)
+        chosen = next((config for config in configs if config in available), None)
+        if chosen is None:
+            raise
+        return datasets.load_dataset(path, chosen)
+
+
+def link_folder(path: str) -> str:
+    """Return a link in the library's cache to a folder in whose name it would see wildcards, variables or addresses."""
+    folder = os.path.realpath(path)
+    link = Path(datasets.config.HF_DATASETS_CACHE, "links", hashlib.sha256(os.fsencode(folder)).hexdigest())
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    return str(link)
+
+
+def find_split(names: Collection[str], *wanted: str) -> str | None:
+    """Return the first split wanted that is there, under this name or else another usual one: `val` for `validation`.
+
+    Raises:
+        ValueError: There are several others.
+    """
+    for split in wanted:
+        spellings = next((spellings for spellings in USUAL_SPLITS if split in spellings), ())
+        found = [split] if split in names else [name for name in names if name.lower() in spellings]
+        if len(found) > 1:
+            raise ValueError(f"split {split!r} may be any of {', '.join(found)}; name one of them")
+        if found:
+            return found[0]
+    return None
+
+
+def require_split(names: Collection[str], path: str, *wanted: str) -> str:
+    """Return what `find_split` does.
+
+    Raises:
+        ValueError: There is no such split in the data at `path`, or there are several.
+    """
+    found = find_split(names, *wanted)
+    if found is None:
+        raise ValueError(f"no split {wanted[-1]!r} in {path}; there are {', '.join(names)}")
+    return found
+
+
+def is_usual_split(name: str) -> bool:
+    """Tell whether a name is usual for a split."""
+    return any(name.lower() in spellings for spellings in USUAL_SPLITS)
 
 
 class Sampler(Protocol):
@@ -127,6 +211,11 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
     def world_size(self) -> int:
         """Number of processes that share the data."""
         return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def accumulation(self) -> int:
+        """Number of batches per process that make up an update."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""

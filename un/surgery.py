@@ -1,9 +1,8 @@
 """Finds the norms of a built model and replaces them in place.
 
-A site is a module that normalises over channels: every module with a `normalized_shape` (`nn.LayerNorm`, `nn.RMSNorm`,
-the LayerNorm, RmsNorm and SimpleNorm families of timm, apex and fairseq) and every norm of `un.norms`, e.g. from an
-earlier surgery. The attribute is the mark because it is what these families share: timm's RmsNorm and SimpleNorm derive
-from nothing but `nn.Module`. BatchNorm and GroupNorm, which mean something else, are never sites.
+A site is a module that normalises over channels, as `un.norms.recognition` finds them: every module with a
+`normalized_shape`, every norm of `un.norms`, e.g. from an earlier surgery, and every module that does what a LayerNorm
+or RMSNorm does. BatchNorm and GroupNorm, which mean something else, are never sites.
 
 Globs are those of `fnmatch` on dotted module names, where `*` also crosses dots: "*.norm1", "blocks.*", "*blocks.1?.*".
 Naming sites by glob, and the error when two rules claim one site, follow pytorch/torchtitan's overrides.
@@ -17,12 +16,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
+from un.norms.attachments import carry_hooks, list_computed_weights
 from un.norms.base import Norm
+from un.norms.carrying import carry_affine as carry_scale_and_shift
 from un.norms.fused_kernels import avoid_fused_kernels
-from un.norms.layout import ChannelFirst, is_channel_first
+from un.norms.layout import ChannelFirst, find_inner
+from un.norms.recognition import NormTraits, is_norm, recognize_norm, walk_norms
 
 NormFactory = Callable[..., nn.Module]
 
@@ -45,7 +46,7 @@ class SurgeryReport:
     Attributes:
         rows: the replaced sites, in module order.
         kept: the norms that include or exclude left alone.
-        notes: what else changed in the model.
+        notes: what else changed in the model, and what looks like a norm and was left.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +67,7 @@ class _Site:
     parent: nn.Module
     attribute: str
     norm: nn.Module
+    traits: NormTraits
 
 
 def replace_norms(
@@ -80,8 +82,9 @@ def replace_norms(
     A new norm has the eps of its factory and, from the norm it replaces, device, dtype, training mode and
     `requires_grad`. A parameter the old norm did not have (the bias of an RMSNorm) keeps its initial value and is
     trainable if the old norm was. A norm reachable under several names becomes one new norm under the same names.
-    Norms over (B, C, H, W) maps come back inside `ChannelFirst`; a norm with an activation of its own (timm's
-    `LayerNormAct2d`) becomes a Sequential of the new norm and that activation.
+    Norms over sequences (B, C, T) or maps (B, C, H, W) come back inside `ChannelFirst`; a norm with an activation of
+    its own (timm's `LayerNormAct2d`) becomes a Sequential of the new norm and that activation. Hooks on a norm's calls
+    move to the new one; a weight that torch computes (weight_norm, pruning, parametrizations) is carried as it is now.
 
     Args:
         model: any built model; it must hold norms, not be one.
@@ -89,29 +92,43 @@ def replace_norms(
             norm has no weight. A mapping from glob to factory gives different sites different norms.
         include: sites to replace; every glob must match at least one norm.
         exclude: sites to keep; at least one of the globs must match, so that one list can serve several models.
-        carry_affine: copy weight and bias where both norms have them.
+        carry_affine: put the scale and shift of the old norm, as measured, into weight and bias of the new one.
 
     Raises:
         ValueError: model without norms or a norm itself; a glob without match; nothing left to replace; two mapping
-            globs on one site; a shared norm selected under only some of its names; a norm over several axes; with
-            carry_affine, a weight that is not 1 or a bias that is not 0 where the new norm has none.
+            globs on one site; a shared norm selected under only some of its names; a norm that is not understood, such
+            as one over several axes, an adaptive one or one whose layout cannot be found out; a factory's norm over
+            another axis than the last; with carry_affine, a scale that is not 1 or a shift that is not 0 where the new
+            norm has no weight or bias to take it.
     """
     if is_norm(model):
-        raise ValueError(f"the model itself is a norm, {_describe(model)}: pass the module that holds it")
-    sites = list(_find_sites(model))
+        raise ValueError(
+            f"the model itself is a norm, {_describe(model, recognize_norm(model))}: pass the module that holds it"
+        )
+    sites, left = _find_sites(model)
     if not sites:
-        raise ValueError(f"{type(model).__name__} has no norm to replace: no LayerNorm, no RMSNorm, none of un.norms")
+        none = f"{type(model).__name__} has no norm to replace: no LayerNorm, no RMSNorm, none of un.norms"
+        raise ValueError("; ".join([none, *left]))
     factories = _assign_factories([site.name for site in sites], norm_factory, include, exclude)
     _check_shared(sites, factories)
+    chosen = [site for site in sites if site.name in factories]
     new_norms: dict[int, nn.Module] = {}
-    for site in sites:
-        if site.name in factories and id(site.norm) not in new_norms:
+    for site in chosen:
+        if id(site.norm) not in new_norms:
             new_norms[id(site.norm)] = _build_norm(site, factories[site.name], model, carry_affine)
-    rows = [Row(site.name, _describe(site.norm), _describe(new_norms.get(id(site.norm), site.norm))) for site in sites]
+    rows = []
     for site in sites:
-        if site.name in factories:
-            setattr(site.parent, site.attribute, new_norms[id(site.norm)])
-    notes = [*_note_shared(sites), *_disable_fast_paths(model, set(new_norms.values()))]
+        old = _describe(site.norm, site.traits)
+        new = new_norms.get(id(site.norm))
+        rows.append(Row(site.name, old, old if new is None else _describe(new)))
+    notes = [*_note_shared(sites), *left]
+    first = {id(site.norm): site for site in reversed(chosen)}
+    for site in chosen:
+        new = new_norms[id(site.norm)]
+        if first[id(site.norm)] is site:
+            notes += _carry_attachments(site, new)
+        setattr(site.parent, site.attribute, new)
+    notes += _disable_fast_paths(model, set(new_norms.values()))
     replaced = tuple(row for row in rows if row.site in factories)
     return SurgeryReport(replaced, tuple(row for row in rows if row.site not in factories), tuple(notes))
 
@@ -122,26 +139,22 @@ def reset_norm_steps(model: nn.Module) -> int:
     Returns:
         The number of norms reset; 0 where no norm counts.
     """
-    counters = [module for module in model.modules() if isinstance(module, Norm) and hasattr(module, "reset_steps")]
+    counters = [module for module in model.modules() if isinstance(module, Norm) and module.counts_steps]
     for norm in counters:
-        norm.reset_steps()  # type: ignore[operator]
+        norm.reset_steps()
     return len(counters)
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a site: a norm over channels, of `un.norms` or with a `normalized_shape`."""
-    return isinstance(module, Norm | ChannelFirst) or hasattr(module, "normalized_shape")
-
-
-def _find_sites(module: nn.Module, prefix: str = "") -> Iterator[_Site]:
-    """Every name of every norm; does not look for norms inside norms."""
-    for attribute, child in module._modules.items():  # named_children() would skip the second name of a shared child
-        if child is None:
+def _find_sites(model: nn.Module) -> tuple[list[_Site], list[str]]:
+    """Every name of every norm, and notes on what looks like a norm and is none that could be replaced."""
+    sites, left = list[_Site](), list[str]()
+    for name, norm, traits in walk_norms(model, recognize_norm):
+        if not traits.is_site:
+            left.append(f"{name} was left: {type(norm).__name__} looks like a norm, but {traits.obstacle}")
             continue
-        if is_norm(child):
-            yield _Site(prefix + attribute, module, attribute, child)
-        else:
-            yield from _find_sites(child, f"{prefix}{attribute}.")
+        parent, _, attribute = name.rpartition(".")
+        sites.append(_Site(name, model.get_submodule(parent), attribute, norm, traits))
+    return sites, left
 
 
 def _assign_factories(
@@ -202,35 +215,29 @@ def _check_shared(sites: list[_Site], factories: dict[str, NormFactory]) -> None
 
 def _build_norm(site: _Site, norm_factory: NormFactory, model: nn.Module, carry_affine: bool) -> nn.Module:
     """The module which takes the place of a norm, wrapped as its layout and activation need."""
-    old = site.norm
+    old, traits = site.norm, site.traits
+    if traits.obstacle:
+        raise ValueError(f"{site.name} {traits.obstacle}: exclude this {type(old).__name__}")
     options = _read_device_and_dtype(old, site.parent, model)
-    if getattr(old, "weight", None) is None:
+    if not traits.has_affine:
         options["affine"] = False
-    new = norm_factory(_read_num_features(site), **options)
+    new = norm_factory(traits.num_features, **options)
+    built = None if isinstance(new, Norm) else recognize_norm(new)
+    if built is not None and built.axis != -1:
+        raise ValueError(f"norm_factory must build norms over the last axis, {type(new).__name__} is over another")
     if carry_affine:
-        _carry_affine(site.name, old, new)
+        try:
+            carry_scale_and_shift(traits, new)
+        except ValueError as error:
+            raise ValueError(f"{site.name}: {error}; to drop it set carry_affine=False") from None
     flags = [parameter.requires_grad for parameter in old.parameters()]
     trainable = any(flags) or not flags
+    same_names = dict(find_inner(old).named_parameters(recurse=False))
     for name, parameter in new.named_parameters():
-        old_parameter = getattr(old, name, None)
-        parameter.requires_grad_(trainable if old_parameter is None else old_parameter.requires_grad)
-    foreign = not isinstance(old, Norm | ChannelFirst)
-    if isinstance(old, ChannelFirst) or (foreign and is_channel_first(old)):
-        new = ChannelFirst(new)
-    if foreign:
-        # timm's norms with an activation own it as children, in the order of application; Identity means there is none.
-        rest = [child for child in old.children() if not isinstance(child, nn.Identity)]
-        new = nn.Sequential(new, *rest) if rest else new
-    return new.train(old.training)
-
-
-def _read_num_features(site: _Site) -> int:
-    if isinstance(site.norm, Norm | ChannelFirst):
-        return site.norm.num_features
-    shape = tuple(site.norm.normalized_shape)  # type: ignore[arg-type]
-    if len(shape) != 1:
-        raise ValueError(f"{site.name} normalises over axes of shape {shape}, not over channels alone: exclude it")
-    return shape[0]
+        parameter.requires_grad_(same_names[name].requires_grad if name in same_names else trainable)
+    if traits.axis != -1:
+        new = ChannelFirst(new, traits.axis)
+    return (nn.Sequential(new, *traits.rest) if traits.rest else new).train(old.training)
 
 
 def _read_device_and_dtype(*modules: nn.Module) -> dict[str, Any]:
@@ -242,19 +249,12 @@ def _read_device_and_dtype(*modules: nn.Module) -> dict[str, Any]:
     return {}
 
 
-def _carry_affine(name: str, old: nn.Module, new: nn.Module) -> None:
-    for parameter, neutral in (("weight", 1.0), ("bias", 0.0)):
-        source, target = getattr(old, parameter, None), getattr(new, parameter, None)
-        if source is None:
-            continue
-        if target is not None:
-            with torch.no_grad():
-                target.copy_(source)
-        elif not source.is_meta and bool((source != neutral).any()):
-            raise ValueError(
-                f"{name}: {type(new).__name__} has no {parameter} to take the {parameter} of {type(old).__name__}, "
-                f"which is not {neutral:g} everywhere; to drop it set carry_affine=False"
-            )
+def _carry_attachments(site: _Site, new: nn.Module) -> Iterator[str]:
+    """Moves hooks to a new norm; yields notes on them and on computed weights."""
+    for weight, kind in list_computed_weights(site.norm):
+        yield f"{site.name}: {kind} of {weight} is gone, the new norm's {weight} is a parameter"
+    for change in carry_hooks(site.norm, new):
+        yield f"{site.name}: {change}"
 
 
 def _disable_fast_paths(model: nn.Module, new_norms: set[nn.Module]) -> Iterator[str]:
@@ -271,16 +271,18 @@ def _note_shared(sites: list[_Site]) -> Iterator[str]:
             yield f"{site.name} and {other} are one shared norm"
 
 
-def _describe(norm: nn.Module) -> str:
+def _describe(norm: nn.Module, traits: NormTraits | None = None) -> str:
     """Class, channels and eps of a norm, e.g. LayerNorm(192, eps=1e-06), and what is wrapped around it."""
     if isinstance(norm, ChannelFirst):
-        return f"ChannelFirst({_describe(norm.norm)})"
+        return f"ChannelFirst({_describe(norm.norm, traits)})"
     if isinstance(norm, nn.Sequential):
         return " + ".join([_describe(norm[0]), *(type(module).__name__ for module in norm[1:])])
-    shape = getattr(norm, "normalized_shape", ())
-    details = ["x".join(map(str, shape)) or str(getattr(norm, "num_features", "?"))]
-    if getattr(norm, "eps", None) is not None:
-        details.append(f"eps={norm.eps:g}")
-    if getattr(norm, "weight", None) is None:
+    known = traits.num_features if traits is not None else getattr(norm, "num_features", None)
+    size = getattr(norm, "normalized_shape", None) or known or "?"
+    details = ["x".join(map(str, size)) if isinstance(size, tuple | list) else str(size)]
+    eps = getattr(norm, "eps", None)
+    if isinstance(eps, float | int):
+        details.append(f"eps={eps:g}")
+    if not (traits.has_affine if traits is not None else getattr(norm, "weight", None) is not None):
         details.append("affine=False")
     return f"{type(norm).__name__}({', '.join(details)})"

@@ -71,13 +71,13 @@ def binarize_data(config: DictConfig, folder: Path) -> tuple[Path, float]:
     output.mkdir()
     for split, name in SPLITS.items():
         texts[name] = folder
-        dataset = data.corpus.splits[split].dataset
+        dataset = data.open_split(split).dataset
         sides = ((dataset.src, dataset.src_dict), (dataset.tgt, dataset.tgt_dict))
         for language, (sentences, dictionary) in zip(languages, sides, strict=True):
             lines = [dictionary.string(tokens) for tokens in sentences]
             (folder / f"{name}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     binarize(texts, output, languages, joined=data.joined_dictionary)
-    return output, float(data.corpus.splits["train"].dataset.tgt_sizes.mean())
+    return output, float(data.open_split("train").dataset.tgt_sizes.mean())
 
 
 def run_ours(
@@ -90,7 +90,7 @@ def run_ours(
     (result,) = folder.rglob("result.json")
     run = RunFolder(result.parent)
     run_config = OmegaConf.create(run.read_config())
-    data_module, module = build(run_config)
+    data_module, module = build(run_config, run)
     load_tested(run, module, run_config.average_checkpoints)
     loader: Any = data_module
     loader.batch_size = SENTENCES_PER_BATCH

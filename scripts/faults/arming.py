@@ -18,7 +18,7 @@ def arm(name: str, moment: str) -> None:
     """Arms this process.
 
     Args:
-        name: what the file's name begins with.
+        name: what the name of the file, or of the folder it is in, begins with.
         moment: a file such as last.ckpt is written beside its place and renamed: "inside" (half of it is on the disk),
             "before" or "after" the rename. metrics.csv is also appended to: "append", with a part of a row written.
     """
@@ -35,7 +35,7 @@ def _stand_in(name: str, moment: str, turns: int) -> SimpleNamespace:
 
     def is_due(path: str) -> bool:
         nonlocal left
-        is_meant = Path(path).name.startswith(name)
+        is_meant = any(part.startswith(name) for part in Path(path).parts[-2:])
         left -= is_meant
         return is_meant and left == 0
 

@@ -227,6 +227,7 @@ def _read_outcome(folder: RunFolder) -> dict[str, str]:
     result = read_result(folder.result)
     parts: dict[str, Any] = {
         "metrics.csv": folder.metrics.read_text(),
+        "preprocessor": {path.name: path.read_bytes() for path in sorted(folder.preprocessor.iterdir())},
         "result.json": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
     }
     for path in [folder.last, folder.best, *folder.list_epochs()]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from faults.arming import arm
 from faults.runs import SETTINGS, LostError, Run, Table, check_files, compare, finish, read_outcomes
 
-FILES = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "result.json")
+FILES = ("config.yaml", "preprocessor", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "result.json")
 MOMENTS = ("inside", "before", "after")
 # Megabytes at which the disk is full, or after which a file is too long: for the config, the log, metrics.csv, and the
 # checkpoints one after the other.

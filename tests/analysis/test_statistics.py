@@ -7,6 +7,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from tests.foreign_norms import AdaptiveNorm, RootMeanSquareNorm, SequenceNorm
 from un.analysis.recorder import MOMENT_PERCENTS, Recorder
 from un.analysis.sites import Site, find_sites
 from un.analysis.statistics import measure_fluctuation, measure_gradient, measure_outlier, measure_square, observe
@@ -171,6 +172,15 @@ def test_sites_have_one_name_each_and_globs_choose() -> None:
     assert [(site.layer, site.name) for site in find_sites(model, ["*r*"], ["first"])] == [(1, "wrapped")]
     with pytest.raises(ValueError, match=r"leave no norm; the model's are: map, wrapped, first, again\.1"):
         find_sites(model, ["norm"])
+
+
+def test_norms_of_other_projects_are_seen_along_their_axis() -> None:
+    model = nn.Sequential(SequenceNorm(4), AdaptiveNorm(4), RootMeanSquareNorm(4))
+    sequences, rows = find_sites(model)
+    assert (sequences.name, rows.name) == ("0", "2")  # an adaptive norm is not understood
+    x = torch.randn(2, 4, 5)
+    assert torch.equal(sequences.prepare(x), x.transpose(1, 2).reshape(10, 4))
+    assert torch.equal(rows.prepare(x.transpose(1, 2)), sequences.prepare(x))
 
 
 def test_recorder_sees_every_layout_and_lets_go() -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from un.runtime.assembly import build, build_trainer
 from un.runtime.checks import check_config
+from un.vision.batches import EpochSampler
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -55,6 +56,7 @@ TRANSFER = {
     "model.drop_path_rate": 0.1,
     "data.image_size": 224,
     "data.batch_size": 128,
+    "data.drop_last": False,
     "data.val_split": "test",
     "data.transform.crop_padding": 28,
     "data.transform.flip": 0.5,
@@ -71,6 +73,7 @@ TRANSFER = {
     "scheduler.warmup_epochs": 0,
     "scheduler.min_lr": 2e-4,
     "trainer.max_epochs": 60,
+    "trainer.precision": "32-true",
     "trainer.gradient_clip_val": None,
     "task.mixup": None,
     "task.label_smoothing": 0.0,
@@ -108,11 +111,14 @@ RECIPES = {
         "data.num_repeats": 1,
         "data.transform.crop_pct": 0.9,
         "data.transform.train_interpolation": "random",
+        "data.transform.re_after_mixing": True,
+        "task.random_erasing": {"probability": 0.25, "mode": "pixel", "max_count": 1},
         "optimizer.lr": 5e-4,
         "scheduler.interval": "epoch",
         "scheduler.warmup_epochs": 10,
         "scheduler.cooldown_epochs": 10,
         "scheduler.warmup_prefix": False,
+        "scheduler.lag": 0,
         "trainer.max_epochs": 310,
         "trainer.gradient_clip_val": None,
         "trainer.precision": "32-true",
@@ -132,6 +138,11 @@ RECIPES = {
         "scheduler.interval": "epoch",
         "scheduler.warmup_epochs": 5,
         "scheduler.cooldown_epochs": 0,
+        "scheduler.lag": 1,
+        "data.transform.re_after_mixing": False,
+        "task.random_erasing": None,
+        "model.class_token_std": 0.02,
+        "trainer.precision": "16-mixed",
         "trainer.max_epochs": 300,
         "trainer.gradient_clip_val": None,
         "task.ema_decay": 0.99996,
@@ -149,6 +160,11 @@ RECIPES = {
         "optimizer.lr": 1e-3,
         "scheduler.interval": "step",
         "scheduler.warmup_epochs": 20,
+        "scheduler.warmup_prefix": True,
+        "scheduler.lag": 1,
+        "data.transform.re_after_mixing": False,
+        "task.random_erasing": None,
+        "trainer.precision": "16-mixed",
         "trainer.max_epochs": 300,
         "trainer.gradient_clip_val": 5.0,
         "task.ema_decay": None,
@@ -187,6 +203,20 @@ def test_says_what_the_recipe_says(name):
     config = compose_config(f"experiment={name}", "norm=un")
     for key, value in RECIPES[name].items():
         assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
+
+
+@pytest.mark.parametrize("name", ["cifar10_transfer", "cifar100_transfer"])
+def test_transfer_trains_on_all_images_in_391_batches(name):
+    data = compose_config(f"experiment={name}").data
+    sampler = EpochSampler(50000, data.batch_size, training=True, drop_last=data.drop_last)
+    assert [len(batch) for batch in sampler.list_batches()] == [128] * 390 + [80]
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "image_folder", "imagenet", "multi30k"])
+def test_seeds_share_their_held_out_examples(name):
+    chosen = [f"data={name}", "data.path=folder"]
+    assert compose_config(*chosen, "seed=5").data.split_seed == compose_config(*chosen, "seed=0").data.split_seed == 0
+    assert compose_config(*chosen, "seed=5", "data.split_seed=${seed}").data.split_seed == 5
 
 
 @pytest.mark.parametrize("norm", ["un", "layernorm"])

@@ -19,6 +19,27 @@ def test_precision_follows_the_accelerator(trainer: str, strategy: str) -> None:
         assert strategy in str(config.strategy)
 
 
+@pytest.mark.parametrize("trainer", ["default", "gpu", "ddp"])
+@pytest.mark.parametrize(
+    ("experiment", "precision"),
+    [
+        ("iwslt14_de_en", "32-true"),
+        ("cifar10_transfer", "32-true"),
+        ("cifar100_transfer", "32-true"),
+        ("imagenet_t2t_vit_14", "32-true"),
+        ("wmt14_en_de", "32-true"),
+        ("wmt14_en_de_big", "16-mixed"),  # of facebookresearch/fairseq, DeiT and Swin
+        ("imagenet_deit_small", "16-mixed"),
+        ("imagenet_swin_tiny", "16-mixed"),
+    ],
+)
+def test_recipes_keep_their_precision_unless_asked(trainer: str, experiment: str, precision: str) -> None:
+    overrides = [f"experiment={experiment}", f"trainer={trainer}"]
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        assert compose("train", overrides).trainer.precision == precision
+        assert compose("train", [*overrides, "trainer.precision=bf16-mixed"]).trainer.precision == "bf16-mixed"
+
+
 def test_patience_is_an_option() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", overrides=["trainer=ddp", "trainer.strategy.timeout.minutes=1"]).trainer

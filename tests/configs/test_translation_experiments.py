@@ -85,6 +85,7 @@ RECIPES = {
     },
     "wmt14_en_de": COMMON
     | {
+        "trainer.precision": "32-true",
         "model.arch": "transformer_wmt_en_de",
         "model.encoder_normalize_before": True,
         "model.dropout": 0.1,

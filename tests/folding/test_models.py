@@ -5,10 +5,22 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
 
-from tests.folding.helpers import OFFLINE, check_fold, list_norm_keys, outcomes, randomize, rules
+from tests.folding.helpers import (
+    OFFLINE,
+    check_fold,
+    list_norm_keys,
+    outcomes,
+    randomize,
+    relative_difference,
+    rules,
+)
 from tests.standins import build_small
 from un.folding import fold_norms
+from un.folding.padding import FillPadding
 from un.norms import BatchNorm, RepBatchNorm, RMSNorm, UnifiedNorm
 from un.surgery import replace_norms
 from un.vision import t2t_vit  # noqa: F401  registers its models with timm
@@ -118,17 +130,39 @@ def test_token_mixing_keeps_its_norms_and_says_so(img_size):
         fold_norms(model, (torch.randn(2, 3, img_size, img_size).double(),), on_unfoldable="raise")
 
 
-def test_windows_padded_with_zeros_keep_the_norm_before_them():
+def make_small_swin(library: str) -> nn.Module:
+    sizes = {"depths": [2, 1], "embed_dim": 24, "num_heads": [2, 2], "num_classes": 3}
+    if library == "timm":
+        return timm.models.SwinTransformer(img_size=56, window_size=7, strict_img_size=False, **sizes)
+    return torchvision.models.SwinTransformer(patch_size=[4, 4], window_size=[7, 7], **sizes)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize("size", [56, 40])  # 14 x 14 and 10 x 10 patches in windows of 7
+def test_swin_folds_for_every_size(library, size):
     torch.manual_seed(0)
-    sizes = {"img_size": 40, "depths": (2,), "embed_dim": 24, "num_heads": (2,), "window_size": 7}
-    model = timm.models.SwinTransformer(**sizes, num_classes=3, strict_img_size=False)
+    model = make_small_swin(library)
     replace_norms(model, BatchNorm)
-    _, report = check_fold(randomize(model), (torch.randn(2, 3, 40, 40),))
-    by_site = {row.site: row for row in report.rows}
-    padded = [by_site[f"layers.0.blocks.{i}.norm1"] for i in (0, 1)]
-    assert [row.outcome for row in padded] == ["multiply-add"] * 2
-    assert all("zero padding" in row.stays for row in padded)
-    assert {row.outcome for row in report.rows if row not in padded} == {"folded"}
+    model = randomize(model).double()
+    folded, report = fold_norms(model, torch.randn(1, 3, size, size).double(), on_unfoldable="raise")
+    assert len(report.folded) == 9
+    for other in (56, 40, 72, 24):
+        images = torch.randn(2, 3, other, other + 8).double()
+        with torch.no_grad():
+            assert relative_difference(model(images), folded(images)) < 1e-12
+
+
+def test_padding_other_than_on_the_example_is_refused():
+    torch.manual_seed(0)
+    model = make_small_swin("timm")
+    replace_norms(model, BatchNorm)
+    folded, _ = fold_norms(randomize(model), torch.randn(1, 3, 56, 56))
+    block = folded.layers[0].blocks[0]
+    with pytest.raises(ValueError, match=r"pads an input of shape .*, otherwise than on the example"):
+        FillPadding(block, []).__torch_function__(F.pad, (), (torch.zeros(1, 4, 4, 24), (1, 0)))
+    block._attn = lambda x: F.pad(F.pad(x, (0, 0, 0, 0)), (0, 0, 0, 0))
+    with pytest.raises(ValueError, match="pads 2 times, otherwise than on the example"):
+        block(torch.zeros(1, 14, 14, 24))
 
 
 @pytest.mark.parametrize("factory", [None, RMSNorm])

@@ -51,6 +51,7 @@ VANISHING = {
         lambda m, x: (lambda y: m.attn(y, y, y)[0])(m.norm(x)),
         TOKENS,
     ),
+    "padding": ("R4", {"fc": linear()}, lambda m, x: m.fc(F.pad(m.norm(x), (0, 0, 1, 2), value=0.5)), TOKENS),
     "mean": ("R4", {"fc": linear()}, lambda m, x: m.fc(m.norm(x).mean(1)), TOKENS),
     "windows": (
         "R4",
@@ -103,8 +104,8 @@ def test_a_norm_vanishes(name):
     assert list_norm_keys(folded, report) == []
 
 
-@pytest.mark.parametrize(("padding", "rule"), [(0, "R5"), (1, "R1")])
-def test_a_norm_of_concatenated_positions_names_its_rule(padding, rule):
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_norm_of_concatenated_positions_names_its_rule(padding):
     model = make_model(
         lambda m, x: m.head(m.fc(m.norm(F.pad(m.stem(x), (0, 0, 0, 2 * padding)).reshape(2, -1, 2 * C))).relu()),
         stem=linear(),
@@ -113,7 +114,7 @@ def test_a_norm_of_concatenated_positions_names_its_rule(padding, rule):
         head=linear(),
     )
     _, report = check_fold(model, make_tokens(2, 6, C), on_unfoldable="raise")
-    assert rules(report) == {"norm": rule}
+    assert rules(report) == {"norm": "R5"}
 
 
 class Unsaved(nn.Module):
@@ -135,9 +136,20 @@ STAYING = {
         lambda m, x: m.fc(torch.cat((x[:, :1], m.norm(x)), 1)),
         TOKENS,
     ),
-    "padding with zeros": ("not its own", {"fc": linear()}, lambda m, x: m.fc(F.pad(m.norm(x), (0, 0, 0, 2))), TOKENS),
-    "masking with zeros": (
+    "zeros laid beside it": (
         "not its own",
+        {"fc": linear()},
+        lambda m, x: m.fc(torch.cat((m.norm(x), x.new_zeros(3, 0, C)), 1)),
+        TOKENS,
+    ),
+    "padding of the channels": (
+        "constant_pad_nd",
+        {"fc": linear()},
+        lambda m, x: m.fc(F.pad(m.norm(x)[..., 1:], (0, 1))),
+        TOKENS,
+    ),
+    "masking with zeros": (
+        "masked_fill",
         {"fc": linear()},
         lambda m, x: m.fc(m.norm(x).masked_fill(x[..., :1] > 0, 0.0)),
         TOKENS,

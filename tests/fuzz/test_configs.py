@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tests.fuzz.compositions import compositions
 from un.folding import fold_norms
-from un.folding.verify import list_tensors, measure_difference, run_model
+from un.folding.inputs import Inputs
+from un.folding.verify import list_tensors, measure_difference
 from un.runtime.assembly import build, build_trainer
 from un.runtime.checks import check_config
 from un.runtime.errors import CONFIG_FOLDER
@@ -64,7 +65,7 @@ def check_fold(model: nn.Module, examples: Any, others: Any, path: Path) -> None
 def infer(model: nn.Module, inputs: Any) -> list[Tensor]:
     """What a model computes in evaluation mode, in the type of its parameters."""
     with torch.inference_mode():
-        return list_tensors(run_model(model.eval(), inputs, next(model.parameters()).dtype))
+        return list_tensors(Inputs.of(inputs).run(model.eval(), next(model.parameters()).dtype))
 
 
 @settings(max_examples=6, derandomize=True, deadline=None)

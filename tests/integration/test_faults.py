@@ -26,7 +26,7 @@ def test_chosen_moments_of_writing(tmp_path: Path) -> None:
 
     table = kill_while_writing(tmp_path)
     assert table.problems == []
-    assert table.count == 19
+    assert table.count == 22
 
 
 def test_disks(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_table_of_a_sweep_with_a_failure(tmp_path: Path) -> None:
     jobs = "init_weights=/nowhere/best.ckpt,null"
     outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, jobs)
     assert outcome.code == 2, outcome
-    assert outcome.output.splitlines()[-1].startswith("2 runs: 1 interrupted, 1 finished; train.log")
+    assert outcome.output.splitlines()[-1].startswith("2 runs: 1 failed, 1 finished; train.log")
     log = next(tmp_path.rglob("*nowhere*/seed=0/train.log")).read_text()
     assert "/nowhere/best.ckpt: no such checkpoint" in log
 
@@ -100,7 +100,7 @@ def test_submitit(tmp_path: Path) -> None:
     outcome = run("train.py", f"paths.runs={tmp_path}", *FAST, "hydra/launcher=submitit_local", *jobs)
     assert outcome.code == 2, outcome
     assert sorted(list_statuses(tmp_path)) == ["diverged", "diverged", "finished", "finished"]
-    assert "8 runs: 4 interrupted, 2 finished, 2 diverged" in outcome.output
+    assert "8 runs: 4 failed, 2 finished, 2 diverged" in outcome.output
 
 
 @pytest.mark.slow  # starts two processes for each run

@@ -8,9 +8,11 @@ from timm import layers
 from torch import Tensor, nn
 from torchvision.models import convnext
 
+from tests import foreign_norms as foreign
 from tests.standins import RowScale
-from un.norms import UnifiedNorm
-from un.norms.layout import ChannelFirst, is_channel_first
+from un.norms import BatchNorm, UnifiedNorm, share_pad_mask
+from un.norms.layout import ChannelFirst
+from un.norms.recognition import recognize_norm
 from un.surgery import replace_norms
 
 
@@ -40,8 +42,8 @@ from un.surgery import replace_norms
     ],
 )
 def test_layout_is_found_by_asking_the_norm(norm_type, expected, channels):
-    assert is_channel_first(norm_type(channels)) is expected
-    assert is_channel_first(norm_type(channels).to("meta")) is expected
+    for norm in (norm_type(channels), norm_type(channels).to("meta")):
+        assert recognize_norm(norm).axis == (1 if expected else -1)
     model = nn.Sequential(norm_type(channels))
     replace_norms(model, RowScale)
     assert model[0](torch.randn((2, channels, 5, 6) if expected else (2, 5, 6, channels))).isfinite().all()
@@ -55,6 +57,38 @@ def test_layout_needs_no_telling_name():
     model = nn.Sequential(Oddly(8))
     replace_norms(model, RowScale)
     assert isinstance(model[0], ChannelFirst)
+
+
+@pytest.mark.parametrize(
+    ("norm_type", "shape", "axis"),
+    [
+        (foreign.SequenceNorm, (2, 8, 5), 1),
+        (foreign.SequenceNorm, (2, 8, 8), 1),
+        (foreign.SwappedNorm, (2, 8, 5), 1),
+        (foreign.SwappedNorm, (2, 8, 8, 5), 2),
+        (foreign.MapNorm, (2, 8, 8, 5), 1),
+        (foreign.VolumeNorm, (2, 8, 8, 3, 5), 1),
+    ],
+)
+def test_a_layer_norm_put_in_the_place_of_one_changes_nothing_in_any_layout(norm_type, shape, axis):
+    model, x = nn.Sequential(norm_type(8)), torch.randn(shape)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    expected = model(x)
+    replace_norms(model, partial(nn.LayerNorm, eps=1e-5))
+    assert type(model[0].norm) is nn.LayerNorm
+    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm_type", [foreign.SequenceNorm, foreign.SwappedNorm])
+def test_sequences_with_channels_first_keep_their_padding_out_of_the_statistics(norm_type):
+    model, x = nn.Sequential(norm_type(8)), torch.randn(3, 8, 5)
+    replace_norms(model, partial(BatchNorm, momentum=1.0))
+    pad_mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [True] * 5])
+    with share_pad_mask(model, pad_mask):
+        model(x)
+    rows = x.movedim(1, -1)[~pad_mask]
+    torch.testing.assert_close(model[0].norm.running_mean, rows.mean(0))
 
 
 def test_channel_first_normalises_axis_one_and_passes_attributes_through():

@@ -1,7 +1,8 @@
 import pytest
 from hydra.errors import InstantiationException
+from omegaconf.errors import InterpolationKeyError
 
-from un.runtime.cli import quote_override, sort_arguments
+from un.runtime.cli import sort_arguments
 from un.runtime.errors import describe_error, is_user_error
 
 
@@ -61,22 +62,16 @@ def test_missing_packages_come_with_the_command_that_installs_them() -> None:
     assert describe_error(unknown) == "No module named 'nowhere'"
 
 
-@pytest.mark.parametrize(
-    ("argument", "quoted"),
-    [
-        ("run=runs/e/norm=un/seed=0", 'run="runs/e/norm=un/seed=0"'),
-        ("run=runs/e/norm=un,a=1/seed=0", 'run="runs/e/norm=un,a=1/seed=0"'),
-        ("init_weights='a=b'", "init_weights='a=b'"),
-        ("norm=un,layernorm", "norm=un,layernorm"),
-        ("seed=range(start=0,stop=3)", "seed=range(start=0,stop=3)"),
-        ("--config-dir=a=b", "--config-dir=a=b"),
-        ("run=", "run="),
-    ],
-)
-def test_values_with_equal_signs(argument: str, quoted: str) -> None:
-    assert quote_override(argument) == quoted
-    assert quote_override(quoted) == quoted
-
-
 def test_multirun_may_stand_anywhere() -> None:
     assert sort_arguments(["a=1", "-m", "b=2", "--multirun"]) == ["-m", "--multirun", "a=1", "b=2"]
+
+
+def test_errors_of_a_loader_process_lose_its_traceback() -> None:
+    """As torch raises them in the process of the training."""
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+    assert describe_error(ValueError(f"{text}ValueError: unreadable image: a: b\n")) == "unreadable image: a: b"
+
+
+def test_interpolations_that_lead_nowhere() -> None:
+    error = InterpolationKeyError("Interpolation key 'x' not found")
+    assert describe_error(error).startswith("Interpolation key 'x' not found; ${...} stands for another value: rename")

@@ -9,7 +9,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
 from un.runtime import sweeps
+from un.runtime.data_identity import take_fingerprint, write_fingerprint
 from un.runtime.errors import UserError
+from un.runtime.listing import list_runs
 from un.runtime.sweeps import PlannedRun, estimate_seconds, expand, launch, summarize
 
 RESULT = {
@@ -87,6 +89,52 @@ def test_tells_how_far_the_runs_are(tmp_path: Path) -> None:
         ["digits_vit/norm=un/seed=1", "diverged", "0.1667"],
     ]
     assert totals.startswith("4 runs: 1 finished, 1 diverged, 1 interrupted, 1 missing")
+
+
+def test_data_of_the_users_own_are_runs_of_their_own(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    paths = f"data.path={tmp_path / 'a'},{tmp_path / 'b'},{tmp_path / 'a'}/"
+    for choice in ("data=image_folder", "data=digits"):
+        names = [run.folder.parent.name for run in expand([choice, paths, f"paths.runs={tmp_path}"])]
+        assert ["data.path=a-" in name for name in names] == [True, False]
+        assert ["data.path=b-" in name for name in names] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        ["experiment=cifar10_vit_tiny", "data.path={}/a,{}/b"],
+        ["experiment=cifar10_vit_tiny", "data.path=null,{}/b"],
+        ["init_weights={}/x/best.ckpt,{}/x_best.ckpt"],
+        ["trainer.precision=32-true,bf16-mixed"],
+    ],
+    ids=" ".join,
+)
+def test_jobs_that_one_folder_cannot_hold_are_refused(jobs: list[str], tmp_path: Path) -> None:
+    arguments = [job.replace("{}", str(tmp_path)) for job in jobs]
+    for list_them in (expand, list_runs):
+        with pytest.raises(UserError, match=r"would both be the run .*another paths\.runs"):
+            list_them(arguments)
+
+
+def test_finished_runs_of_a_sweep_are_of_the_data_that_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    arguments = ["data=image_folder", f"data.path={data}", f"paths.runs={tmp_path}"]
+    (run,) = expand(arguments)
+    leave(run.folder, seed=0)
+    (run.folder / "config.yaml").write_text("logger: {}")
+    write_fingerprint(run.folder / "fingerprint.json", take_fingerprint(str(data)))
+    assert [planned.status for planned in expand([*arguments, "callbacks=activation_stats"])] == ["finished"]
+    assert "callbacks.activation_stats" in caplog.text
+    assert "force=true would record it" in caplog.text
+    (data / "one_more.png").touch()
+    with pytest.raises(UserError, match="holds a run of other data"):
+        expand(arguments)
+    assert expand([*arguments, "force=true"])[0].is_forced
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from un.reports.runs import find_runs
 from un.reports.specification import Table, parse_table
 from un.runtime.errors import UserError
 from un.runtime.listing import list_runs
+from un.runtime.run_folder import read_overrides
 from un.runtime.sweeps import expand
 from un.runtime.tables import (
     compare_known,
@@ -80,7 +81,8 @@ def test_runs_of_a_table_are_those_that_the_command_would_start(name: str, tmp_p
         ["ablation=un_window", "seed=range(2)", "norm.window=[4,8],2"],
         ["norm=un,layernorm", "optimizer.lr=1e-3,0.01", "paths.runs=/some/where"],
         ["norm=un", 'init_weights="${paths.runs}/x/norm=un/best.ckpt"', "experiment=cifar10_transfer", "debug=fast"],
-        ["experiment=imagenet_t2t_vit_14", "data.path='a b=c'"],
+        ["experiment=imagenet_t2t_vit_14", "data.path='a b=c'", "trainer=ddp", "trainer.precision=16-mixed"],
+        ["data=image_folder", "data.path='a b=c',/x/a,'~/Ä [1]'", "trainer.devices=2"],
     ],
     ids=" ".join,
 )
@@ -109,14 +111,6 @@ def test_another_experiment_takes_the_place_of_all_columns() -> None:
     assert [column.label for column in plan.table.columns] == ["digits_vit"]
     assert {run.key[0] for run in plan.runs} == {"digits_vit"}
     assert not any(figure for row in plan.rows for figure in row.published)
-
-
-@pytest.mark.parametrize(
-    ("argument", "is_paper"),
-    [("seed=0", True), ("data.path=/x", True), ("norm.window=2", False), ("debug=fast", False)],
-)
-def test_what_changes_the_science_is_no_longer_the_papers(argument: str, is_paper: bool) -> None:
-    assert plan_table(read_table("imagenet_t2t_vit_14"), [argument]).table.paper_setting is is_paper
 
 
 def test_fills_from_disk(tmp_path: Path) -> None:
@@ -150,6 +144,39 @@ def test_measurements_fill_their_table_beside_runs(tmp_path: Path) -> None:
     filled = [row.label for row in efficiency.rows if row.cells[0].ours.n]
     assert filled == ["ViT-S, eager, batch 8, a CPU (2 threads)"]
     assert len(efficiency.rows) == len(ABSTRACT) + 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["trainer=ddp"], ["debug=fast", "seed=0,1", "optimizer.lr=0.1"], ["data.path=/cifar", "paths.runs=/far"]],
+    ids=" ".join,
+)
+def test_runs_start_from_the_run_of_their_row(arguments: list[str]) -> None:
+    """Whatever changes its name; seeds and the place of the data are not those of the run they start from."""
+    kept = [argument for argument in arguments if not argument.startswith(("seed=", "data.path="))]
+    origins = {row.label: row.runs[0] for row in plan_table(read_table("imagenet_t2t_vit_14"), kept).rows}
+    plan = plan_table(read_table("cifar_transfer"), arguments)
+    assert len(plan.starts) == len(plan.rows) == 3
+    for row in plan.rows:
+        ((origin,), cells) = origins[row.label], [run for cell in row.runs for run in cell]
+        assert {run.start.folder for run in cells if run.start} == {origin.folder}
+        for run in cells:
+            weights = read_overrides(run.arguments)["init_weights"]
+            assert weights == f"{origin.folder}/checkpoints/best.ckpt"
+    assert cells[0].folder == expand(cells[0].arguments)[0].folder
+
+
+def test_weights_of_ones_own_take_the_place_of_other_runs() -> None:
+    plan = plan_table(read_table("cifar_transfer"), ["init_weights=/mine=1/best.ckpt", "seed=0"])
+    assert plan.starts == []
+    assert {read_overrides(run.arguments)["init_weights"] for run in plan.runs} == {"/mine=1/best.ckpt"}
+    assert plan_table(read_table("cifar_transfer"), ["experiment=digits_vit"]).starts == []
+
+
+def test_a_row_without_a_run_to_start_from() -> None:
+    content = {"title": "T", "needs": ["imagenet_t2t_vit_14"], "rows": [{"label": "none", "arguments": ["norm=un"]}]}
+    with pytest.raises(UserError, match="table t, row none: starts from one run of imagenet_t2t_vit_14, got 0"):
+        plan_table(parse_table("t", content))
 
 
 def test_runs_that_start_from_others_are_known_too(tmp_path: Path) -> None:

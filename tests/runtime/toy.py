@@ -1,8 +1,9 @@
 """A task of the smallest kind, reached by `_target_` as the real ones: what the runtime does, it does for any."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +48,54 @@ class ToyLoader:
         self.position = state["position"]
 
 
+@dataclass(frozen=True)
+class ToyPreprocessor:
+    """What a class means, in a file."""
+
+    meaning: str
+
+    def save(self, folder: Path) -> None:
+        (folder / "meaning.txt").write_text(self.meaning)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        if not (folder / "meaning.txt").is_file():
+            raise ValueError("meaning.txt is missing")
+        return cls((folder / "meaning.txt").read_text())
+
+    def explain_difference(self, other: Self) -> str:
+        return "" if self == other else f"meaning {self.meaning!r} instead of {other.meaning!r}"
+
+    def check_initial_weights(self, trained: Self) -> None:
+        if self != trained:
+            raise ValueError(self.explain_difference(trained))
+
+
 class ToyData(LightningDataModule):
-    def __init__(self, seed: int, batch_size: int = 4, num_batches: int = 5, path: str | None = None) -> None:
+    preprocessor_class = ToyPreprocessor
+    fixed_arguments = ("meaning",)
+
+    def __init__(
+        self,
+        seed: int,
+        batch_size: int = 4,
+        num_batches: int = 5,
+        path: str | None = None,
+        meaning: str = "largest of three",
+    ) -> None:
         super().__init__()
         if path is not None and not Path(path).is_dir():
             raise ValueError(f"data.path={path}: no such folder")
         self.seed, self.batch_size, self.num_batches = seed, batch_size, num_batches
+        self.preprocessor = ToyPreprocessor(meaning)
         self.train_state: dict[str, int] | None = None
         self.loader: ToyLoader | None = None
+
+    def use_preprocessor(self, preprocessor: ToyPreprocessor) -> None:
+        self.preprocessor = preprocessor
+
+    def make_example_batch(self, seed: int) -> tuple[Tensor, Tensor]:
+        return next(iter(ToyLoader(seed, 4, 1)))
 
     def model_arguments(self) -> dict[str, Any]:
         return {"num_classes": NUM_CLASSES}

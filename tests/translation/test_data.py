@@ -75,10 +75,10 @@ def test_ids_texts_and_batches_belong_together(text_folder, lowercase):
         assert tokens[:, -1].eq(dictionary.eos()).all()  # padded on the left
         for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
             seen.append(number)
-            words = data.codec.decode(target)
+            words = data.preprocessor.decode(target)
             assert words == texts.tokenized_reference[number]
             raw = texts.reference[number]
-            assert data.codec.detokenize(words) == (raw.lower() if lowercase else raw)
+            assert data.preprocessor.detokenize(words) == (raw.lower() if lowercase else raw)
             unknown += int(target.eq(dictionary.unk()).sum())
     assert (sorted(seen), unknown) == (list(range(40)), 0)
 
@@ -152,6 +152,7 @@ def test_generated_pairs_for_any_languages(languages):
 def test_limit_draws_by_seed(text_folder):
     first, again, other = (make_data(text_folder, limit=10, seed=seed).texts("train") for seed in (0, 0, 1))
     assert first == again != other
+    assert first == make_data(text_folder, limit=10, seed=1, split_seed=0).texts("train")
     assert len(first.source) == 10
     assert set(first.source) < set(make_sentences("train")["de"])
 
@@ -232,6 +233,7 @@ def test_bad_files_are_told_in_one_line(text_folder, spoil, message):
         ({"max_tokens": 0}, "data.max_tokens=0 must be at least 1"),
         ({"bpe_merges": -1}, "data.bpe_merges=-1 must be at least 1"),
         ({"limit": 0}, "data.limit=0 must be at least 1"),
+        ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
     ],
 )
 def test_bad_options_are_told_in_one_line(options, message):
@@ -262,3 +264,52 @@ def test_multi30k_gives_the_vocabulary_of_the_first_measurements():
     assert len(data.model_arguments()["source_dictionary"]) == 5984
     assert [len(data.texts(split).source) for split in ("train", "val", "test")] == [29_000, 1014, 1000]
     assert sum(len(batch["id"]) for batch in data.train_dataloader()) == 29_000
+
+
+def spoil_training_text(folder):
+    """Other words, more of them."""
+    for language in ("de", "en"):
+        (folder / f"train.{language}").write_text("eins zwei drei vier zwei drei\n" * 50, encoding="utf-8")
+
+
+def remove_training_text(folder):
+    for path in (*folder.glob("train.*"), *folder.glob("valid.*")):
+        path.unlink()
+
+
+@pytest.mark.parametrize("change", [spoil_training_text, remove_training_text])
+def test_a_given_vocabulary_needs_no_training_text(text_folder, change):
+    trained = make_data(text_folder)
+    expected = list(trained.test_dataloader())
+    change(text_folder)
+    data = make_data(text_folder)
+    data.use_preprocessor(trained.preprocessor)
+    data.setup("test")
+    assert same(data.test_dataloader(), expected)
+    assert data.texts("test") == trained.texts("test")
+    assert data.model_arguments() == trained.model_arguments()
+
+
+def test_a_given_vocabulary_reads_parquet_without_training_text(tmp_path, text_folder):
+    trained = make_data(text_folder)
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    datasets.Dataset.from_dict(make_sentences("test")).to_parquet(folder / "test.parquet")
+    data = make_data(folder)
+    data.use_preprocessor(trained.preprocessor)
+    assert same(data.test_dataloader(), trained.test_dataloader())
+
+
+def test_examples_take_no_data(text_folder):
+    trained = make_data(text_folder, max_source_positions=4)
+    data = make_data("no/such/folder", max_source_positions=4)
+    data.use_preprocessor(trained.preprocessor)
+    first, again, other = (data.make_example_batch(seed) for seed in (0, 0, 1))
+    assert same([first], [again])
+    assert not same([first], [other])
+    tokens, dictionary = first["net_input"]["src_tokens"], trained.preprocessor.source_dictionary
+    assert tokens.shape == (8, 4)
+    assert tokens[:, -1].eq(dictionary.eos()).all()
+    assert tokens.eq(dictionary.pad()).any()  # sentences differ in length
+    assert dictionary.unk() not in tokens
+    assert first["target"].shape[1] <= 12

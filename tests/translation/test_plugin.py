@@ -1,3 +1,4 @@
+import argparse
 import shlex
 import subprocess
 import sys
@@ -74,6 +75,21 @@ def test_options_that_the_norm_lacks_are_refused():
     with pytest.raises(ValueError, match=r"--norm-window is no option of --norm batchnorm"):
         build(norm="batchnorm", norm_window=2)
     assert {type(norm) for norm in list_norms(build(norm="batchnorm", norm_filtration=False))} == {BatchNorm}
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", 0), ("7", 7), (None, 4000)])
+def test_a_warm_up_of_no_steps_is_one(value, expected):
+    parser = argparse.ArgumentParser()
+    NormTransformer.add_args(parser)
+    given = parser.parse_args([] if value is None else ["--norm-warmup-steps", value])
+    options = {name: setting for name, setting in vars(given).items() if name.startswith("norm_")}
+    model = build(**options | {"norm": "un"})
+    assert {norm.warmup_steps for norm in list_norms(model)} == {expected}
+
+
+def test_a_window_of_no_batches_is_refused_not_overlooked():
+    with pytest.raises(ValueError, match="window"):
+        build(norm_window=0)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sacremoses import MosesTokenizer
 
 from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
-from un.translation.preparation.iwslt14 import LANGUAGES, Options, prepare
+from un.translation.preparation.iwslt14 import LANGUAGES, LIMITS, Options, prepare
 from un.translation.preparation.lines import read_lines
 from un.translation.prepared import PreparedFolder
 
@@ -150,6 +150,12 @@ def test_the_official_script_keeps_the_apostrophe_of_the_test_text(tmp_path):
     assert list(read_lines(prepared / "raw/test.en"))[3] == "TED.dev2010 ends’s here"
 
 
+def test_defaults_are_the_numbers_of_the_recipe():
+    assert (LIMITS.shortest, LIMITS.longest, LIMITS.ratio) == (1, 175, 1.5)
+    options = Options()
+    assert (options.merges, options.dictionary, options.apostrophes) == (10000, "joined", "map")
+
+
 def test_an_archive_without_a_test_set_is_refused_by_name(tmp_path):
     archive = write_published(tmp_path / "de-en.tgz", without="de-en/IWSLT14.TEDX.dev2012.de-en.en.xml")
     with pytest.raises(ValueError, match=r"no IWSLT14\.TEDX\.dev2012\.de-en\.en\.xml in .*de-en\.tgz"):
@@ -205,11 +211,12 @@ def test_the_program_reports_errors_in_one_line(arguments, message):
 
 
 def test_the_data_module_reads_what_was_prepared(prepared):
-    folder = PreparedFolder(prepared, LANGUAGES, lowercase=False)
-    test = folder.read(limit=None, seed=0).splits["test"].texts
-    assert folder.codec.lowercase
+    folder = PreparedFolder(prepared, LANGUAGES)
+    preprocessor = folder.read_preprocessor(lowercase=False)
+    test = folder.open_split("test", preprocessor, limit=None, seed=0).texts
+    assert preprocessor.lowercase
     assert test.reference == list(read_lines(prepared / "raw/test.en"))
     assert test.source[3] == "TED.dev2010 ends's here"
     words = read_step(prepared, "4-divided", "train.en")[0]
     pieces = read_step(prepared, "6-subwords", "train.en")[0]
-    assert " ".join(folder.codec.encode_target(words.replace(" .", "."))) == pieces
+    assert " ".join(preprocessor.encode_target(words.replace(" .", "."))) == pieces

@@ -1,11 +1,12 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from un.translation.data import TranslationDataModule
-from un.translation.fairseq_library import restore_global_state
+from un.translation.fairseq_library import Dictionary, restore_global_state
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 PIECES = {
@@ -64,7 +65,7 @@ def test_any_folder_of_fairseq_preprocess_works(folder):
         for batch in batches:
             for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
                 expected = data.texts(split).tokenized_reference[number].replace("<<unk>>", "<unk>")
-                assert data.codec.decode(target) == expected
+                assert data.preprocessor.decode(target) == expected
 
 
 def test_the_other_direction(folder):
@@ -80,8 +81,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
     (folder / "bpe.codes").write_text("#version: 0.2\nh u\nhu n\nhun d</w>\n")
     (folder / "preparation.json").write_text(json.dumps({"lowercase": True, "split_hyphens": True}))
     data = make_data(folder, lowercase=False)
-    assert data.codec.lowercase
-    assert data.codec.encode_source("Der-Hund") == ["d@@", "e@@", "r", "@@@", "-@@", "@", "hund"]
+    assert data.preprocessor.lowercase
+    assert data.preprocessor.encode_source("Der-Hund") == ["d@@", "e@@", "r", "@@@", "-@@", "@", "hund"]
     assert data.texts("test").source == [*RAW["de"], "Zebra x."]
     assert data.texts("test").reference == [*RAW["en"], "Zebra x."]
     assert data.texts("test").tokenized_reference[0] == "a small dog ."
@@ -93,8 +94,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
     assert sorted(ids.tolist()) == [0, 1]
     for batch in limited.test_dataloader():
         for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
-            words = limited.codec.decode(target).replace("<unk> <unk>", "zebra x")
-            assert limited.codec.detokenize(words) == texts.reference[number].lower()
+            words = limited.preprocessor.decode(target).replace("<unk> <unk>", "zebra x")
+            assert limited.preprocessor.detokenize(words) == texts.reference[number].lower()
     (folder / "raw" / "test.de").write_text("one\n")
     with pytest.raises(ValueError, match=r"raw/test.de has 1 lines, the binary files of test 5"):
         make_data(folder).texts("test")
@@ -131,3 +132,52 @@ def test_damage_is_told_in_one_line(folder, spoil, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_data(folder).setup()
     assert "\n" not in str(caught.value)
+
+
+def test_a_given_vocabulary_reads_other_sentences_in_the_same_words(folder):
+    (folder / "bpe.codes").write_text("#version: 0.2\nh u\nhu n\nhun d</w>\n")
+    (folder / "preparation.json").write_text(json.dumps({"lowercase": True, "split_hyphens": True}))
+    trained = make_data(folder).preprocessor
+    for name in ("bpe.codes", "preparation.json"):  # as of a folder that fairseq-preprocess alone has made
+        (folder / name).unlink()
+    for path in (*folder.glob("train*"), *folder.glob("valid*")):
+        path.unlink()
+    data = make_data(folder)
+    data.use_preprocessor(trained)
+    assert data.texts("test").tokenized_reference[0] == "a small dog ."
+    assert data.preprocessor.lowercase
+    with pytest.raises(ValueError, match="has no split train"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda trained: replace(trained, lowercase=True), "lowercase=False instead of True"),
+        (
+            lambda trained: replace(trained, codes="#version: 0.2\nh u\n"),
+            "BPE codes: 'h o' in place 1 instead of 'h u'",
+        ),
+        (lambda trained: replace(trained, source_dictionary=Dictionary()), "source dictionary: '.' in place 4 instead"),
+    ],
+)
+def test_sentences_in_other_words_are_refused(folder, change, difference):
+    (folder / "bpe.codes").write_text("#version: 0.2\nh o\n")
+    (folder / "preparation.json").write_text(json.dumps({"lowercase": False}))
+    data = make_data(folder)
+    data.use_preprocessor(change(make_data(folder).preprocessor))
+    with pytest.raises(ValueError, match="was prepared with another vocabulary than the model's") as caught:
+        data.test_dataloader()
+    assert difference in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_subwords_of_unknown_merges_are_not_made_of_text(folder, tmp_path):
+    """Words would become unknown ones without a word about it."""
+    trained = make_data(folder).preprocessor
+    for language in ("de", "en"):
+        (tmp_path / f"test.{language}").write_text("".join(f"{line}\n" for line in RAW[language]), encoding="utf-8")
+    data = make_data(tmp_path)
+    data.use_preprocessor(trained)
+    with pytest.raises(ValueError, match="subwords but came without bpe"):
+        data.test_dataloader()

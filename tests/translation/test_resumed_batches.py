@@ -29,9 +29,9 @@ class TokenCounter(lightning.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         texts = self.trainer.datamodule.texts("val")
-        codec = self.trainer.datamodule.codec
+        preprocessor = self.trainer.datamodule.preprocessor
         for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
-            words = zip(codec.decode(target).split(), texts.tokenized_reference[number].split(), strict=True)
+            words = zip(preprocessor.decode(target).split(), texts.tokenized_reference[number].split(), strict=True)
             assert all(word in ("<unk>", expected) for word, expected in words)
         self.validated.append(batch["id"].tolist())
 

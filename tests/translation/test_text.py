@@ -4,7 +4,6 @@ import torch
 from un.translation.fairseq_library import Dictionary
 from un.translation.text import (
     Subwords,
-    TextCodec,
     check_language,
     count_words,
     detokenize,
@@ -12,7 +11,7 @@ from un.translation.text import (
     learn_codes,
     tokenize,
 )
-from un.translation.vocabulary import build_dictionary
+from un.translation.vocabulary import build_dictionary, learn_preprocessor
 
 LINES = [
     "Low lower lowest, isn't it?",
@@ -26,12 +25,9 @@ def learn(lines, merges):
     return Subwords(learn_codes(count_words(lines), merges))
 
 
-def make_codec(merges=20, lowercase=False):
-    words = [tokenize(line, "en") for line in LINES]
-    words = [line.lower() for line in words] if lowercase else words
-    subwords = None if merges is None else learn(words, merges)
-    pieces = words if subwords is None else [subwords.segment(line) for line in words]
-    return TextCodec("de", "en", build_dictionary([pieces]), subwords, lowercase)
+def learn_lines(merges=20, lowercase=False):
+    words = [tokenize(line, "en", lowercase=lowercase) for line in LINES]
+    return learn_preprocessor((words, words), ("de", "en"), lowercase=lowercase, merges=merges, joined=True)
 
 
 def test_moses_tokens_are_escaped_and_come_back():
@@ -52,19 +48,19 @@ def test_no_break_spaces_and_tabs_separate_words():
 @pytest.mark.parametrize("merges", [None, 1, 20, 1000])
 @pytest.mark.parametrize("line", LINES)
 def test_pieces_become_the_words_they_came_from(merges, line):
-    codec = make_codec(merges)
-    pieces = codec.encode_target(line)
-    dictionary = codec.target_dictionary
+    preprocessor = learn_lines(merges)
+    pieces = preprocessor.encode_target(line)
+    dictionary = preprocessor.target_dictionary
     ids = torch.tensor([dictionary.index(piece) for piece in pieces] + [dictionary.eos()] + [dictionary.pad()] * 2)
     assert dictionary.unk() not in ids
-    assert codec.decode(ids) == tokenize(line, "en")
+    assert preprocessor.decode(ids) == tokenize(line, "en")
 
 
 @pytest.mark.parametrize("word", ["@@", "x@@", "@@@@", "@@x", "@"])
 def test_words_that_look_like_pieces_survive(word):
     subwords = learn([f"{word} and {word}"] * 5, 100)
     pieces = subwords.segment(f"{word} and {word}")
-    dictionary = build_dictionary([[pieces]])
+    dictionary = build_dictionary(count_words([pieces]))
     ids = torch.tensor([dictionary.index(piece) for piece in pieces.split()])
     assert join_pieces(dictionary, ids) == f"{word} and {word}"
 
@@ -90,10 +86,10 @@ def test_damaged_codes_are_told_with_their_line():
         Subwords("#version: 0.2\na b\nabc\n")
 
 
-def test_lowercase_codec():
-    codec = make_codec(None, lowercase=True)
-    assert codec.encode_source("Ein Hund.") == ["ein", "hund", "."]
-    assert codec.detokenize("a dog .") == "a dog."
+def test_lowercase():
+    preprocessor = learn_lines(None, lowercase=True)
+    assert preprocessor.encode_source("Ein Hund.") == ["ein", "hund", "."]
+    assert preprocessor.detokenize("a dog .") == "a dog."
 
 
 def test_unknown_words_of_a_reference_match_no_translation():

@@ -30,6 +30,26 @@ def test_every_norm_of_the_iwslt_model_is_replaced():
     assert len(list_norms(model, Norm)) == 32
 
 
+def test_initial_values_of_the_iwslt_model():
+    """Embeddings normal with 512^-1/2 and no padding; Xavier-uniform attention, whose q, k, v have gain 2^-1/2."""
+    torch.manual_seed(0)
+    dictionary = make_dictionary()
+    model = build_transformer(dictionary, dictionary, encoder_normalize_before=True, share_all_embeddings=True)
+    embedding = model.encoder.embed_tokens
+    words = embedding.weight[torch.arange(len(embedding.weight)) != embedding.padding_idx]
+    assert not embedding.weight[embedding.padding_idx].any()
+    assert words.std().item() == pytest.approx(512**-0.5, rel=0.1)
+    bound = (6 / (512 + 512)) ** 0.5
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        attention = layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            assert projection.weight.abs().max().item() == pytest.approx(bound * 2**-0.5, rel=1e-3)
+        assert attention.out_proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+        assert not attention.out_proj.bias.any()
+        assert layer.fc1.weight.abs().max().item() == pytest.approx(512**-0.5, rel=1e-3)  # torch's Linear
+        assert layer.fc2.weight.abs().max().item() == pytest.approx(1024**-0.5, rel=1e-3)
+
+
 def test_sizes_come_from_arch_and_options_and_the_decoder_follows_the_encoder():
     dictionary = make_dictionary()
     with torch.device("meta"):

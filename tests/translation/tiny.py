@@ -59,7 +59,7 @@ def make_batch(sentences, **options):
     return dataset.collater([dataset[number] for number in range(len(sentences))])
 
 
-class Codec:
+class WordPreprocessor:
     """Ids are words; a reader sees them capitalised."""
 
     lowercase = False
@@ -82,7 +82,7 @@ class TinyData(lightning.LightningDataModule):
         self.dictionary = make_dictionary()
         self.sentences = draw_sentences(num_sentences) if sentences is None else sentences
         self.batch_size, self.share = batch_size, slice(rank, None, world_size)
-        self.codec = Codec(self.dictionary)
+        self.preprocessor = WordPreprocessor(self.dictionary)
 
     def texts(self, split):
         words = [" ".join(f"w{word}" for word in sentence) for sentence in self.sentences]

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,75 @@ def test_repeated_augmentation_gives_copies_to_different_processes():
     assert shards[0] == shards[1] == shards[2]  # three copies in a row, one to each
     assert len(shards[0]) * 3 == 60
     assert len(set(shards[0])) == 20
+
+
+@pytest.mark.parametrize(("accumulation", "world_size"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_copies_are_dealt_to_accumulated_batches_as_to_processes(accumulation, world_size):
+    """Eight batches of four make an update of 32 places: 10 images three times and one twice, in none of them twice."""
+    options = {"training": True, "num_repeats": 3, "accumulation": accumulation}
+    ranks = make_ranks(world_size, 100, 4, **options)
+    shards = [list_indices(rank) for rank in ranks]
+    assert all(len(set(batch)) == 4 for shard in shards for batch in shard)
+    assert [len(shard) for shard in shards] == [3 * accumulation] * world_size  # 96 of 100 places, whole updates
+    # Place n of an update goes to batch n mod 8, counted through the processes first.
+    permutation = np.random.default_rng((0, 0)).permutation(100)
+    for update in range(3):
+        for batch, rank in itertools.product(range(accumulation), range(world_size)):
+            places = [32 * update + 8 * row + batch * world_size + rank for row in range(4)]
+            expected = [permutation[place // 3] for place in places]
+            assert shards[rank][update * accumulation + batch] == expected
+
+
+def test_an_update_with_fewer_batches_than_copies_is_left_out():
+    """26 batches of 4: six updates of 4, and 2 batches, where 3 copies of an image would have to share."""
+    assert len(EpochSampler(104, 4, training=True, num_repeats=3, accumulation=4)) == 24
+    assert len(EpochSampler(108, 4, training=True, num_repeats=3, accumulation=4)) == 27
+    assert len(EpochSampler(104, 4, training=True, accumulation=4)) == 26
+
+
+@pytest.mark.parametrize(("batch_size", "num_repeats", "updates"), [(64, 1, 2502), (128, 3, 1251), (128, 1, 1251)])
+def test_imagenet_epochs_have_the_published_updates(batch_size, num_repeats, updates):
+    """T2T-ViT, DeiT and Swin on 8 GPUs: whole batches of the eighth that each process gets of 1,281,167 images."""
+    assert updates == -(-1281167 // 8) // batch_size
+    sampler = EpochSampler(1281167, batch_size, training=True, num_repeats=num_repeats, world_size=8)
+    assert len(sampler) == updates
+
+
+@pytest.mark.parametrize(("batch_size", "updates", "left"), [(64, 2502, 2), (128, 1251, 1)])
+def test_left_over_batches_make_an_update_of_their_own(batch_size, updates, left):
+    """T2T-ViT and Swin on one GPU that accumulates 8 batches."""
+    assert len(EpochSampler(1281167, batch_size, training=True, accumulation=8)) == 8 * updates + left
+
+
+def test_copies_make_whole_updates_on_one_gpu_too():
+    """DeiT: one GPU that accumulates 8 batches makes the 1,251 updates of 8 GPUs."""
+    assert len(EpochSampler(1281167, 128, training=True, num_repeats=3, accumulation=8)) == 8 * 1251
+
+
+@pytest.mark.parametrize(("accumulation", "world_size"), [(3, 1), (3, 2), (1, 4)])
+def test_accumulated_batches_hold_each_example_of_the_epoch_once(accumulation, world_size):
+    shards = [list_indices(rank) for rank in make_ranks(world_size, 83, 4, training=True, accumulation=accumulation)]
+    seen = list(itertools.chain(*itertools.chain(*shards)))
+    assert len(seen) == len(set(seen)) == 83 // (4 * world_size) * 4 * world_size
+    assert {len(batch) for shard in shards for batch in shard} == {4}
+
+
+@pytest.mark.parametrize(("count", "world_size", "last"), [(50, 1, 2), (50, 2, 1), (51, 2, 1), (49, 2, 8), (48, 1, 8)])
+def test_last_batch_is_kept_when_asked(count, world_size, last):
+    """With two processes a single left-over example is dropped: they go in step and weigh the same."""
+    ranks = make_ranks(world_size, count, 8, training=True, drop_last=False)
+    shards = [list_indices(rank) for rank in ranks]
+    assert {len(rank) for rank in ranks} == {len(shard) for shard in shards} == {-(-(count // world_size) // 8)}
+    assert all(len(shard[-1]) == last for shard in shards)
+    seen = list(itertools.chain(*itertools.chain(*shards)))
+    assert len(seen) == len(set(seen)) == count // world_size * world_size
+
+
+def test_last_update_is_shared_out_evenly():
+    """28 examples in batches of 8, two to an update: 8, 8, and the 12 that remain as 6, 6."""
+    sampler = EpochSampler(28, 8, training=True, drop_last=False, accumulation=2)
+    assert [len(batch) for batch in list_indices(sampler)] == [8, 8, 6, 6]
+    assert [len(batch) for batch in list_indices(EpochSampler(28, 8, training=True, accumulation=2))] == [8, 8, 8]
 
 
 def test_too_few_examples():
@@ -135,6 +205,20 @@ def test_workers_change_nothing(make_data, class_folder):
 def test_copies_of_an_image_are_augmented_apart(make_data, class_folder):
     options = {"transform": ImageTransform(16, auto_augment="rand-m9"), "val_split": "validation", "batch_size": 4}
     options |= {"image_column": "image", "num_classes": None, "num_repeats": 4}
-    images, labels = next(iter(make_data(class_folder, **options).train_dataloader()))
-    assert len(set(labels.tolist())) == 1
-    assert len({image.numpy().tobytes() for image in images}) == 4
+    data = make_data(class_folder, **options)
+    data.trainer = SimpleNamespace(accumulate_grad_batches=4, world_size=1, global_rank=0, overfit_batches=0)
+    copies = list(data.train_dataloader())[:4]
+    assert len({tuple(labels.tolist()) for _, labels in copies}) == 1
+    for four in zip(*(images for images, _ in copies), strict=True):
+        assert len({image.numpy().tobytes() for image in four}) == 4
+
+
+def test_copies_that_would_meet_in_a_batch_are_switched_off_with_a_line(make_data, caplog):
+    data = make_data(num_repeats=3, limit=24, batch_size=8)
+    sampler = data.train_dataloader().sampler
+    assert [len(set(batch)) for batch in list_indices(sampler)] == [8, 8, 8]
+    assert len(set(itertools.chain(*list_indices(sampler)))) == 24
+    assert "data.num_repeats=3 is switched off" in caplog.text
+    caplog.clear()
+    make_data(limit=24).train_dataloader()
+    assert not caplog.text

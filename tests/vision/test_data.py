@@ -1,3 +1,5 @@
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -51,8 +53,7 @@ def test_image_folder(make_data, class_folder):
 
 
 def test_validation_serves_as_test_where_there_is_no_other(make_data, class_folder):
-    for path in (class_folder / "test").rglob("*.png"):
-        path.unlink()
+    shutil.rmtree(class_folder / "test")
     options = {"image_column": "image", "num_classes": 2, "val_split": "validation", "batch_size": 2}
     data = make_data(class_folder, transform=ImageTransform(16), **options)
     data.setup()
@@ -73,13 +74,34 @@ def test_digits_have_one_test_split_and_a_validation_split_by_seed():
     assert abs(images.std() - 1) < 0.02
 
 
+def test_held_out_and_drawn_examples_are_those_of_the_split_seed(make_data, parquet_folder):
+    def list_pictures(**options):
+        data = make_data(parquet_folder, limit=9, **options)
+        data.setup()
+        return {name: [np.array(row["img"]).tobytes() for row in data.splits[name].files] for name in data.splits}
+
+    assert list_pictures(seed=1, split_seed=3) == list_pictures(seed=2, split_seed=3)
+    assert list_pictures(seed=1) == list_pictures(seed=2, split_seed=1)  # without one it is the seed
+    assert list_pictures(seed=1, split_seed=3)["val"] != list_pictures(seed=1, split_seed=4)["val"]
+
+
+def test_order_follows_the_seed_whatever_the_split(make_data, parquet_folder):
+    orders = []
+    for seed in (1, 2):
+        loader = make_data(parquet_folder, seed=seed, split_seed=3).train_dataloader()
+        orders.append([batch.tolist() for batch in loader.sampler.list_batches()])
+    assert orders[0] != orders[1]
+
+
 def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder):
     data = make_data(parquet_folder, val_size=0.2)
     data.setup()
     train, val = data.splits["train"], data.splits["val"]
     assert np.bincount(val.labels).tolist() == [4, 4, 4]
     assert np.bincount(train.labels).tolist() == [16, 16, 16]
-    pictures = {split: {np.array(row["img"]).tobytes() for row in data.splits[split].images} for split in data.splits}
+    pictures = {
+        name: {bytes(image.numpy().data) for image in split.decode_all("RGB")} for name, split in data.splits.items()
+    }
     assert not pictures["train"] & pictures["val"]
     assert len(pictures["train"] | pictures["val"]) == 60
 
@@ -121,13 +143,15 @@ def test_generated_images_depend_on_the_seed_only(make_data):
         ({"image_column": "label", "label_column": "img"}, "column 'label' of .* holds no images but Class"),
         ({"label_column": "img"}, "must hold a class number in every row"),
         ({"num_classes": 2}, "label 2 in column 'label' of train of .* is outside the 2 classes"),
-        ({"train_split": "training"}, "no split 'training' in .*; there are train, test"),
+        ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
         ({"val_split": "validation"}, "no split 'validation' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
         ({"val_size": 0.001}, "data.val_size=0.001 must leave"),
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
+        ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
+        ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
         ({"num_channels": 4}, "data.num_channels=4 must be one of 1, 3"),
     ],
 )  # fmt: skip
@@ -188,6 +212,11 @@ def test_unreadable_image(make_data, parquet_folder, in_memory):
     data = make_data(parquet_folder, **({} if in_memory else {"transform": ImageTransform(12)}))
     with pytest.raises(ValueError, match="unreadable image: row 7 of test of"):
         gather(data.test_dataloader())
+    rows["img"][7]["bytes"] = b"no image"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(parquet_folder / "train.parquet")
+    data = make_data(parquet_folder, val_size=10, batch_size=1)
+    with pytest.raises(ValueError, match=r"row 7 of train of .* \(cut short or no image\)"):
+        [gather(loader) for loader in (data.train_dataloader(), data.val_dataloader())]
 
 
 def test_images_of_several_sizes_do_not_go_into_memory(make_data, class_folder):

@@ -20,6 +20,15 @@ def test_image_size_is_left_out_where_it_has_no_meaning():
     assert create_model("convnext_atto", img_size=64, num_classes=3)(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+def test_class_token_starts_as_asked():
+    torch.manual_seed(0)
+    for std, expected in {None: 1e-6, 0.02: 0.02}.items():  # timm's own, and DeiT's
+        token = create_model("deit_small_patch16_224", img_size=32, class_token_std=std).cls_token
+        assert token.std().item() == pytest.approx(expected, rel=0.2)
+    with pytest.raises(ValueError, match=r"model.class_token_std=0.02, but model 'swin_tiny.*' has no class token"):
+        create_model("swin_tiny_patch4_window7_224", class_token_std=0.02)
+
+
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(
         ValueError, match=r"model.name='vit_tinny_patch16_224' is not known to timm; nearest: vit_tiny_p"

@@ -148,6 +148,34 @@ def test_mixup_smooths_once_and_needs_pairs(make_data):
         module.training_step((images[:3], labels[:3]), 0)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "accumulation"),
+    [([8, 8, 8], 2), ([8, 8, 8, 4], 2), ([8, 8, 8, 8, 2], 4), ([8, 2], 1), ([8, 8, 4], 8)],
+)
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1e-3}])
+def test_gradients_are_of_the_mean_over_the_images_of_an_update(sizes, accumulation, options):
+    torch.manual_seed(1)
+    batches = [(torch.randn(size, 3, 12, 12), torch.arange(size) % 3) for size in sizes]
+    model, gradients = SmallModel(nn.LayerNorm), []
+
+    class Follow(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step > len(gradients):
+                gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+
+    module = ImageClassification(model, lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer = make_trainer([Follow()], max_epochs=1, accumulate_grad_batches=accumulation, **options)
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    updates = [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+    for found, update in zip(gradients, updates, strict=True):
+        images, labels = (torch.cat(parts) for parts in zip(*update, strict=True))
+        expected = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+        length = torch.stack([gradient.norm() for gradient in expected]).norm()
+        factor = min(1.0, options.get("gradient_clip_val", float("inf")) / length.item())
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted * factor, rtol=1e-3, atol=1e-6)
+
+
 def make_scheduler(**options):
     return lambda *arguments: create_scheduler(*arguments, **options)
 
@@ -170,6 +198,27 @@ def test_rate_is_constant_within_an_epoch(make_data):
 def test_cut_short_by_max_steps_the_schedule_still_ends(make_data):
     _, recorder = fit(make_module(lr=1.0, scheduler=make_scheduler()), make_data(limit=64), max_epochs=50, max_steps=4)
     assert recorder.rates == pytest.approx([0.5 * (1 + np.cos(np.pi * update / 4)) for update in range(4)])
+
+
+@pytest.mark.parametrize("max_epochs", [-1, None])
+def test_without_a_number_of_epochs_the_schedule_ends_with_the_steps(make_data, max_epochs):
+    options = {"max_epochs": max_epochs, "max_steps": 7, "accumulate_grad_batches": 2}
+    data = make_data(limit=48)  # 3 updates an epoch
+    _, by_update = fit(make_module(lr=1.0, scheduler=make_scheduler()), data, **options)
+    expected = [0.5 * (1 + np.cos(np.pi * update / 7)) for update in range(7) for _ in range(2)]
+    assert by_update.rates == pytest.approx(expected)
+    _, by_epoch = fit(make_module(lr=1.0, scheduler=make_scheduler(interval="epoch")), data, **options)
+    expected = [0.5 * (1 + np.cos(np.pi * epoch / 3)) for epoch in (0, 1, 2) for _ in range(6)][:14]
+    assert by_epoch.rates == pytest.approx(expected)
+
+
+def test_rate_lags_epochs_and_updates(make_data):
+    scheduler = make_scheduler(interval="epoch", warmup_epochs=2, warmup_lr=0.1, lag=1)
+    _, recorder = fit(make_module(lr=1.0, scheduler=scheduler), make_data(limit=24), max_epochs=4)
+    assert recorder.rates == pytest.approx([rate for rate in (0.1, 0.1, 0.55, 0.5) for _ in range(3)])
+    scheduler = make_scheduler(sched="constant", warmup_steps=4, warmup_lr=0.0, lag=1)
+    _, recorder = fit(make_module(lr=1.0, scheduler=scheduler), make_data(limit=48), max_epochs=1)
+    assert recorder.rates == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
 
 
 def test_endless_training_needs_no_schedule(make_data):

@@ -1,4 +1,6 @@
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -58,6 +60,45 @@ def test_swin_schedule_starts_the_cosine_after_the_warm_up():
     assert list_rates(scheduler, [0, 1000, 2000, 16000, 30000]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_deit_trains_an_epoch_at_the_rate_of_the_one_before():
+    """Its loop steps the schedule with the epoch just done: epoch e at f(e - 1), epochs 0 and 1 both at f(0)."""
+    options = {"interval": "epoch", "warmup_epochs": 5, "warmup_lr": 1e-6, "min_lr": 1e-5, "lag": 1}
+    scheduler = create_scheduler(make_optimizer(1e-3), 300 * 1251, 1251, **options)
+    warmup = [1e-6 + epoch * (1e-3 - 1e-6) / 5 for epoch in range(5)]
+    cosine = [1e-5 + (1e-3 - 1e-5) / 2 * (1 + math.cos(math.pi * epoch / 300)) for epoch in (5, 149, 298)]
+    rates = list_rates(scheduler, [0, 1, 2, 3, 4, 5, 6, 150, 299])
+    assert rates == pytest.approx([1e-6, *warmup, *cosine], rel=1e-12)
+    assert rates[5] == pytest.approx(8.002e-4, rel=1e-9)
+
+
+def test_swin_makes_an_update_at_the_rate_of_the_one_before():
+    """Its loop steps the schedule after update u with u."""
+    options = {"warmup_epochs": 20, "warmup_lr": 1e-6, "min_lr": 1e-5, "warmup_prefix": True, "lag": 1}
+    scheduler = create_scheduler(make_optimizer(1e-3), 300 * 100, 100, **options)
+    slope = (1e-3 - 1e-6) / 2000
+    cosine = [1e-5 + (1e-3 - 1e-5) / 2 * (1 + math.cos(math.pi * t / 28000)) for t in (0, 1, 27998)]
+    expected = [1e-6, 1e-6, 1e-6 + slope, 1e-6 + 1999 * slope, *cosine]
+    assert list_rates(scheduler, [0, 1, 2, 2000, 2001, 2002, 29999]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_lag_of_a_schedule_without_warm_up_and_of_two_groups(interval):
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[0], "lr": 1.0}, {"params": parameters[1], "lr": 0.1}])
+    scheduler = create_scheduler(optimizer, 10, 1, interval=interval, lag=2)
+    for time, scheduled in enumerate([0, 0, 0, 1, 2]):
+        list_rates(scheduler, [time])
+        factor = (1 + math.cos(math.pi * scheduled / 10)) / 2
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor], rel=1e-12)
+
+
+def test_a_lagging_schedule_goes_on_from_its_state():
+    make = partial(create_scheduler, num_updates=10, updates_per_epoch=1, warmup_steps=3, lag=1)
+    stopped, resumed = make(make_optimizer()), make(make_optimizer())
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    assert list_rates(resumed, [4, 5, 9]) == list_rates(stopped, [4, 5, 9])
+
+
 def test_schedule_by_step_ends_at_the_minimum():
     scheduler = create_scheduler(make_optimizer(), 1755, 351, warmup_steps=300, warmup_lr=0.0)
     expected = [0.0, 0.5, (1 + math.cos(math.pi * 300 / 1755)) / 2, 0.0]
@@ -83,6 +124,8 @@ def test_bad_schedules():
         create_scheduler(make_optimizer(), 10, 5, interval="update")
     with pytest.raises(ValueError, match=r"scheduler.warmup_steps=3 needs scheduler.interval=step"):
         create_scheduler(make_optimizer(), 10, 5, interval="epoch", warmup_steps=3)
+    with pytest.raises(ValueError, match=r"scheduler.lag=-1 must be at least 0"):
+        create_scheduler(make_optimizer(), 10, 5, lag=-1)
     with pytest.raises(ValueError, match="cosin"):
         create_scheduler(make_optimizer(), 10, 5, sched="cosin")
 

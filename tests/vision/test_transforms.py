@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torchvision.transforms.v2.functional import crop, pad, resize
 
+from tests.configs.test_experiments import compose_config
 from un.vision.transforms import BatchTransform, ImageTransform, crop_at_random
 
 
@@ -73,6 +75,14 @@ def test_evaluation_of_single_images_resizes_then_crops_the_centre():
     shorter = resize(image, 248, interpolation=3)  # floor(224 / 0.9), bicubic
     expected = np.array(crop(shorter, 12, 12, 224, 224)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(transform(image, training=False).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_t2t_vit_14", "imagenet_deit_small", "imagenet_swin_tiny"])
+def test_crops_and_flips_with_the_published_ranges(recipe):
+    crop, flip = instantiate(compose_config(f"experiment={recipe}").data.transform).train.transforms[:2]
+    assert (crop.scale, crop.ratio) == ((0.08, 1.0), pytest.approx((3 / 4, 4 / 3)))
+    assert crop.size == (224, 224)
+    assert flip.p == 0.5
 
 
 def test_training_of_single_images_is_random_and_takes_any_timm_argument():

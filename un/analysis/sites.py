@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from un.norms import Norm
-from un.norms.layout import ChannelFirst, is_channel_first
+from un.norms.layout import find_inner
+from un.norms.recognition import recognize_norm, walk_norms
 
 DEFAULT_EPS = 1e-5  # of a norm without eps
 
 
 class Site:
-    """One norm, ours or a foreign one with a `normalized_shape` (C,).
+    """One norm, ours or a foreign one.
 
     Args:
         name: dotted, as `un.surgery` names it.
@@ -23,13 +24,13 @@ class Site:
 
     Attributes:
         module: the norm without a `ChannelFirst` around it.
-        channel_first: whether `module` takes maps (B, C, ...).
+        axis: of the channels that `module` takes.
     """
 
-    def __init__(self, name: str, layer: int, norm: nn.Module) -> None:
+    def __init__(self, name: str, layer: int, norm: nn.Module, axis: int) -> None:
         self.name, self.layer = name, layer
-        self.module = norm.norm if isinstance(norm, ChannelFirst) else norm
-        self.channel_first = not isinstance(self.module, Norm) and is_channel_first(self.module)
+        self.module = find_inner(norm)
+        self.axis = axis if self.module is norm else -1
         self.source: nn.Module = self.module.source if isinstance(self.module, Norm) else self.module
 
     @property
@@ -46,7 +47,7 @@ class Site:
     def prepare(self, x: Tensor) -> Tensor:
         """The rows (R, C) of an input, detached."""
         x = x.detach()
-        x = x.movedim(1, -1) if self.channel_first else x
+        x = x.movedim(self.axis, -1)
         return x.reshape(-1, x.shape[-1])
 
     def scale_rows(self, rows: Tensor) -> Tensor | None:
@@ -78,7 +79,8 @@ class Site:
 def find_sites(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Site]:
     """The norms of a model in module order whose names match.
 
-    A norm inside a norm belongs to the outer one; a shared norm has its first name.
+    A norm inside a norm belongs to the outer one; a shared norm has its first name. Norms that are not understood, as
+    adaptive ones, are left out.
 
     Args:
         model: any model.
@@ -88,23 +90,16 @@ def find_sites(model: nn.Module, include: Sequence[str] = ("*",), exclude: Seque
     Raises:
         ValueError: nothing is left.
     """
-    norms: dict[nn.Module, str] = {}
-    for name, norm in _walk_norms(model):
-        norms.setdefault(norm, name)
-    found = [Site(name, layer, norm) for layer, (norm, name) in enumerate(norms.items())]
+    norms: dict[nn.Module, tuple[str, int]] = {}
+    for name, norm, traits in walk_norms(model, recognize_norm):
+        if not traits.obstacle:
+            norms.setdefault(norm, (name, traits.axis))
+    found = [Site(name, layer, norm, axis) for layer, (norm, (name, axis)) in enumerate(norms.items())]
     chosen = [site for site in found if _matches(site.name, include) and not _matches(site.name, exclude)]
     if not chosen:
         names = ", ".join(site.name for site in found) or "none"
         raise ValueError(f"include {list(include)} and exclude {list(exclude)} leave no norm; the model's are: {names}")
     return chosen
-
-
-def _walk_norms(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        if isinstance(child, Norm | ChannelFirst) or hasattr(child, "normalized_shape"):
-            yield prefix + name, child
-        else:
-            yield from _walk_norms(child, f"{prefix}{name}.")
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from un.folding.copying import copy_model
 from un.folding.graph import Catalog
+from un.folding.inputs import InputGuard, Inputs
 from un.folding.plan import Plan, apply_plan, untie_projections
 from un.folding.report import FoldReport
-from un.folding.rewrite import HOMELESS, Rewrite, rewrite_weights
+from un.folding.rewrite import Rewrite, rewrite_weights
 from un.folding.sites import find_sites
 from un.folding.solver import MAX_CONDITION, Form, Frames, Solver
 from un.folding.tabulate import tabulate
 from un.folding.tracer import trace
-from un.folding.verify import list_tensors, measure_difference, run_model
+from un.folding.verify import list_tensors, measure_difference, measure_inside
 
 TOLERANCE = 1e-9  # relative, in float64: what rounding and conditions up to MAX_CONDITION can add up to
 TOLERANCE_WITH_ROUNDING = 1e-4  # where the model itself computes in float32, as fairseq's softmax always does
@@ -27,22 +28,22 @@ PRECISION = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def fold_norms(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | Mapping[str, Any],
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
     on_unfoldable: str = "keep",
     *,
     tied: str = "untie",
 ) -> tuple[nn.Module, FoldReport]:
     """Folds norms into the linear layers and convolutions around them.
 
-    Consumers are found by following the data flow on the example inputs, so the fold holds for every input that takes
-    the same path through the model's code. Whatever does not fold exactly is left as a `ScaleShift`; LayerNorm and
-    others that are not offline lose their weight and bias only. LayerScales between a linear layer and the residual
-    stream go into that layer.
+    Consumers are found by following the data flow on the example inputs, and what masks, sizes and choices could do on
+    others counts as done. The folded model computes what the model does for every input, or refuses the input. Whatever
+    does not fold exactly is left as a `ScaleShift`; LayerNorm and others that are not offline lose their weight and
+    bias only. LayerScales between a linear layer and the residual stream go into that layer.
 
     Args:
         model: any model; it is not changed. It is folded as in evaluation mode, whatever mode it is in.
-        example_inputs: a tuple of positional inputs or a mapping of keyword ones, on the model's device. Outputs are
-            compared on them.
+        example_inputs: a tensor, a tuple of positional inputs or a mapping of keyword ones, on the model's device; they
+            are not changed. Outputs are compared on them.
         on_unfoldable: "keep" leaves what does not fold and reports it, "raise" refuses.
         tied: "untie" gives an output projection that shares its weight with an embedding a copy of its own, "keep"
             leaves the norm before it as a `ScaleShift`.
@@ -51,8 +52,10 @@ def fold_norms(
         The folded copy, in evaluation mode, and the report.
 
     Raises:
-        ValueError: unknown options; a model without norms or itself a norm; norms left with `on_unfoldable="raise"`.
-        ArithmeticError: the folded model's outputs differ by more than rounding.
+        ValueError: unknown options; a model without norms, itself a norm, or one that cannot be copied; norms left with
+            `on_unfoldable="raise"`.
+        ArithmeticError: the folded model's outputs differ by more than rounding, or nothing that the example shows
+            depends on the norms.
     """
     for name, value, allowed in (
         ("on_unfoldable", on_unfoldable, ("keep", "raise")),
@@ -60,30 +63,27 @@ def fold_norms(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if isinstance(example_inputs, Tensor) or not isinstance(example_inputs, tuple | list | Mapping):
-        raise ValueError(
-            "example_inputs must be a tuple of inputs or a mapping from names to inputs, got "
-            f"{type(example_inputs).__name__}"
-        )
-    folded, report = _fold(model, example_inputs, tied, MAX_CONDITION)
+    inputs = Inputs.of(example_inputs)
+    folded, report = _fold(model, inputs, tied, MAX_CONDITION)
     if report.condition > 1 and not report.difference_in_type <= _find_precision(model):
-        folded, report = _fold(model, example_inputs, tied, max_condition=1)
+        folded, report = _fold(model, inputs, tied, max_condition=1)
     _check_difference(model, report.difference_in_type)
     if on_unfoldable == "raise" and report.remaining:
         listed = "; ".join(f"{row.site} ({row.outcome}: {row.stays})" for row in report.remaining)
         raise ValueError(f"{len(report.remaining)} of {len(report.rows)} norms do not vanish: {listed}")
+    InputGuard.of(model, inputs).install(folded)
     return folded, report
 
 
-def _fold(model: nn.Module, example_inputs: Any, tied: str, max_condition: float) -> tuple[nn.Module, FoldReport]:
+def _fold(model: nn.Module, inputs: Inputs, tied: str, max_condition: float) -> tuple[nn.Module, FoldReport]:
     """Folds a copy; the comparison in the model's own type is left to the caller to judge."""
-    plan, difference = _plan_verified(model, example_inputs, tied, max_condition)
-    folded = copy.deepcopy(model).eval()
+    plan = _make_plan(model, inputs, tied, max_condition)
+    folded = copy_model(model)
     apply_plan(plan, folded)
+    difference = _verify(plan, model, inputs)
     with torch.no_grad():
-        expected = list_tensors(run_model(copy.deepcopy(model).eval(), example_inputs))
-        in_type = measure_difference(expected, list_tensors(run_model(copy.deepcopy(folded), example_inputs)))
-    return folded, FoldReport(*tabulate(plan), difference, in_type)
+        outputs = [list_tensors(inputs.run(candidate)) for candidate in (copy_model(model), copy_model(folded))]
+    return folded, FoldReport(*tabulate(plan), difference, measure_difference(*outputs))
 
 
 def _find_type(model: nn.Module) -> torch.dtype:
@@ -106,60 +106,74 @@ def _check_difference(model: nn.Module, difference: float) -> None:
         )
 
 
-def _plan_verified(model: nn.Module, example_inputs: Any, tied: str, max_condition: float) -> tuple[Plan, float]:
-    """A plan whose folded model agrees in float64, and the difference that is left."""
+def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float) -> Plan:
+    """What becomes of each norm, in the best forms that contradict nothing."""
+    dtype, obstacle = _choose_type(model, inputs)
     with torch.inference_mode():
-        copied = copy.deepcopy(model).eval().double()
+        copied = copy_model(model, dtype)
         untied = untie_projections(copied) if tied == "untie" else ()
         sites = find_sites(copied)
         if all(site.is_layer_scale for site in sites):
             raise ValueError(f"{type(model).__name__} holds no norm: no LayerNorm, no RMSNorm, none of un.norms")
-        graph, outputs = trace(copied, sites, lambda traced: run_model(traced, example_inputs, torch.float64))
-        expected = list_tensors(outputs)
+        graph = trace(copied, sites, inputs, dtype)
         catalog = Catalog(copied)
-        tolerance = TOLERANCE_WITH_ROUNDING if graph.rounds else TOLERANCE
-        solver = Solver(graph, sites, max_condition)
-        ranks = dict.fromkeys(range(len(sites)), 0)
-        reasons: dict[int, str] = {}
-        while True:
-            forms, frames, rewrite = _solve(solver, catalog, ranks, reasons)
-            changed = tuple(name for name in untied if name in rewrite.values)
-            plan = Plan(sites, solver, forms, dict(reasons), frames, rewrite, changed)
-            difference = _compare(plan, model, example_inputs, expected)
-            if difference <= tolerance:
-                return plan, difference
-            if not rewrite.homeless:
-                raise ArithmeticError(
-                    f"folding changed the outputs by {difference:.1e} of the largest, more than rounding: not folded"
-                )
-            _lower(solver, dict.fromkeys(rewrite.homeless, HOMELESS), ranks, reasons)
+        solver = Solver(graph, catalog, sites, max_condition)
+        forms, reasons, frames, rewrite = _solve(solver, catalog)
+    changed = tuple(name for name in untied if name in rewrite.values)
+    return Plan(sites, solver, forms, reasons, frames, rewrite, changed, dtype, obstacle)
 
 
-def _solve(
-    solver: Solver, catalog: Catalog, ranks: dict[int, int], reasons: dict[int, str]
-) -> tuple[dict[int, Form], Frames, Rewrite]:
-    """The best forms that contradict nothing; `ranks` and `reasons` are moved on."""
+def _choose_type(model: nn.Module, inputs: Inputs) -> tuple[torch.dtype | None, str]:
+    """float64, or None where the model runs in its own type alone, and why.
+
+    Raises:
+        Exception: what the model raises on the example inputs in its own type.
+    """
+    with torch.no_grad():
+        try:
+            inputs.run(copy_model(model, torch.float64), torch.float64)
+        except Exception as error:  # a model may fail in any way where it fixes a type
+            inputs.run(copy_model(model))
+            return None, f"the model does not run in float64 ({str(error).partition(chr(10))[0]})"
+    return torch.float64, ""
+
+
+def _verify(plan: Plan, model: nn.Module, inputs: Inputs) -> float:
+    """The largest relative difference between the model and the folded one, in the type of the plan.
+
+    Raises:
+        ArithmeticError: it is more than rounding, or nothing could be compared.
+    """
+    eps = torch.finfo(_find_type(model)).eps
+    tolerance = TOLERANCE if plan.dtype is not None else eps**0.5
+    if plan.graph.rounds:
+        tolerance = max(tolerance, TOLERANCE_WITH_ROUNDING)
+    with torch.no_grad():
+        original, folded = (copy_model(model, plan.dtype) for _ in range(2))
+        apply_plan(plan, folded)
+        difference = measure_inside(
+            original, folded, inputs, plan.dtype, plan.list_moved(), plan.list_changed_modules()
+        )
+    if not difference <= tolerance:
+        raise ArithmeticError(
+            f"folding changed the outputs by {difference:.1e} of the largest, more than rounding: not folded"
+        )
+    return difference
+
+
+def _solve(solver: Solver, catalog: Catalog) -> tuple[dict[int, Form], dict[int, str], Frames, Rewrite]:
+    """The best forms that contradict nothing, and why better ones do."""
+    ranks = dict.fromkeys(range(len(solver.sites)), 0)
+    reasons: dict[int, str] = {}
     while True:
         forms = {site: solver.list_forms(site)[rank] for site, rank in ranks.items()}
         frames = solver.solve(forms)
         if not frames.blamed:
             rewrite = rewrite_weights(solver.graph, catalog, frames)
             if not frames.blamed:
-                return forms, frames, rewrite
-        _lower(solver, frames.blamed, ranks, reasons)
-
-
-def _lower(solver: Solver, blamed: Mapping[int, str], ranks: dict[int, int], reasons: dict[int, str]) -> None:
-    """Moves every blamed norm on to its next form."""
-    for site, reason in blamed.items():
-        reasons[site] = reason
-        ranks[site] += 1
-        if ranks[site] == len(solver.list_forms(site)):
-            raise ArithmeticError(f"{solver.sites[site].name} can be left in no form: {reason}")
-
-
-def _compare(plan: Plan, model: nn.Module, example_inputs: Any, expected: list[Tensor]) -> float:
-    with torch.no_grad():
-        folded = copy.deepcopy(model).eval().double()
-        apply_plan(plan, folded)
-        return measure_difference(expected, list_tensors(run_model(folded, example_inputs, torch.float64)))
+                return forms, reasons, frames, rewrite
+        for site, reason in frames.blamed.items():
+            reasons[site] = reason
+            ranks[site] += 1
+            if ranks[site] == len(solver.list_forms(site)):
+                raise ArithmeticError(f"{solver.sites[site].name} can be left in no form: {reason}")

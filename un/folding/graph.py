@@ -6,7 +6,10 @@ its code. Code 0 stands for everything else: inputs, constants, results of nonli
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,10 @@ class Stored:
     tensor: Tensor
     base: int
     persistent: bool
+
+    def holds(self, numbers: Tensor) -> Tensor:
+        """For each number, whether it is of one of its elements."""
+        return (numbers >= self.base) & (numbers < self.base + count_stored(self.tensor))
 
 
 class Catalog:
@@ -156,6 +163,29 @@ class Meeting:
     reader: str
 
 
+@dataclass(frozen=True)
+class Padding:
+    """A call of `F.pad` that puts a constant around channels.
+
+    Attributes:
+        module: name of the innermost module running.
+        index: how many other calls of `F.pad` this call of the module made before.
+        axis: of the channels.
+        num_dims: of what is padded.
+        codes: of each channel.
+        value: the constant.
+        reader: its description.
+    """
+
+    module: str
+    index: int
+    axis: int
+    num_dims: int
+    codes: Tensor
+    value: float
+    reader: str
+
+
 @dataclass
 class Graph:
     """Everything a trace found, in the order of execution.
@@ -164,21 +194,41 @@ class Graph:
         sources: where codes come from.
         reads: readers that are not understood.
         meetings: readers that treat several codes alike.
-        padded: readers that pad with zeros.
+        keys: readers to which one shift of all positions makes no difference, as softmax attention.
+        paddings: calls of `F.pad` whose constant can be another one in the folded model.
+        padding_counts: module -> how often it called `F.pad` in a forward.
+        padded: readers that put zeros among the values.
         ordered: readers that need the order of values, as a maximum does.
+        outputs: what comes out of each module; the reader is its name.
         raw_reads: name of a stored tensor -> a reader that is not a linear map.
+        num_example_sources: how many of the sources are of the example itself.
         size: number of codes, 0 included.
         rounds: whether the model computed in less than float64.
+        notes: what the trace could not see.
     """
 
     sources: list[LinearUse | NormCall | Sum] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
+    keys: list[Read] = field(default_factory=list)
+    paddings: list[Padding] = field(default_factory=list)
+    padding_counts: dict[str, set[int]] = field(default_factory=dict)
     padded: list[Read] = field(default_factory=list)
     ordered: list[Read] = field(default_factory=list)
+    outputs: list[Read] = field(default_factory=list)
     raw_reads: dict[str, str] = field(default_factory=dict)
+    num_example_sources: int = 0
     size: int = 1
     rounds: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def copy_records(self) -> dict[str, Any]:
+        """Copies of all lists and mappings, for `restore_records`."""
+        return {name: copy.copy(value) for name, value in vars(self).items() if isinstance(value, list | dict)}
+
+    def restore_records(self, records: Mapping[str, Any]) -> None:
+        """Forgets everything since a copy was made; codes are not given out again."""
+        vars(self).update(records)
 
     def allocate(self, count: int) -> int:
         """Reserves codes and returns the first."""

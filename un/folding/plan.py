@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from un.folding.graph import Graph
+from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import Site, read_dtype, remove_affine
-from un.folding.solver import Form, Frames, Solver
+from un.folding.solver import Fill, Form, Frames, Solver
+from un.norms.attachments import carry_hooks
 from un.norms.fused_kernels import avoid_fused_kernels
 
 
@@ -28,6 +30,8 @@ class Plan:
         frames: of the solution.
         rewrite: new weights and biases.
         untied: names of weights that get a memory of their own.
+        dtype: in which the model was traced, float64; None for its own.
+        obstacle: why not in float64, where it was not.
     """
 
     sites: list[Site]
@@ -37,11 +41,28 @@ class Plan:
     frames: Frames
     rewrite: Rewrite
     untied: tuple[str, ...]
+    dtype: torch.dtype | None
+    obstacle: str
 
     @property
     def graph(self) -> Graph:
         """What the trace found."""
         return self.solver.graph
+
+    @property
+    def fills(self) -> dict[tuple[str, int], Fill]:
+        """What calls of `F.pad` put in, where it is not the model's own constant."""
+        return {call: fill for call, fill in self.frames.fills.items() if not fill.is_plain}
+
+    def list_moved(self) -> list[str]:
+        """Names of the norms of which something has gone into other layers."""
+        indices = (index for index, form in self.forms.items() if form is not Form.KEEP)
+        return [self.sites[index].name for index in indices if not self.sites[index].is_layer_scale]
+
+    def list_changed_modules(self) -> set[str]:
+        """Names of the modules that give other values in the folded model."""
+        changed = {read.reader for read in self.graph.outputs if not bool(self.frames.is_plain(read.codes).all())}
+        return changed | {name for site in self.sites for name in site.names}
 
 
 def untie_projections(model: nn.Module) -> tuple[str, ...]:
@@ -75,10 +96,23 @@ def apply_plan(plan: Plan, model: nn.Module) -> None:
         module = model.get_submodule(name)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
+    _install_fills(plan, model)
     changed = {model.get_submodule(site.name) for site in plan.sites}
     avoid_fused_kernels(model, changed)
     for index in range(len(plan.sites)):
         _replace_norm(plan, index, model)
+
+
+def _install_fills(plan: Plan, model: nn.Module) -> None:
+    for name in {module for module, _ in plan.fills}:
+        module = model.get_submodule(name)
+        like = next(tensor for tensor in (*module.parameters(), *model.parameters()) if tensor.is_floating_point())
+        fills = {
+            f"{FILL}{index}": _cast(f"{name} padding", fill.lay_out(), like)
+            for (owner, index), fill in plan.fills.items()
+            if owner == name
+        }
+        install_fills(module, fills, plan.graph.padding_counts[name])
 
 
 def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
@@ -90,7 +124,8 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
         scale, shift = plan.frames.residues[index]
         if site.is_layer_scale and torch.equal(scale, site.scale.cpu()) and not bool(shift.any()):
             return
-        shape = (-1, *[1] * (calls[0].num_dims - 2)) if site.channel_axis == 1 else (-1,)
+        num_dims = calls[0].num_dims
+        shape = (-1, *[1] * (num_dims - 1 - site.channel_axis % num_dims))
         like = next(itertools.chain(norm.parameters(), norm.buffers()))
         like = torch.empty(0, dtype=read_dtype(norm), device=like.device)
         values = [_cast(site.name, value.view(shape), like) for value in (scale, shift)]
@@ -98,10 +133,11 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
     elif form is Form.KEEP:
         return
     elif not site.offline:
-        remove_affine(norm)
+        remove_affine(norm, site.neutral)
         return
     else:
         new = PassOn() if any(call.more_arguments for call in calls) else nn.Identity()
+    carry_hooks(norm, new)
     for name in site.names:
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, new.train(norm.training))

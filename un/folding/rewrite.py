@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from un.folding.graph import Catalog, Graph, LinearUse, Stored, count_stored
-from un.folding.solver import NOBODY, Frames, is_same
-
-HOMELESS = "part of its shift has no stored bias to go to, and the outputs depend on it"
+from un.folding.solver import NOBODY, Frames, is_same, shift_through, spread
 
 
 @dataclass
@@ -22,14 +20,11 @@ class Rewrite:
         values: name -> a parameter or buffer.
         new_biases: dotted name of a module without bias -> its bias.
         touched: site -> names of the weights and biases that took its map.
-        homeless: sites that lose a part of their shift which has no stored bias to go to. Harmless only where the
-            outputs do not depend on it, as on what a softmax attention adds to its keys.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     new_biases: dict[str, Tensor] = field(default_factory=dict)
     touched: dict[int, list[str]] = field(default_factory=dict)
-    homeless: set[int] = field(default_factory=set)
 
 
 def rewrite_weights(graph: Graph, catalog: Catalog, frames: Frames) -> Rewrite:
@@ -67,15 +62,14 @@ class _Rewriter:
     def rewrite(self, use: LinearUse) -> None:
         """Demands what one linear map needs of its weight and bias."""
         frames, outputs = self.frames, use.outputs
-        weight = use.weight.view(self.catalog.by_name[use.weight.name].tensor)
+        weight = use.weight.view(self.catalog.by_name[use.weight.name].tensor).double()
         inputs = torch.zeros(weight.shape[1] * use.groups, dtype=torch.int64) if use.inputs is None else use.inputs
         codes = torch.cat((inputs, outputs))
         row_scale, added = frames.row_scale[outputs].to(weight), frames.row_shift[outputs].to(weight)
         new = weight
         if bool(self._read_changed[inputs].any()):
-            scale, shift = (_spread(v[inputs].to(weight), weight, use.groups) for v in (frames.scale, frames.shift))
-            new = weight * scale
-            added = added + row_scale * (weight * shift).flatten(1).sum(1)
+            new = weight * spread(frames.scale[inputs].to(weight), weight, use.groups)
+            added = added + row_scale * shift_through(weight, frames.shift[inputs].to(weight), use.groups)
         if bool(self._written_changed[outputs].any()):
             new = new * row_scale.view(-1, *[1] * (weight.dim() - 1))
         self._demand(use.weight.name, use.weight.view, new, codes)
@@ -87,28 +81,24 @@ class _Rewriter:
                 listed.extend(name for name in names if name not in listed)
 
     def _rewrite_bias(self, use: LinearUse, scale: Tensor, added: Tensor, codes: Tensor) -> list[str]:
-        """Demands scale * bias + added of a linear map's bias; returns names of the biases."""
+        """Demands scale * bias + added of a linear map's stored biases; returns their names."""
         if use.bias is None:
             return self._grow_bias(use, added, codes)
         names = []
         numbers = use.bias.to(scale.device)
         for stored in _list_biases(self.catalog, use):
-            mine = (numbers >= stored.base) & (numbers < stored.base + count_stored(stored.tensor))
+            if not stored.persistent:
+                continue
+            mine = stored.holds(numbers)
             positions = numbers[mine] - stored.base
             old = stored.tensor.as_strided((count_stored(stored.tensor),), (1,), 0)[positions]
-            new = scale[mine] * old + added[mine]
-            if not stored.persistent:
-                self._lose(codes, new != old)
-                continue
-            self._demand(stored.name, positions, new, codes)
+            self._demand(stored.name, positions, scale[mine] * old + added[mine], codes)
             names.append(stored.name)
-        self._lose(codes, (numbers < 0) & ((added != 0) | (scale != 1)))
         return names
 
     def _grow_bias(self, use: LinearUse, added: Tensor, codes: Tensor) -> list[str]:
-        needed = bool((added != 0).any())
         if not use.takes_bias:
-            if needed:
+            if bool((self.frames.row_shift[use.outputs] != 0).any()):
                 self.frames.blame(codes, f"the linear map in {use.module} takes no bias")
             return []
         known = self.result.new_biases.setdefault(use.module, added)
@@ -116,11 +106,7 @@ class _Rewriter:
         earlier.append(codes)
         if not bool(is_same(known, added).all()):
             self.frames.blame(torch.cat(earlier), f"{use.module} has several inputs and would need several biases")
-        return [f"{use.module}.bias"] if needed else []
-
-    def _lose(self, codes: Tensor, lost: Tensor) -> None:
-        if bool(lost.any()):
-            self.result.homeless |= set(torch.unique(self.frames.owner[codes]).tolist()) - {NOBODY}
+        return [f"{use.module}.bias"] if bool((added != 0).any()) else []
 
     def _demand(self, name: str, where: object, new: Tensor, codes: Tensor) -> None:
         """Asks for new elements of a stored tensor; `where` makes a view of its memory or lists positions in it."""
@@ -146,7 +132,7 @@ class _Rewriter:
         self.result.new_biases = {name: bias for name, bias in grown.items() if bool((bias != 0).any())}
         for name in list(self._memories):
             stored, memory = self.catalog.by_name[name], self._memories.pop(name)
-            old = stored.tensor.as_strided(memory.shape, (1,), 0)
+            old = stored.tensor.as_strided(memory.shape, (1,), 0).double()
             memory = torch.where(memory.isnan(), old, memory)
             if torch.equal(memory, old):
                 continue
@@ -157,11 +143,3 @@ class _Rewriter:
             self.result.values[name] = memory.as_strided(
                 stored.tensor.size(), stored.tensor.stride(), stored.tensor.storage_offset()
             )
-
-
-def _spread(values: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Values of a linear map's input channels laid beside its weight, (O or 1, K / groups, 1, ...)."""
-    values = values.view(groups, -1)
-    if groups > 1:
-        values = values.repeat_interleave(weight.shape[0] // groups, dim=0)
-    return values.view(*values.shape, *[1] * (weight.dim() - 2))

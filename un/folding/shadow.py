@@ -25,6 +25,24 @@ class Shadow:
             return None
         return entry[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
+    def read_all(self, tensor: Tensor) -> Tensor | None:
+        """All codes in the memory behind a tensor, which may be an empty view of it."""
+        entry = self._entries.get(identify_storage(tensor))
+        return None if entry is None else entry[1]
+
+    def read_beside(self, tensor: Tensor) -> Tensor | None:
+        """The codes that an empty view would have with one row where it has none; None where its memory has none."""
+        entry = self._entries.get(identify_storage(tensor))
+        if entry is None or entry[2] != tensor.element_size():
+            return None
+        size = [max(length, 1) for length in tensor.size()]
+        last = sum((length - 1) * stride for length, stride in zip(size, tensor.stride(), strict=True))
+        offset = int(tensor.storage_offset())
+        steps = [stride for length, stride in zip(tensor.size(), tensor.stride(), strict=True) if not length]
+        if offset + last >= len(entry[1]):  # behind the end: the row before it
+            offset -= max(steps)
+        return entry[1].as_strided(size, tensor.stride(), offset) if offset >= 0 else None
+
     def write(self, tensor: Tensor, codes: Tensor) -> None:
         """Sets the codes of the memory that the tensor shows."""
         key = identify_storage(tensor)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import math
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from un.norms.attachments import make_plain
 from un.norms.base import Norm, statistics_dtype
-from un.norms.layout import ChannelFirst, is_channel_first
+from un.norms.layout import find_inner
+from un.norms.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
+from un.norms.probing import ALL, Probe, ProbeError, compare, find_axis
+from un.norms.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
+
+MAX_VECTORS = 4  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
+SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale makes, be it computed in float32
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,11 @@ class Site:
         scale: (C,), float64, of the map y = scale * x + shift that folding may move.
         shift: (C,), float64.
         offline: whether the map is all that the norm does at inference; otherwise it follows a part that stays.
-        channel_axis: of the norm's output, 1 or -1.
+        channel_axis: of the norm's output, -1, 1 or -2.
         obstacle: why nothing of this norm can be moved; empty where it can.
         is_layer_scale: whether it is a LayerScale.
+        neutral: of a norm that follows a part that stays, the values at which its vectors do nothing; None where they
+            are taken out.
     """
 
     names: tuple[str, ...]
@@ -37,6 +46,7 @@ class Site:
     channel_axis: int
     obstacle: str = ""
     is_layer_scale: bool = False
+    neutral: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -53,17 +63,22 @@ class Site:
 def find_sites(model: nn.Module) -> list[Site]:
     """Every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
     names: dict[nn.Module, list[str]] = {}
-    _collect(model, "", names)
-    return [_read_site(norm, tuple(of_norm)) for norm, of_norm in names.items()]
+    traits: dict[nn.Module, NormTraits | int] = {}
+    found: Iterable[tuple[str, nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
+    for name, norm, recognized in found:
+        names.setdefault(norm, []).append(name)
+        traits[norm] = recognized
+    return [_read_site(norm, tuple(of_norm), traits[norm]) for norm, of_norm in names.items()]
 
 
-def find_inner(norm: nn.Module) -> nn.Module:
-    """The norm inside a layout wrapper, or the norm itself."""
-    return norm.norm if isinstance(norm, ChannelFirst) else norm
+def _recognize(module: nn.Module) -> NormTraits | int | None:
+    """Traits of a norm, or the axis of a LayerScale."""
+    traits = recognize_norm(module)
+    return traits if traits is not None and traits.is_site else find_scaled_axis(module)
 
 
 def find_scaled_axis(module: nn.Module) -> int | None:
-    """The axis of which a module multiplies every channel by its own parameter, -1 or 1; None where it does not.
+    """The axis of which a module multiplies every channel by its own parameter: -1, 1 or -2; None where it does not.
 
     LayerScales have no class or attribute in common, so a copy of every module with one vector and nothing else is
     asked: with a random vector, only a plain multiplication gives the product.
@@ -71,78 +86,96 @@ def find_scaled_axis(module: nn.Module) -> int | None:
     vectors = list(module.parameters())
     if [vector.dim() for vector in vectors] != [1] or any(True for _ in (*module.buffers(), *module.children())):
         return None
-    probe = copy.deepcopy(module)
-    (vector,) = probe.parameters()
-    num_channels = len(vector)
-    generator = torch.Generator().manual_seed(0)
-    vector.copy_(torch.randn(num_channels, generator=generator))
-    for shape, axis in (((2, 3, num_channels), -1), ((2, num_channels, 3, 4), 1)):
-        x = torch.randn(shape, generator=generator).to(vector)
-        expected = (x.movedim(axis, -1) * vector).movedim(-1, axis)
+    if list_extra_inputs(module):
+        return None
+    try:
+        probe = Probe(module, torch.float64)
+        probe.draw_parameters()
+        vector = next(probe.module.parameters()).cpu()
+        return find_axis(
+            probe, len(vector), lambda x, y: torch.allclose(y, x * vector, SCALE_TOLERANCE, 0), "multiply", ALL
+        )[0]
+    except ProbeError:
+        return None
+
+
+def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int) -> Site:
+    if isinstance(traits, int):
+        factor = next(norm.parameters()).detach().double()
+        return Site(names, norm, factor, torch.zeros_like(factor), True, traits, is_layer_scale=True)
+    inner, obstacle = find_inner(norm), traits.obstacle
+    scale, shift = (
+        torch.full((traits.num_features,), neutral, dtype=torch.float64) if value is None else value.detach().double()
+        for value, neutral in ((traits.scale, 1.0), (traits.shift, 0.0))
+    )
+    if isinstance(inner, Norm):
+        plain: Any = None if obstacle else Probe(inner, torch.float64).module  # whatever computes its weights
+        affine = None if plain is None else plain.affine()
+        if affine is not None:
+            scale, shift = (value.detach().double() for value in affine)
+        return Site(names, norm, scale, shift, affine is not None, traits.axis, obstacle)
+    if traits.rest:
+        obstacle = f"applies {', '.join(type(part).__name__ for part in traits.rest)} to its result"
+    neutral = None
+    if not obstacle:
         try:
-            y = probe.forward(x.clone())
-        except (RuntimeError, ValueError, TypeError, IndexError):
+            scale, neutral = _separate(inner, traits.axis if inner is norm else -1, scale, shift)
+        except ProbeError as error:
+            obstacle = str(error)
+    return Site(names, norm, scale, shift, False, traits.axis, obstacle, neutral=neutral)
+
+
+def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[float, ...] | None]:
+    """Finds what can leave a norm: the scale by which it differs from itself with other parameters.
+
+    Returns:
+        The scale, and the neutral values of its vectors, None where weight and bias are taken out.
+
+    Raises:
+        ProbeError: nothing can leave.
+    """
+    found: list[tuple[float, Tensor, tuple[float, ...] | None]] = []
+    count = len(_list_vectors(Probe(norm, torch.float64).module))
+    fillings = itertools.product((1.0, 0.0), repeat=count) if 0 < count <= MAX_VECTORS else ()
+    for neutral in (None, *fillings):
+        bare = Probe(norm, torch.float64).module
+        remove_affine(bare, neutral)
+        try:
+            remaining = measure(bare, len(scale), (*NORMALIZERS, SATURATION)).scale
+            remaining = torch.ones_like(scale) if remaining is None else remaining
+            whole, part = compare((norm, bare), len(scale), axis)
+        except ProbeError:
             continue
-        if isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected):
-            return axis
-    return None
+        tolerance = FIT_TOLERANCE * float(whole.abs().max())
+        if torch.allclose(whole, scale / remaining * part + shift, rtol=0, atol=tolerance):
+            found.append((float((remaining - 1).abs().max()), scale / remaining, neutral))
+            if found[-1][0] == 0:
+                break
+    if not found:
+        raise ProbeError("does not go on without its scale and shift")
+    return min(found, key=lambda one: one[0])[1:]
 
 
-def remove_affine(norm: nn.Module) -> None:
-    """Takes weight and bias out of a norm which goes on without them."""
+def _list_vectors(norm: nn.Module) -> list[str]:
+    """Names of its parameters that are no scalars."""
+    return [name for name, value in norm._parameters.items() if value is not None and value.numel() > 1]
+
+
+def remove_affine(norm: nn.Module, neutral: tuple[float, ...] | None) -> None:
+    """Takes weight and bias out of a norm which goes on without them, or sets its vectors to neutral values."""
     inner = find_inner(norm)
+    make_plain(inner)
+    if neutral is not None:
+        for name, value in zip(_list_vectors(inner), neutral, strict=True):
+            old = inner.get_parameter(name)
+            new = nn.Parameter(torch.full_like(old, value), requires_grad=old.requires_grad)
+            inner.register_parameter(name, new)  # others may hold the old one, too
+        return
     for name in ("weight", "bias"):
         if name in inner._parameters:
             inner.register_parameter(name, None)
     if hasattr(inner, "elementwise_affine"):
         inner.elementwise_affine = False  # type: ignore[assignment]
-
-
-def _collect(module: nn.Module, prefix: str, names: dict[nn.Module, list[str]]) -> None:
-    for attribute, child in module._modules.items():
-        if child is None:
-            continue
-        is_norm = isinstance(child, Norm | ChannelFirst) or hasattr(child, "normalized_shape")
-        if is_norm or find_scaled_axis(child) is not None:
-            names.setdefault(child, []).append(prefix + attribute)
-        else:
-            _collect(child, f"{prefix}{attribute}.", names)
-
-
-def _read_site(norm: nn.Module, names: tuple[str, ...]) -> Site:
-    scaled_axis = None if hasattr(norm, "normalized_shape") else find_scaled_axis(norm)
-    if scaled_axis is not None:
-        factor = next(norm.parameters()).detach().double()
-        return Site(names, norm, factor, torch.zeros_like(factor), True, scaled_axis, is_layer_scale=True)
-    inner = find_inner(norm)
-    axis, obstacle = -1, ""
-    if isinstance(norm, ChannelFirst):
-        axis = 1
-    elif not isinstance(norm, Norm):
-        shape = tuple(norm.normalized_shape)  # type: ignore[arg-type]
-        if len(shape) != 1:
-            obstacle = f"normalises over axes of shape {shape}"
-        elif any(not isinstance(child, nn.Identity) for child in norm.children()):
-            obstacle = "has an activation of its own"
-        elif is_channel_first(norm):
-            axis = 1
-    affine = norm.affine() if isinstance(norm, Norm | ChannelFirst) and hasattr(inner, "affine") else None
-    if affine is not None:
-        scale, shift = affine
-        return Site(names, norm, scale.detach().double(), shift.detach().double(), True, axis)
-    scale, shift = _read_parameters(inner)
-    return Site(names, norm, scale, shift, False, axis, obstacle)
-
-
-def _read_parameters(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias in float64, flattened, with 1 and 0 for those that are not there."""
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    known = next((value for value in (weight, bias) if value is not None), torch.zeros(0))
-    shape: Any = getattr(norm, "normalized_shape", None) or (norm.num_features,)
-    ones = torch.ones(math.prod(shape), dtype=torch.float64, device=known.device)
-    scale = ones if weight is None else weight.detach().double().flatten()
-    shift = torch.zeros_like(ones) if bias is None else bias.detach().double().flatten()
-    return scale, shift
 
 
 def read_dtype(norm: nn.Module) -> torch.dtype:

@@ -16,7 +16,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from un.folding.graph import Graph, LinearUse, NormCall, Sum
+from un.folding.graph import Catalog, Graph, LinearUse, NormCall, Padding, Sum
 from un.folding.sites import Site
 
 MAX_CONDITION = 1e4  # of a scale carried through a residual stream, spec R8
@@ -33,6 +33,27 @@ class Form(Enum):
     KEEP = "stays as one multiplication and addition"
 
 
+@dataclass(frozen=True)
+class Fill:
+    """Constants (C,), along one of `num_dims` axes, that a call of `F.pad` puts in instead of the model's one."""
+
+    values: Tensor
+    axis: int
+    num_dims: int
+    constant: float
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether they are what the model itself puts in."""
+        return bool((self.values == self.constant).all())
+
+    def lay_out(self) -> Tensor:
+        """The constants in the shape of one position."""
+        shape = [1] * self.num_dims
+        shape[self.axis] = -1
+        return self.values.view(shape)
+
+
 @dataclass
 class Frames:
     """Frames of every code, each (number of codes,) in float64.
@@ -43,7 +64,9 @@ class Frames:
         row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
         row_shift: likewise.
         owner: site whose norm made the frame, or -1.
+        homeless: whether the shift is what a norm's shift became in a linear map that takes no bias.
         residues: site -> the scale and shift, each (C,), of what stays in its place.
+        fills: (module, number of the call of `F.pad`) -> what it puts in, with axis and number of axes.
         conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
         blamed: site -> why its form is impossible.
     """
@@ -53,7 +76,9 @@ class Frames:
     row_scale: Tensor
     row_shift: Tensor
     owner: Tensor
+    homeless: Tensor
     residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)
     conditions: dict[int, float] = field(default_factory=dict)
     blamed: dict[int, str] = field(default_factory=dict)
 
@@ -79,12 +104,15 @@ class Solver:
 
     Args:
         graph: from a trace.
+        catalog: of the traced model's stored tensors.
         sites: the norms, in the numbering of the graph.
         max_condition: largest max|scale| / min|scale| carried through a residual stream; 1 carries none.
     """
 
-    def __init__(self, graph: Graph, sites: Sequence[Site], max_condition: float = MAX_CONDITION) -> None:
-        self.graph, self.max_condition = graph, max_condition
+    def __init__(
+        self, graph: Graph, catalog: Catalog, sites: Sequence[Site], max_condition: float = MAX_CONDITION
+    ) -> None:
+        self.graph, self.catalog, self.max_condition = graph, catalog, max_condition
         self.sites = sites
         self.calls: dict[int, list[NormCall]] = {index: [] for index in range(len(sites))}
         self.from_linear = torch.zeros(graph.size, dtype=torch.bool)
@@ -94,7 +122,7 @@ class Solver:
         several = len(sites)
         for source in graph.sources:
             if isinstance(source, LinearUse):
-                self.from_linear[source.outputs] = True
+                self.from_linear[source.outputs] = has_home(source, catalog) | (source.bias is None)
                 self.weight_dims[source.weight.name] = len(source.weight.size)
                 if source.inputs is not None:
                     self._read_by_linear[source.inputs] = True
@@ -109,8 +137,10 @@ class Solver:
                 self._read_by_sum[source.left] = self._read_by_sum[source.right] = True
         for meeting in graph.meetings:
             self._read_by_linear[meeting.left] = self._read_by_linear[meeting.right] = True
-        for read in graph.reads:
+        for read in (*graph.reads, *graph.keys):
             self.pinned[read.codes] = True
+        for padding in graph.paddings:
+            self._read_by_linear[padding.codes] = True
         self.pinned[0] = True
         self._read_otherwise = self._read_by_sum | self.pinned | (self._read_by_norm != NOBODY)
         self._read_by_norms_alone = self.from_linear & ~(self._read_by_sum | self._read_by_linear | self.pinned)
@@ -168,13 +198,15 @@ class Solver:
             torch.zeros(self.graph.size, dtype=torch.float64),
         )
         owner = torch.full((self.graph.size,), NOBODY)
-        frames = Frames(ones, zeros, ones.clone(), zeros.clone(), owner)
+        frames = Frames(ones, zeros, ones.clone(), zeros.clone(), owner, zeros.bool())
         free = self.from_linear & ~self.pinned
         for source in self.graph.sources:
             if isinstance(source, NormCall):
                 self._place_norm(source, forms[source.site], frames, free)
             elif isinstance(source, Sum):
                 self._place_sum(source, frames, free)
+            else:
+                self._place_linear(source, frames, free)
             if frames.blamed:
                 return frames  # what follows may be wrong only because of this
         self._check_readers(frames)
@@ -185,6 +217,8 @@ class Solver:
         scale, shift = site.scale.cpu()[call.channels], site.shift.cpu()[call.channels]
         free[inputs] = False
         if form is Form.BACKWARD:
+            if not bool(frames.is_plain(inputs).all()):
+                frames.blame(inputs, f"{site.name} is to go into the linear map before it")
             frames.row_scale[inputs], frames.row_shift[inputs] = scale, shift
             frames.owner[inputs] = call.site
             return
@@ -201,6 +235,18 @@ class Solver:
             shift = torch.zeros_like(shift)
         if site.offline:
             self._keep_residue(call, scale, shift, frames)
+
+    def _place_linear(self, use: LinearUse, frames: Frames, free: Tensor) -> None:
+        """Leaves in the output what a shift of the input adds where no stored bias can take it away."""
+        homeless = ~has_home(use, self.catalog)
+        if use.inputs is None or not bool(homeless.any()) or bool((frames.shift[use.inputs] == 0).all()):
+            return
+        weight = use.weight.view(self.catalog.by_name[use.weight.name].tensor).cpu().double()
+        outputs = use.outputs[homeless]
+        frames.shift[outputs] = shift_through(weight, frames.shift[use.inputs], use.groups)[homeless]
+        frames.owner[outputs] = frames.owner[use.inputs].max()
+        frames.homeless[outputs] = True
+        free[outputs] = False
 
     def _keep_residue(self, call: NormCall, scale: Tensor, shift: Tensor, frames: Frames) -> None:
         """Notes the map that stays in a norm's place, one per channel for all calls and positions."""
@@ -258,16 +304,58 @@ class Solver:
         """Blames norms whose frames meet a reader that needs others."""
         for read in self.graph.reads:
             wrong = read.codes[~frames.is_plain(read.codes)]
-            frames.blame(wrong, f"read by {read.reader}")
+            through = " through a linear map that takes no bias" if bool(frames.homeless[wrong].any()) else ""
+            frames.blame(wrong, f"read by {read.reader}{through}")
         for meeting in self.graph.meetings:
             same = is_same(frames.scale[meeting.left], frames.scale[meeting.right])
             same &= is_same(frames.shift[meeting.left], frames.shift[meeting.right])
             wrong = torch.cat((meeting.left[~same], meeting.right[~same]))
             frames.blame(wrong, f"the {meeting.reader} also reads values that are not its own, as zero padding")
+        for read in self.graph.keys:
+            frames.blame(read.codes[frames.scale[read.codes] != 1], f"read by {read.reader}")
+        for padding in self.graph.paddings:
+            self._place_fill(padding, frames)
         for read in self.graph.padded:
             frames.blame(read.codes[frames.shift[read.codes] != 0], read.reader)
         for read in self.graph.ordered:
             frames.blame(read.codes[frames.scale[read.codes] <= 0], f"{read.reader} needs positive scales")
+
+    def _place_fill(self, padding: Padding, frames: Frames) -> None:
+        """Notes what a call of `F.pad` must put in so that it means the constant."""
+        scale, shift = frames.scale[padding.codes], frames.shift[padding.codes]
+        fill = Fill((padding.value - shift) / scale, padding.axis, padding.num_dims, padding.value)
+        if bool((scale == 0).any()):
+            frames.blame(padding.codes[scale == 0], f"a scale is 0 before the {padding.reader}")
+            return
+        known = frames.fills.setdefault((padding.module, padding.index), fill)
+        same = known.values.shape == fill.values.shape and bool(is_same(known.values, fill.values).all())
+        counts = self.graph.padding_counts[padding.module] - {0}
+        if not same or (len(counts) != 1 and not fill.is_plain):
+            frames.blame(padding.codes, f"the {padding.reader} serves several inputs and would need several constants")
+
+
+def has_home(use: LinearUse, catalog: Catalog) -> Tensor:
+    """For each output of a linear map, whether a stored bias can take what a shift of the input adds to it."""
+    if use.bias is None:
+        return torch.full((use.size,), use.takes_bias)
+    home = torch.zeros(use.size, dtype=torch.bool)
+    for stored in catalog.list_stored(use.bias):
+        if stored.persistent:
+            home |= stored.holds(use.bias)
+    return home
+
+
+def shift_through(weight: Tensor, shift: Tensor, groups: int) -> Tensor:
+    """What a shift (K,) of a linear map's input adds to its output (O,)."""
+    return (weight * spread(shift, weight, groups)).flatten(1).sum(1)
+
+
+def spread(values: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Values of a linear map's input channels laid beside its weight, (O or 1, K / groups, 1, ...)."""
+    values = values.view(groups, -1)
+    if groups > 1:
+        values = values.repeat_interleave(weight.shape[0] // groups, dim=0)
+    return values.view(*values.shape, *[1] * (weight.dim() - 2))
 
 
 def is_same(left: Tensor, right: Tensor) -> Tensor:

@@ -22,10 +22,12 @@ def tabulate(plan: Plan) -> tuple[tuple[FoldRow, ...], tuple[str, ...]]:
     merged = [name for index, name in scales.items() if plan.forms[index] is Form.BACKWARD]
     if merged:
         notes.append(f"R10: {', '.join(merged)} merged into the layers before them")
-    lost = sorted(plan.sites[site].name for site in plan.rewrite.homeless)
-    if lost:
-        notes.append(f"the outputs do not depend on a part of the shift (as of attention keys) of {', '.join(lost)}")
-    return rows, tuple(notes)
+    filled = sorted({module or "the model" for module, _ in plan.fills})
+    if filled:
+        notes.append(f"R6: padding in {', '.join(filled)} puts in what the norms before it made of the constant")
+    if plan.obstacle:
+        notes.append(f"followed and compared in the model's own type: {plan.obstacle}")
+    return rows, (*notes, *plan.graph.notes)
 
 
 def _describe_site(plan: Plan, index: int) -> FoldRow:
@@ -67,7 +69,7 @@ def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
 def is_final(graph: Graph, site: int) -> bool:
     """Whether nothing comes after a norm but linear maps that read it, and sums of their outputs."""
     of_norm, of_heads = (torch.zeros(graph.size, dtype=torch.bool) for _ in range(2))
-    for source in graph.sources:
+    for source in graph.sources[: graph.num_example_sources]:
         if isinstance(source, NormCall) and source.site == site:
             of_norm[source.outputs] = True
         elif bool(of_norm.any()):

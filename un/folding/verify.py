@@ -1,33 +1,18 @@
-"""Runs a model on example inputs and compares outputs."""
+"""Compares a folded model with the one it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from un.folding.inputs import Inputs
 
-def run_model(model: nn.Module, example_inputs: Any, dtype: torch.dtype | None = None) -> Any:
-    """Calls a model on its inputs, floating-point ones cast to `dtype`, and returns the outputs that count.
-
-    A tensor followed by dictionaries, as (logits, extra) of fairseq, counts with the tensor alone: the extras are a
-    look inside, at hidden states that may be anything after folding.
-    """
-
-    def cast(leaf: Any) -> Any:
-        floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.to(dtype) if floats and dtype is not None else leaf
-
-    example_inputs = tree_map(cast, example_inputs)
-    outputs = model(**example_inputs) if isinstance(example_inputs, Mapping) else model(*example_inputs)
-    if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
-        extras = [item for item in outputs[1:] if item is not None]
-        if extras and all(isinstance(item, Mapping) for item in extras):
-            return outputs[0]
-    return outputs
+SENSITIVITY = 1e-6  # relative change by noise of order 1 on every norm, below which outputs count as constant; ours
 
 
 def list_tensors(outputs: Any) -> list[Tensor]:
@@ -61,3 +46,80 @@ def _measure_one(expected: Tensor, actual: Tensor) -> float:
     largest = float(expected[finite].abs().max())
     difference = float((expected[finite] - actual[finite]).abs().max())
     return difference / largest if largest else difference
+
+
+def measure_inside(
+    original: nn.Module,
+    folded: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype | None,
+    norms: Sequence[str],
+    changed: Collection[str],
+) -> float:
+    """The difference of the outputs, or where they do not depend on the norms, that of the last module which does.
+
+    A head that is still zero gives the same whatever comes in, and so proves nothing of what comes before it.
+
+    Args:
+        original: a copy of the model that may be used up.
+        folded: of the folded model, likewise.
+        inputs: the example.
+        dtype: to which floating-point inputs are cast.
+        norms: names of the norms of which something has moved.
+        changed: names of the modules that are meant to give other values in the folded model.
+
+    Raises:
+        ArithmeticError: there are such norms, and nothing that can be compared depends on them.
+    """
+    expected = list_tensors(inputs.run(original, dtype))
+    difference = measure_difference(expected, list_tensors(inputs.run(folded, dtype)))
+    if not norms:
+        return difference
+    with _disturb(original, norms):
+        if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
+            return difference
+        disturbed = _record_outputs(original, inputs, dtype)
+    seen = [_record_outputs(model, inputs, dtype) for model in (original, folded)]
+    for name, output in reversed(seen[0].items()):
+        depends = measure_difference([output], [disturbed.get(name, output)]) > SENSITIVITY
+        if depends and name not in changed and name in seen[1]:
+            return measure_difference([output], [seen[1][name]])
+    raise ArithmeticError(
+        "no output that could be compared depends on the norms on the example inputs, so nothing shows that the fold "
+        "is right: give other inputs, or fold the trained model if this one still has zeros for weights"
+    )
+
+
+def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The last tensor that each module gives, in the order in which the modules end."""
+    outputs: dict[str, Tensor] = {}
+
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, Tensor):
+                outputs.pop(name, None)
+                outputs[name] = out.detach().clone()
+
+        return keep
+
+    hooks = [module.register_forward_hook(make_hook(name)) for name, module in model.named_modules() if name]
+    inputs.run(model, dtype)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@contextlib.contextmanager
+def _disturb(model: nn.Module, norms: Sequence[str]) -> Iterator[None]:
+    """Adds noise to what norms give."""
+    hooks = [model.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add_noise(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    generator = torch.Generator(out.device).manual_seed(0)
+    return out + torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype)

@@ -116,10 +116,15 @@ class Norm(nn.Module):
         for name, fill in self._initial_state.items():
             getattr(self, name).fill_(fill)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether there is a step counter, and so a warm-up."""
+        return "iters" in self._buffers
+
     def reset_steps(self) -> None:
-        """Enters warm-up anew and keeps all statistics (official advice before fine-tuning)."""
-        if "iters" in self._buffers:
-            self.get_buffer("iters").zero_()
+        """Enters warm-up anew, where there is one, and keeps all statistics (official advice before fine-tuning)."""
+        if self.counts_steps:
+            self.iters.zero_()
 
     @property
     def source(self) -> Norm:

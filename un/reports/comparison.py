@@ -23,6 +23,7 @@ class Cell:
         metric: shown; None for the main one.
         published: the figure to compare with.
         paper_setting: whether the runs follow the recipe behind the published figures.
+        departures: in what they do not.
         ours: over the runs that finished with a number.
         to_layernorm: difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing.
     """
@@ -34,6 +35,7 @@ class Cell:
     paper_setting: bool
     ours: Summary
     to_layernorm: Difference | None
+    departures: tuple[str, ...] = ()
 
     @property
     def diverged(self) -> int:
@@ -129,14 +131,20 @@ def fill_cell(
     metric: str | None = None,
     published: Published | None = None,
     paper_setting: bool = False,
+    departures: Sequence[str] = (),
 ) -> Cell:
-    """Computes a cell; `reference` are the runs with LayerNorm, `planned` is the number of `runs` by default."""
+    """Computes a cell; `reference` are the runs with LayerNorm, `planned` is the number of `runs` by default.
+
+    `paper_setting` says whether the runs are meant to follow the recipe behind the published figures, `departures` in
+    what they do not.
+    """
     values = _by_seed(runs, metric)
     is_reference = bool(runs) and all(run.norm == LAYERNORM for run in runs)
     difference = None if is_reference else compare_paired(values, _by_seed(reference, metric))
     count = len(runs) if planned is None else planned
     summary = summarise(list(values.values()))
-    return Cell(tuple(runs), count, metric, published, paper_setting, summary, difference)
+    follows = paper_setting and not departures
+    return Cell(tuple(runs), count, metric, published, follows, summary, difference, tuple(departures))
 
 
 def compare_settings(runs: Sequence[Run]) -> list[Comparison]:

@@ -13,7 +13,8 @@ from un.reports.statistics import Difference
 
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MARK = "†"
-MARK_NOTE = f"{MARK} our setting, not the paper's."
+MARK_NOTE = f"{MARK} our setting, not the paper's"
+SHOWN_DEPARTURES = 3
 DIFFERENCE_NOTE = "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t)."
 FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "minutes")
 # Characters that LaTeX fonts lack or that pandas does not escape.
@@ -62,7 +63,7 @@ def list_notes(comparison: Comparison) -> list[str]:
     """Returns what is to be said below a table: setting, marks, differences and sources."""
     notes = [comparison.setting] if comparison.setting else []
     if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
-        notes.append(MARK_NOTE)
+        notes.append(_explain_mark(comparison))
     if any(cell.to_layernorm for cell in comparison.cells):
         notes.append(DIFFERENCE_NOTE)
     return notes + [f"[{number}] {source}." for number, source in enumerate(comparison.sources, 1)]
@@ -178,6 +179,13 @@ def _describe_ours(cell: Cell, comparison: Comparison) -> str:
     mean = f"{cell.ours.mean:.{comparison.digits}f}"
     spread = "" if cell.ours.std is None else f" ± {cell.ours.std:.{comparison.digits}f}"
     return f"{mean}{spread}{f' {MARK}' if comparison.shows_marks and cell.is_marked else ''}"
+
+
+def _explain_mark(comparison: Comparison) -> str:
+    """Returns what the mark means and, where the paper's setting was meant, what departs from it."""
+    found = list(dict.fromkeys(text for cell in comparison.cells if cell.is_marked for text in cell.departures))
+    more = f"; and {len(found) - SHOWN_DEPARTURES} more" if len(found) > SHOWN_DEPARTURES else ""
+    return f"{MARK_NOTE}: {'; '.join(found[:SHOWN_DEPARTURES])}{more}." if found else f"{MARK_NOTE}."
 
 
 def _escape_latex(text: str) -> str:

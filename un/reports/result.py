@@ -34,7 +34,7 @@ class Result:
         best_epoch: epoch of that checkpoint, the first is 0; None when there is none.
         best_step: its optimizer step.
         diverged_step: optimizer step (the first is 1) at which that happened; None when finished.
-        steps: optimizer steps done.
+        steps: updates done, by steps of the optimizer.
         wall_time_seconds: of training and testing, summed over resumes.
         parameters: number of trainable and frozen parameters of the model.
         peak_memory_bytes: of the device on a GPU, of the process otherwise.
@@ -44,6 +44,8 @@ class Result:
         hardware: {"cpu": name, "threads": int, "gpu": names}.
         metric_details: metric -> what it is where a name does not say it, e.g. kind and signature of a BLEU; "test/*"
             names the checkpoints that were averaged. Missing in files of early runs.
+        execution: {"processes", "batch_size" of one of them, "accumulate_grad_batches", "global_batch_size": their
+            product, "precision", "norm": its options that follow from the accumulation}. Empty in files of early runs.
         diverged_layer: the first layer that met or made a non-finite value at that step; None where there is none, as
             in a loss that exploded, and in files of early runs.
         schema_version: of this file format.
@@ -70,6 +72,7 @@ class Result:
     packages: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     metric_details: dict[str, str] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
     diverged_layer: str | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -115,7 +118,7 @@ def read_result(path: Path) -> Result:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version is {version}, this code reads {SCHEMA_VERSION}")
-    content = {"metric_details": {}, "diverged_layer": None, **content}
+    content = {"metric_details": {}, "execution": {}, "diverged_layer": None, **content}
     names = {entry.name for entry in fields(Result)}
     for problem, found in (("lacks", names - content.keys()), ("has unknown", content.keys() - names)):
         if found:

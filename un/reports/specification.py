@@ -65,9 +65,9 @@ class Table:
         rows: at least one.
         runs: arguments of train.py for every cell, seeds among them.
         digits: after the decimal point.
-        paper_setting: whether these runs follow the recipe behind the published figures.
+        paper_setting: whether these runs are meant to follow the recipe behind the published figures.
         setting: what a reader must know about the setting; one sentence or nothing.
-        needs: names of the tables whose runs these start from.
+        needs: names of the tables whose runs these start from, each row from the one in the row of its label.
     """
 
     name: str

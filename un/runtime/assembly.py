@@ -23,7 +23,9 @@ from torch import nn
 from un.runtime.checkpoints import AtomicCheckpointIO
 from un.runtime.errors import UserError, suggest
 from un.runtime.kinds import check_kinds
+from un.runtime.preprocessors import check_initial_weights, use_kept_preprocessor
 from un.runtime.progress import ProgressBar
+from un.runtime.run_folder import RunFolder
 from un.runtime.weights import check_state, drop_other_head, read_model_weights
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 
@@ -33,8 +35,12 @@ LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 log = logging.getLogger(__name__)
 
 
-def build(config: DictConfig) -> tuple[LightningDataModule, LightningModule]:
-    """Builds data and task module, the norms replaced, from a config with the groups of configs/train.yaml.
+def build(config: DictConfig, finished: RunFolder | None = None) -> tuple[LightningDataModule, LightningModule]:
+    """Builds data and task module, the norms replaced.
+
+    Args:
+        config: with the groups of configs/train.yaml.
+        finished: run whose preprocessor the data work with; None makes one from the training data.
 
     Raises:
         UserError, ValueError: a wrong value or name; nothing heavy is built before the values are checked.
@@ -42,8 +48,12 @@ def build(config: DictConfig) -> tuple[LightningDataModule, LightningModule]:
     factory = build_norm_factory(config.norm)
     seed_everything(config.seed, verbose=False)
     data = build_part(config, "data")
+    if finished is not None:
+        use_kept_preprocessor(data, finished)
     data.prepare_data()
     data.setup("fit")
+    if config.init_weights is not None:
+        check_initial_weights(data, Path(str(config.init_weights)))
     model = build_model(config, data.model_arguments(), factory)
     parts = {name: build_part(config, name) for name in ("optimizer", "scheduler") if config.get(name) is not None}
     return data, build_part(config, "task", model=model, **parts)

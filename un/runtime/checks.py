@@ -11,6 +11,8 @@ from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
 LIMITS: dict[str, tuple[type, float, tuple[Any, ...]]] = {
     "seed": (int, 0, ()),
     "average_checkpoints": (int, 0, (None,)),
+    "global_batch_size": (int, 1, (None,)),
+    "updates": (int, 1, (None,)),
     "trainer.max_epochs": (int, 1, (-1, None)),
     "trainer.max_steps": (int, 1, (-1,)),
     "trainer.accumulate_grad_batches": (int, 1, ()),

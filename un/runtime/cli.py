@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from un.runtime import signals
 from un.runtime.console import log_to_files
 from un.runtime.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
+from un.runtime.overrides import quote_override
 from un.runtime.start import is_first_process
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
@@ -54,14 +55,16 @@ def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | Non
     global _failed_jobs
     _failed_jobs = []
     prepare_process()
-    sys.argv[1:] = sort_arguments([quote_override(argument) for argument in sys.argv[1:]])
-    first, overrides = sys.argv[1:2], sys.argv[2:]
-    is_sweep = first in (["-m"], ["--multirun"]) and not any(text.startswith("-") for text in overrides)
+    arguments = sort_arguments(sys.argv[1:])
+    is_sweep = arguments[:1] in (["-m"], ["--multirun"])
+    sys.argv[1:] = [quote_override(argument, is_sweep) for argument in arguments]
+    overrides = sys.argv[2:]
+    is_plain_sweep = is_sweep and not any(text.startswith("-") for text in overrides)
     signals.forget()
     try:
         with answer_signals():
             check_arguments(sys.argv[1:])
-            failed = sweep(overrides) if sweep is not None and is_sweep else None
+            failed = sweep(overrides) if sweep is not None and is_plain_sweep else None
             if failed is None:
                 os.environ[ASKED] = str(int(WANTS_TRACEBACK))
                 os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
@@ -128,14 +131,6 @@ def check_arguments(arguments: Sequence[str]) -> None:
             wrong = [choice for choice in choices if not isinstance(choice, str)]
             if wrong:
                 raise UserError(f"{override.key_or_group} takes the names of its options, got {wrong[0]} in {choices}")
-
-
-def quote_override(argument: str) -> str:
-    """Quotes a value that holds "=", such as the path of a run folder, which Hydra's grammar takes only in quotes."""
-    key, separator, value = argument.partition("=")
-    if not separator or argument.startswith("-") or "=" not in value or value[0] in "'\"[{" or "(" in value:
-        return argument
-    return f"""{key}="{value.replace('"', chr(92) + '"')}\""""
 
 
 @contextlib.contextmanager

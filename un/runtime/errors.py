@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
 # Errors of these kinds name a wrong input. Everything else is a fault of the program and keeps its traceback.
@@ -16,11 +16,14 @@ USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not 
 # RuntimeError that quotes its source file.
 LOST_PROCESS_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PROCESS_SOURCE = "/gloo/"
+LOG_ERROR = "Unable to configure"  # so logging begins where it cannot open train.log
+WORKER_ERROR = "Caught ValueError in DataLoader worker process"  # so torch begins what it makes of it
 # Optional packages: extra of pyproject.toml -> what its modules are called, and the command that installs it.
 EXTRAS = {
     "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "pip install -e '.[export]'"),
 }
+INTERPOLATION_ERRORS = (GrammarParseError, InterpolationResolutionError)
 UNEXPECTED_ARGUMENT = "unexpected keyword argument"
 
 
@@ -64,7 +67,7 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return _describe_missing_import(error)
     if _is_lost_process(error):
         return "another process of this run ended or does not answer; the same command resumes the run"
-    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # logging that cannot open train.log
+    if str(error).startswith(LOG_ERROR) and isinstance(error.__cause__, OSError):
         return describe_error(error.__cause__, keys)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
@@ -73,7 +76,12 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         name = unknown.group(1)  # which other choices of groups than the default ones may lack
         return f"there is no config key or group '{name}'" + suggest(name, (key for key in keys if key != name))
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return " ".join((str(error) + cause).split()) or type(error).__name__
+    if any(isinstance(one, INTERPOLATION_ERRORS) for one in (error, error.__cause__)):
+        cause += "; ${...} stands for another value: rename a path that holds it, or make a link to it"
+    text = str(error)
+    if text.startswith(WORKER_ERROR):  # with the traceback of a data loader's process, which ends with the error
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    return " ".join((text + cause).split()) or type(error).__name__
 
 
 def _describe_missing_import(error: ImportError) -> str:

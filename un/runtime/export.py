@@ -19,6 +19,7 @@ from un.runtime.console import hide_output
 from un.runtime.errors import UserError
 from un.runtime.finished import FinishedRun, open_run
 from un.runtime.folded import fold_run, require_inference
+from un.runtime.preprocessors import save_preprocessor
 from un.surgery import is_norm
 
 FOLDER = "exports"  # in the run folder
@@ -31,7 +32,10 @@ Graph = Callable[..., tuple[Tensor, ...]]
 
 
 def export_run(config: DictConfig) -> Path:
-    """Exports a run's model; a file of its name with .json behind it says what it holds.
+    """Exports a run's model.
+
+    Beside the graph, a file of its name with .json behind it says what it holds, and a folder with .preprocessor behind
+    it has the vocabulary, or class names and normalisation.
 
     Args:
         config: composed from configs/export.yaml.
@@ -55,8 +59,7 @@ def export_run(config: DictConfig) -> Path:
         task.use_inference_model(folded)
     path = choose_path(config, run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch = next(iter(run.data.test_dataloader()))
-    part = task.cut_graph(task.inference_model, batch)
+    part = task.cut_graph(task.inference_model, run.inference_data.make_example_batch(seed=0))
     description: dict[str, Any] = {"format": config.format, "folded": config.fold, "inputs": list(part.inputs)}
     description |= {"dynamic": {name: list(axes.values()) for name, axes in part.dynamic.items()}}
     description |= {"outputs": part.outputs, "left_out": part.left_out}
@@ -67,7 +70,9 @@ def export_run(config: DictConfig) -> Path:
         description |= describe_operators(path, sites)
     if config.quantize is not None:
         path = quantize_tested(config, run, graph, path, description)
-    write_json(description, path.with_name(f"{path.name}.json"))
+    beside = path.with_name(f"{path.name}.preprocessor")
+    save_preprocessor(run.inference_data, beside)
+    write_json({**description, "preprocessor": beside.name}, path.with_name(f"{path.name}.json"))
     print_description(description, path)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from un.inference import InferenceData
 from un.reports.result import Result, read_result
 from un.runtime.assembly import build, build_trainer
 from un.runtime.averaging import load_tested
 from un.runtime.checks import check_config
 from un.runtime.console import quiet_libraries
 from un.runtime.errors import UserError
+from un.runtime.preprocessors import check_changes, require_preprocessor
 from un.runtime.run_folder import RunFolder
 
 RUN_FORM = "run=runs/<experiment>/norm=<choice>/seed=<n>"
@@ -30,7 +33,7 @@ class FinishedRun:
         recorded: its result.
         config: its config with the changes.
         changes: what differs from the config of the run, dotted key -> value.
-        data: of the config.
+        data: of the config, with the preprocessor of the run.
         module: of the task, with the tested weights.
         tested: names of the checkpoints that these are of.
     """
@@ -42,6 +45,11 @@ class FinishedRun:
     data: LightningDataModule
     module: LightningModule
     tested: list[str]
+
+    @property
+    def inference_data(self) -> InferenceData:
+        """The data as what needs no example of them."""
+        return require_preprocessor(self.data)
 
     def build_trainer(self, folder: Path) -> Trainer:
         """Builds a trainer for testing; the task writes its own files to the folder."""
@@ -69,16 +77,20 @@ def open_run(config: DictConfig) -> FinishedRun:
     folder = RunFolder(Path(str(config.run)))
     recorded = read_finished(folder)
     run_config = OmegaConf.create(folder.read_config())
+    for key, value in recorded.execution.get("norm", {}).items():
+        OmegaConf.update(run_config, f"norm.{key}", value)
+    before = copy.deepcopy(run_config)
     changes = _list_changes(config)
     for key, value in changes.items():
         OmegaConf.update(run_config, key, value)
     check_config(run_config)
+    check_changes(before, run_config)
     count = run_config.get("average_checkpoints")
     if config.average_checkpoints and not folder.list_epochs():
         raise UserError(f"average_checkpoints={count}: {folder.path} kept no epochs, as it was trained without it")
     run_config.init_weights = None  # the checkpoints hold all weights
     run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
-    data, module = build(run_config)
+    data, module = build(run_config, folder)
     tested = load_tested(folder, module, count)
     return FinishedRun(folder, recorded, run_config, changes, data, module, tested)
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from un.files import replace_file
 from un.folding import FoldReport, ScaleShift, fold_norms
+from un.folding.inputs import InputGuard, Inputs
+from un.folding.padding import FILL, find_padded_forward, install_fills
 from un.folding.scale_shift import PassOn
-from un.folding.verify import list_tensors, measure_difference, run_model
+from un.folding.verify import list_tensors, measure_difference
 from un.inference import InferenceTask
 from un.norms.fused_kernels import avoid_fused_kernels
 from un.runtime.errors import UserError
@@ -41,13 +43,13 @@ def require_inference(module: LightningModule) -> InferenceTask:
 
 
 def fold_run(run: FinishedRun) -> tuple[nn.Module, FoldReport]:
-    """Folds the model of a run on validation examples; the run's own model stays as it is.
+    """Folds the model of a run on generated examples; the run's own model stays as it is.
 
     Raises:
         UserError: it has no norms, or its fold is not exact enough.
     """
     task = require_inference(run.module)
-    batch = next(iter(run.data.val_dataloader()))
+    batch = run.inference_data.make_example_batch(seed=0)
     try:
         return fold_norms(task.inference_model, task.make_fold_inputs(batch))
     except (ArithmeticError, ValueError) as error:
@@ -78,13 +80,13 @@ def write_folded(config: DictConfig) -> Path:
     with replace_file(path, binary=True) as file:
         torch.save(content, file)
     loaded = load_folded(path, copy.deepcopy(model))
-    inputs = task.make_fold_inputs(next(iter(run.data.test_dataloader())))
+    inputs = Inputs.of(task.make_fold_inputs(run.inference_data.make_example_batch(seed=1)))
     with torch.inference_mode():
-        outputs = [list_tensors(run_model(candidate, inputs)) for candidate in (model, loaded)]
+        outputs = [list_tensors(inputs.run(candidate)) for candidate in (model, loaded)]
     difference = measure_difference(*outputs)
     if not difference <= TOLERANCE:
         raise UserError(f"{path} differs from the run's model by {difference:.1e} of the largest output")
-    text = f"{report}\nread back: outputs on test examples differ by {difference:.1e} of the largest"
+    text = f"{report}\nread back: outputs on other examples differ by {difference:.1e} of the largest"
     path.with_suffix(".txt").write_text(f"{text}\n", encoding="utf-8")
     print(f"{text}\n{path}")
     return path
@@ -107,6 +109,8 @@ def load_folded(path: Path, model: nn.Module) -> nn.Module:
     content = read_checkpoint(path)
     if not {"state_dict", "changes"} <= content.keys():
         raise UserError(f"{path} is no folded checkpoint: scripts/fold.py writes them")
+    if "inputs" not in content["changes"]:
+        raise UserError(f"{path} is of an earlier version, which could be wrong on other inputs: fold the run again")
     state: Mapping[str, Tensor] = content["state_dict"]
     try:
         apply_changes(model, content["changes"], state)
@@ -128,7 +132,11 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
     shared = {name for name in old if sum(other is old[name] for other in old.values()) > 1}
     untied = [n for n in sorted(shared) if n in new and sum(other is new[n] for other in new.values()) == 1]
     added = [name for name in new if name not in old]
-    return {"replaced": replaced, "removed": removed, "added": added, "untied": untied}
+    paddings = {name: list(padded.counts) for name, m in after.items() if (padded := find_padded_forward(m))}
+    guard: Any = folded.input_guard
+    inputs = {"kinds": guard.kinds, "positions": list(guard.positions)}
+    changes = {"replaced": replaced, "removed": removed, "added": added, "untied": untied}
+    return {**changes, "padded": paddings, "inputs": inputs}
 
 
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -146,5 +154,10 @@ def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[s
     for name in (*changes["added"], *changes["untied"]):
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, nn.Parameter(torch.empty_like(state[name])))
+    for name, counts in changes["padded"].items():
+        prefix = f"{name}." if name else ""
+        fills = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(f"{prefix}{FILL}")}
+        install_fills(model.get_submodule(name), fills, counts)
+    InputGuard(changes["inputs"]["kinds"], changes["inputs"]["positions"]).install(model)
     sites = {*changes["replaced"], *(name.rpartition(".")[0] for name in changes["removed"])}
     avoid_fused_kernels(model, {model.get_submodule(site) for site in sites})

@@ -37,7 +37,8 @@ def check_kinds(key: str, target: Callable[..., Any], arguments: Mapping[str, An
     for name, value in arguments.items():
         known = name in parameters and name in hints and value is not parameters[name].default
         if known and not fits(value, hints[name]):
-            raise UserError(f"{key}.{name}={show(value)} must be {describe_kind(hints[name])}")
+            hint = f"""; quote what is text, as in '{key}.{name}="..."'""" if fits("", hints[name]) else ""
+            raise UserError(f"{key}.{name}={show(value)} must be {describe_kind(hints[name])}{hint}")
 
 
 def fits(value: Any, kind: Any) -> bool:

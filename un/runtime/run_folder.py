@@ -1,9 +1,10 @@
 """The folder of a run: its name, what it holds, and whether a config may continue in it.
 
-Layout: config.yaml (resolved), train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for
-average_checkpoints), what the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where
-asked for; eval.json and evaluation/ are of eval.py, checkpoints/folded.* of scripts/fold.py, exports/ of
-scripts/export.py. Nothing here imports torch.
+Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
+execution.json, train.log, metrics.csv,
+checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what the task writes (translations/),
+result.json (written last), and wandb/ or tensorboard/ where asked for; eval.json and evaluation/ are of eval.py,
+checkpoints/folded.* of scripts/fold.py, exports/ of scripts/export.py. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,35 +26,23 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from un.files import replace_file
+from un.runtime.config_keys import flatten, is_recorder, is_science, pins_precision
+from un.runtime.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
 from un.runtime.errors import UserError
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
-# Keys which change nothing about the science of a run, with everything below them.
-OTHER_KEYS = (
-    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra"),
-    *("data.path", "data.num_workers"),
-    *("trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
-    "trainer.strategy.timeout",
-    *(
-        "callbacks.checkpoints",
-        "callbacks.divergence",  # ends a run early, but no finished run has other numbers for it
-        "callbacks.watch_norms",
-        "callbacks.metrics_file",
-        "callbacks.progress_bar",
-        "callbacks.progress_log",
-        "callbacks.activation_stats",
-    ),
-)
-NOT_NAMED = ("norm", "seed", "callbacks")  # those who watch change nothing; others are found by their keys
+# Choices whose values are found by their keys, where they change anything.
+NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
 LEFT_BY_RUNS = (
-    *("result.json", "eval.json", "metrics.csv", "config.yaml"),
-    *("checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
+    *("result.json", "eval.json", "metrics.csv", "config.yaml", "fingerprint.json", "execution.json"),
+    *("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
     *("activation_stats", "activation_stats.parquet", "figures"),
 )
-MAX_NAME_LENGTH = 150  # of one folder name; file systems allow 255 bytes
+MAX_NAME_LENGTH = 150  # bytes of one folder name; file systems allow 255
 HASH_LENGTH = 10
 EPOCH_CHECKPOINT = re.compile(r"epoch=(\d+)\.ckpt")
 SHOWN_DIFFERENCES = 3
+DELETED = object()  # the value of an override with a tilde
 
 
 @dataclass(frozen=True)
@@ -85,24 +74,48 @@ class RunIdentity:
         )
 
 
-def name_run(experiment: str, norm: str, overrides: tuple[str, ...] | list[str], seed: int) -> str:
-    """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science."""
-    parts: dict[str, str] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.get_key_element()
-        if not _is_science(override.key_or_group) or key in NOT_NAMED:
-            continue
-        value = override.value()
-        if isinstance(value, dict):  # +norm={a:1,b:2} is named as norm.a=1 norm.b=2, and +norm={} changes nothing
-            entries = _flatten(value, key.lstrip("+")) if value else ()
-            parts |= {name: f"{_sanitise(name)}={_show(entry)}" for name, entry in entries}
-        else:
-            parts[key] = _sanitise(key) if override.is_delete() else f"{_sanitise(key)}={_show(value)}"
+def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, data: str = "") -> str:
+    """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science.
+
+    Args:
+        experiment: name of the experiment.
+        norm: the norm's choice.
+        overrides: as typed.
+        seed: of the run.
+        data: the choice of data, where `overrides` do not make it.
+    """
+    values = read_overrides(overrides)
+    parts = {
+        key: _sanitise(key) if value is DELETED else f"{_sanitise(key)}={_show(value)}"
+        for key, value in values.items()
+        if (is_science(key.lstrip("+~")) and key not in NOT_NAMED)
+        or (key.lstrip("+") == "trainer.precision" and pins_precision(experiment))
+    }
+    path = next((value for key, value in values.items() if key.lstrip("+") == "data.path"), DELETED)
+    choice = str(values.get("data", data))
+    if choice and path is not DELETED and (own := name_data(choice, path)):
+        parts["data.path"] = f"data.path={own}"
     middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
-    if len(middle) > MAX_NAME_LENGTH:
-        digest = hashlib.sha256(middle.encode()).hexdigest()[:HASH_LENGTH]
-        middle = f"{middle[: MAX_NAME_LENGTH - HASH_LENGTH - 1]}-{digest}"
+    encoded = middle.encode()
+    if len(encoded) > MAX_NAME_LENGTH:
+        digest = hashlib.sha256(encoded).hexdigest()[:HASH_LENGTH]
+        middle = f"{encoded[: MAX_NAME_LENGTH - HASH_LENGTH - 1].decode(errors='ignore')}-{digest}"
     return f"{_sanitise(experiment)}/{middle}/seed={seed}"
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns key -> value, the last where there are several; keys keep their plus, deleted ones their tilde.
+
+    An override with a mapping is one for each of its entries: +norm={a:1,b:2} sets norm.a and norm.b, +norm={} nothing.
+    """
+    values: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, dict):
+            values |= flatten(value, key.lstrip("+")) if value else ()
+        else:
+            values[key] = DELETED if override.is_delete() else value
+    return values
 
 
 class RunFolder:
@@ -114,11 +127,16 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.runs = path / "../../.."
         self.config = path / "config.yaml"
+        self.fingerprint = path / "fingerprint.json"
+        self.execution = path / "execution.json"
         self.result = path / "result.json"
         self.evaluation = path / "eval.json"
         self.evaluation_files = path / "evaluation"
         self.metrics = path / "metrics.csv"
+        self.preprocessor = path / "preprocessor"
+        self.log = path / "train.log"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
@@ -141,6 +159,22 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Tells whether there is anything to go on from; a run that failed before its first checkpoint left nothing."""
         return self.result.exists() or any(self.checkpoints.glob("*.ckpt"))
+
+    @property
+    def status(self) -> Literal["interrupted", "failed", "missing"]:
+        """Of a folder without a result: whether a run has begun here, has failed before it began, or was never started.
+
+        An interrupted run was killed, broke off or is still running.
+        """
+        if self.config.exists():
+            return "interrupted"
+        return "failed" if self.log.exists() else "missing"
+
+    def forget_start(self) -> None:
+        """Takes back that a run has begun, where nothing was trained; its log stays."""
+        if not self.holds_run() and not self.metrics.exists():
+            for path in (self.config, self.fingerprint, self.execution):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
@@ -168,6 +202,44 @@ class RunFolder:
         with replace_file(self.config) as file:
             OmegaConf.save(OmegaConf.create(dict(config)), file)
 
+    def write_fingerprint(self, path: Any) -> None:
+        """Writes the fingerprint of the data, after checking that the folder does not hold a run of others.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.holds_run():
+            self.check_data(path)
+        else:
+            write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
+
+    def check_data(self, path: Any) -> None:
+        """Compares data with those of the run; runs of early versions kept nothing to compare with.
+
+        Raises:
+            UserError: they differ.
+        """
+        if not self.fingerprint.is_file():
+            return
+        before, now = read_fingerprint(self.fingerprint), take_fingerprint(path, self.runs)
+        if now.digest != before.digest:
+            raise UserError(
+                f"{self.path} holds a run of other data, by names and sizes of their files ({before}; now {now}): use "
+                "force=true to start over, another paths.runs, or the data as they were"
+            )
+
+    def list_unrecorded(self, config: Mapping[str, Any]) -> list[str]:
+        """Returns what a config would have recorded and the run here did not, e.g. `callbacks.activation_stats`."""
+        if not self.config.is_file():
+            return []
+        before = dict(flatten(self.read_config()))
+        asked = [
+            key
+            for key, value in flatten(config)
+            if value not in (None, {}) and value != before.get(key) and is_recorder(key)
+        ]
+        return sorted({".".join(key.split(".")[:2]) for key in asked})
+
     def read_config(self) -> dict[str, Any]:
         """Reads the resolved config.
 
@@ -182,8 +254,8 @@ class RunFolder:
         return {str(key): value for key, value in loaded.items()}
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        before, now = dict(_flatten(old)), dict(_flatten(new))
-        keys = sorted(key for key in before.keys() | now.keys() if _is_science(key))
+        before, now = dict(flatten(old)), dict(flatten(new))
+        keys = sorted(key for key in before.keys() | now.keys() if is_science(key))
         changed = [key for key in keys if before.get(key) != now.get(key)]
         if (before.get("data.path") is None) != (now.get("data.path") is None):
             changed.append("data.path")  # generated data are not those of a folder
@@ -201,10 +273,6 @@ _locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # held by this process
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
-def _is_science(key: str) -> bool:
-    return not any(re.match(rf"{re.escape(other)}(?:[./@]|$)", key) for other in OTHER_KEYS)
-
-
 def _sanitise(text: str) -> str:
     """Leaves only characters that are harmless in a folder name."""
     return re.sub(r"[^\w.,=+~@-]+", "_", text).strip("_")
@@ -215,17 +283,10 @@ def _show(value: Any) -> str:
     return _sanitise(value if isinstance(value, str) else Override._get_value_element_as_str(value))
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
-
-
 def _resolve_run_name(*, _root_: DictConfig) -> str:
     choices, overrides = _root_.hydra.runtime.choices, list(_root_.hydra.overrides.task)
-    return name_run(choices.get("experiment") or DEFAULT_EXPERIMENT, choices.get("norm"), overrides, _root_.seed)
+    experiment, data = choices.get("experiment") or DEFAULT_EXPERIMENT, choices.get("data") or ""
+    return name_run(experiment, choices.get("norm"), overrides, _root_.seed, data)
 
 
 def _resolve_experiment(*, _root_: DictConfig) -> str:

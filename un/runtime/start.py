@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +38,7 @@ def start_run(config: DictConfig) -> float | None:
             metric which the run does not have.
     """
     check_config(config)
+    expand_home(config)
     identity = RunIdentity.from_hydra()
     folder = RunFolder(identity.folder)
     if is_first_process():
@@ -44,12 +46,16 @@ def start_run(config: DictConfig) -> float | None:
     else:
         logging.getLogger().setLevel(logging.WARNING)  # the first process speaks for all
     if folder.result.exists() and not config.force:
-        status = read_result(folder.result).status
-        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)
+        _tell_finished(folder, config)
     else:
         from un.runtime.training import train
 
-        train(config, identity)
+        try:
+            train(config, identity)
+        except Exception:
+            if is_first_process():
+                folder.forget_start()
+            raise
     search = config.get("hparams_search")
     return read_objective(folder, search.metric) if search is not None and is_first_process() else None
 
@@ -69,13 +75,38 @@ def read_objective(folder: RunFolder, metric: str) -> float | None:
 
 
 def open_folder(folder: RunFolder, config: DictConfig) -> None:
-    """Takes the folder for this process, clears it if asked to, and writes the resolved config."""
+    """Takes the folder for this process, clears it if asked to, and writes resolved config and fingerprint of the data.
+
+    Raises:
+        UserError: the folder is in use or holds a run of another config or of other data.
+    """
     folder.lock()
     if config.force:
         folder.clear()
+    folder.write_config(_resolve(config))
+    folder.write_fingerprint(OmegaConf.select(config, "data.path"))
+
+
+def _resolve(config: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    folder.write_config({str(key): value for key, value in resolved.items()})
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _tell_finished(folder: RunFolder, config: DictConfig) -> None:
+    status, unrecorded = read_result(folder.result).status, folder.list_unrecorded(_resolve(config))
+    if unrecorded and is_first_process():
+        missing = ", ".join(unrecorded)
+        log.info("%s is %s already, without %s: force=true starts over and records it", folder.path, status, missing)
+    else:
+        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)
+
+
+def expand_home(config: DictConfig) -> None:
+    """Writes out a tilde at the start of `data.path`, which no shell does behind an equals sign."""
+    path = OmegaConf.select(config, "data.path")
+    if isinstance(path, str) and path.startswith("~"):
+        config.data.path = os.path.expanduser(path)
 
 
 def is_first_process() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from un.reports.result import read_result
 from un.runtime import signals
@@ -26,10 +27,11 @@ from un.runtime.checks import check_ablation, check_config
 from un.runtime.cli import prepare_process
 from un.runtime.errors import CONFIG_FOLDER, UserError
 from un.runtime.jobs import start_job
+from un.runtime.listing import check_one_run
 from un.runtime.run_folder import RunFolder
 
 CONFIG_NAME = "train"
-Status = Literal["finished", "diverged", "interrupted", "missing"]
+Status = Literal["finished", "diverged", "interrupted", "failed", "missing"]
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +42,8 @@ class PlannedRun:
     Attributes:
         folder: the run folder; relative to the working directory where `paths.runs` is.
         arguments: of `train.py` for this run alone, Hydra's own settings (such as the launcher) first.
-        status: finished and diverged runs have a result; an interrupted run has a config and no result, because it was
-            killed, failed or is still running.
+        status: finished and diverged runs have a result; an interrupted run began to train and was killed, broke off or
+            is still running; a failed run never began.
         seconds: wall time of a run with a result.
     """
 
@@ -77,9 +79,14 @@ def expand(arguments: Sequence[str]) -> list[PlannedRun]:
         sweep = hydra.compose_config(CONFIG_NAME, list(arguments), RunMode.MULTIRUN)
         if not _is_listable(sweep):
             raise UserError(f"{sweep.hydra.sweeper._target_} chooses its runs while it runs: they cannot be listed")
-        runs = {}  # by folder: runs which differ in nothing but where or how they run are one
-        for overrides, folder in _find_folders(hydra, sweep):
-            runs[folder] = refresh(PlannedRun(folder, (*sweep.hydra.overrides.hydra, *overrides), "missing", None))
+        runs: dict[Path, PlannedRun] = {}  # runs which differ in nothing but where or how they run are one
+        for overrides, folder, job in _find_folders(hydra, sweep):
+            run = refresh(PlannedRun(folder, (*sweep.hydra.overrides.hydra, *overrides), "missing", None))
+            if folder in runs:
+                check_one_run(folder, runs[folder].arguments, run.arguments)
+            elif run.is_done and not run.is_forced:
+                _check_finished(run, job)
+            runs[folder] = run
     return list(runs.values())
 
 
@@ -91,7 +98,7 @@ def refresh(run: PlannedRun) -> PlannedRun:
     """
     folder = RunFolder(run.folder)
     if not folder.result.exists():
-        return replace(run, status="interrupted" if folder.config.exists() else "missing", seconds=None)
+        return replace(run, status=folder.status, seconds=None)
     result = read_result(folder.result)
     status: Status = "finished" if result.status == "finished" else "diverged"
     return replace(run, status=status, seconds=result.wall_time_seconds)
@@ -151,7 +158,7 @@ def summarize(runs: Iterable[PlannedRun]) -> str:
     for run in runs:
         metrics = read_result(run.folder / "result.json").metrics if run.is_done else {}
         tests = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        minutes = None if run.seconds is None else run.seconds / 60
+        minutes = math.nan if run.seconds is None else run.seconds / 60
         rows.append({"run": "/".join(run.folder.parts[-3:]), "status": run.status, "minutes": minutes, **tests})
     table = pd.DataFrame(rows)
     counts = table["status"].value_counts()
@@ -185,8 +192,18 @@ def _split_sweep(hydra: Hydra, sweep: DictConfig) -> list[list[str]]:
     return jobs
 
 
-def _find_folders(hydra: Hydra, sweep: DictConfig) -> Iterator[tuple[list[str], Path]]:
-    """Yields overrides and run folder of every job; jobs which differ in their seed are composed once, for speed."""
+def _check_finished(run: PlannedRun, job: DictConfig) -> None:
+    """Checks that a run with a result is of the data that are asked for, and tells what it did not record."""
+    folder = RunFolder(run.folder)
+    folder.check_data(OmegaConf.select(job, "data.path"))
+    groups = {group: job[group] for group in ("logger", "callbacks", "trainer") if job[group] is not None}
+    asked = {group: OmegaConf.to_container(node, resolve=True) for group, node in groups.items()}
+    if unrecorded := folder.list_unrecorded(asked):
+        log.warning("%s is %s without %s: force=true would record it", run.folder, run.status, ", ".join(unrecorded))
+
+
+def _find_folders(hydra: Hydra, sweep: DictConfig) -> Iterator[tuple[list[str], Path, DictConfig]]:
+    """Yields overrides, run folder and config of every job; those which differ in their seed are composed once."""
     composed: dict[tuple[str, ...], DictConfig] = {}
     for overrides in _split_sweep(hydra, sweep):
         others = tuple(override for override in overrides if not override.startswith("seed="))
@@ -198,7 +215,7 @@ def _find_folders(hydra: Hydra, sweep: DictConfig) -> Iterator[tuple[list[str], 
         seeds = [override for override in overrides if override not in others]
         for seed in OverridesParser.create().parse_overrides(seeds):
             job.seed = seed.value()
-        yield overrides, Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
+        yield overrides, Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir, job
 
 
 def _is_setting(argument: str) -> bool:
@@ -227,7 +244,7 @@ def _launch_group(settings: Sequence[str], runs: Sequence[PlannedRun]) -> int:
                 log.error("the launcher stopped: %s: %s", type(error).__name__, " ".join(str(error).split()))
                 after = [refresh(run) for run in batch]
                 waiting = [run for run in after if run.status == "missing"]
-                failed += sum(run.status == "interrupted" for run in after)
+                failed += sum(run.status in ("interrupted", "failed") for run in after)
                 if len(waiting) == len(batch):
                     return failed + len(waiting)
             else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements, fill_cell
@@ -13,11 +14,12 @@ from un.reports.measurements import Measurement
 from un.reports.result import read_result
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Row, Table, parse_table
-from un.runtime.cli import quote_override
 from un.runtime.errors import CONFIG_FOLDER, UserError, suggest
 from un.runtime.listing import TableRun, list_runs, parse, read_choices
-from un.runtime.run_folder import name_run
+from un.runtime.overrides import quote_override
+from un.runtime.recipes import BEST, list_departures
 
+Find = Callable[[TableRun], Run | None]
 UNLABELLED = ("experiment", "ablation", "seed")  # keys that say nothing in the label of a row
 
 
@@ -48,6 +50,12 @@ class Plan:
         """Every run once, row by row."""
         runs = {run.folder: run for row in self.rows for cell in row.runs for run in cell}
         return list(runs.values())
+
+    @property
+    def starts(self) -> list[TableRun]:
+        """The runs that these begin with the weights of, each once."""
+        starts = {run.start.folder: run.start for run in self.runs if run.start is not None}
+        return list(starts.values())
 
 
 def read_table(name: str) -> Table:
@@ -81,26 +89,27 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
     Args:
         table: to plan.
         arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
-            and of what was published. Whatever changes the science makes the setting ours.
+            and of what was published. Whether the setting is the paper's is told by the runs, when they are there.
     """
-    arguments = [quote_override(argument) for argument in arguments]
-    nameless = name_run("", "", [], 0)
+    arguments = [quote_override(argument, is_sweep=True) for argument in arguments]
     for override in parse(tuple(arguments)):
         if override.key_or_group == "experiment":
             table = _change_experiment(table, override.get_value_element_as_str())
-        elif name_run("", "", [f"{override.key_or_group}=0"], 0) != nameless:  # the value may be a sweep
-            table = replace(table, paper_setting=False)
-    rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments)]
+        elif override.key_or_group == "init_weights":
+            table = replace(table, needs=())
+    starts = _plan_starts(table, arguments)
+    rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments, starts.get(row.label))]
     return Plan(table, tuple(rows))
 
 
-def fill_table(plan: Plan, find: Callable[[TableRun], Run | None]) -> Comparison:
+def fill_table(plan: Plan, find: Find) -> Comparison:
     """Computes the cells from those runs that `find` knows."""
     table = plan.table
-    found = [[[run for run in map(find, cell) if run is not None] for cell in row.runs] for row in plan.rows]
+    pairs = [[[(planned, find(planned)) for planned in cell] for cell in row.runs] for row in plan.rows]
+    found = [[[run for _, run in cell if run is not None] for cell in row] for row in pairs]
     references = [_find_reference([row[index] for row in found]) for index in range(len(table.columns))]
     rows = []
-    for row, groups in zip(plan.rows, found, strict=True):
+    for row, groups, planned in zip(plan.rows, found, pairs, strict=True):
         cells: list[Cell] = []
         for index, column in enumerate(table.columns):
             cell = fill_cell(
@@ -110,6 +119,7 @@ def fill_table(plan: Plan, find: Callable[[TableRun], Run | None]) -> Comparison
                 metric=column.metric,
                 published=row.published[index],
                 paper_setting=table.paper_setting,
+                departures=_list_departures(planned[index], find) if table.paper_setting else (),
             )
             cells.append(cell)
         rows.append(Line(row.label, row.norm, tuple(cells)))
@@ -149,16 +159,62 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     return [*filter(_says_something, comparisons), *measured]
 
 
-def _plan_row(table: Table, row: Row, arguments: Sequence[str]) -> Iterable[PlannedRow]:
+def _list_departures(cell: Sequence[tuple[TableRun, Run | None]], find: Find) -> list[str]:
+    """Returns, each once, what the runs with a number depart from the recipe in."""
+    finished = [(planned, run) for planned, run in cell if run is not None and run.result.status == "finished"]
+    return list(dict.fromkeys(text for planned, run in finished for text in list_departures(planned, run, find)))
+
+
+def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, TableRun]:
+    """Returns for each row the run of another table, in its row of the same label, that the row's runs begin with.
+
+    Arguments are for these runs, too, but for seeds and the place of the data, which are not the same there.
+
+    Raises:
+        UserError: there is not one such run for a row.
+    """
+    others = [text for text, override in zip(arguments, parse(tuple(arguments)), strict=True) if _is_common(override)]
+    plans = [plan_table(read_table(name), others) for name in table.needs]
+    starts: dict[str | None, TableRun] = {}
+    for label in [row.label for row in table.rows if plans]:
+        runs = [run for plan in plans for row in plan.rows if row.label == label for cell in row.runs for run in cell]
+        if len(runs) != 1:
+            names = ", ".join(table.needs)
+            raise UserError(f"table {table.name}, row {label}: starts from one run of {names}, got {len(runs)}")
+        starts[label] = runs[0]
+    return starts
+
+
+def _start_from(run: TableRun) -> str:
+    path = str(run.folder.joinpath(*BEST)).replace("'", "\\'")
+    return f"init_weights='{path}'"  # it holds equals signs and commas
+
+
+def _is_common(override: Override) -> bool:
+    return override.key_or_group not in ("seed", "data.path")
+
+
+def _restore(own: Sequence[str], arguments: Sequence[str], job: Sequence[str]) -> tuple[str, ...]:
+    """Returns a job of the table's own and further arguments as the table alone asks for it; seeds do not matter."""
+    changed = {override.key_or_group for override in parse(tuple(arguments))}
+    kept = [text for text, override in zip(job, parse(tuple(job)), strict=True) if override.key_or_group not in changed]
+    given = zip(own, parse(tuple(own)), strict=True)
+    kept += [text for text, override in given if override.key_or_group in changed and not override.is_sweep_override()]
+    return tuple(text for text in kept if not text.startswith(("hydra", "seed=")))
+
+
+def _plan_row(table: Table, row: Row, arguments: Sequence[str], start: TableRun | None) -> Iterable[PlannedRow]:
     """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
     groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
     for index, column in enumerate(table.columns):
-        own = [quote_override(argument) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        own = [quote_override(argument, is_sweep=True) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        own += [_start_from(start)] if start is not None else []
         given = parse((*table.runs, *column.arguments, *arguments))
         common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):
             key = None if row.label is not None else _describe(run.arguments, common)
-            groups.setdefault(key, [[] for _ in table.columns])[index].append(run)
+            planned = replace(run, recipe=_restore(own, arguments, run.arguments), start=start)
+            groups.setdefault(key, [[] for _ in table.columns])[index].append(planned)
     for cell in (cell for cells in groups.values() for cell in cells):
         settings = sorted({run.key[1] for run in cell})
         if len(settings) > 1:

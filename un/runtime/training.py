@@ -17,7 +17,9 @@ from un.runtime.compilation import compile_in_training
 from un.runtime.console import quiet_libraries
 from un.runtime.divergence import DivergedError
 from un.runtime.errors import UserError
+from un.runtime.execution import Execution, apply_execution, describe_start, keep_execution, plan_execution
 from un.runtime.loggers import build_loggers
+from un.runtime.preprocessors import keep_preprocessor
 from un.runtime.replay import find_layer
 from un.runtime.run_folder import RunFolder, RunIdentity
 from un.runtime.stopwatch import Stopwatch
@@ -41,9 +43,11 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
     loggers = build_loggers(config, identity)
     try:
         trainer = build_trainer(config, folder.path, loggers)
+        execution = _settle_execution(config, identity, folder, trainer)
+        config = apply_execution(config, execution)
         data, module = build(config)
         with compile_in_training(module.model, config.get("compile")):
-            result = _run(config, identity, folder, data, module, trainer)
+            result = _run(config, identity, folder, data, module, trainer, execution)
         if trainer.is_global_zero:
             write_result(result, folder.result)
             for logger in loggers:
@@ -55,6 +59,18 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
         log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
 
 
+def _settle_execution(config: DictConfig, identity: RunIdentity, folder: RunFolder, trainer: Trainer) -> Execution:
+    """Lets the trainer accumulate what the recipe's global batch needs, and says what was done."""
+    execution = plan_execution(config, identity.overrides, trainer.world_size, str(trainer.precision))
+    resumes = folder.last.exists() and not config.force
+    keep_execution(folder.execution, execution, resumes, writes=trainer.is_global_zero)
+    trainer.accumulate_grad_batches = execution.accumulate_grad_batches
+    line, is_recipe = describe_start(config, identity.experiment, execution)
+    if line and trainer.is_global_zero:
+        log.log(logging.INFO if is_recipe else logging.WARNING, "%s", line)
+    return execution
+
+
 def _run(
     config: DictConfig,
     identity: RunIdentity,
@@ -62,9 +78,12 @@ def _run(
     data: LightningDataModule,
     module: LightningModule,
     trainer: Trainer,
+    execution: Execution,
 ) -> Result:
     """Fits and tests; a divergence ends both."""
-    resume = None if config.force else _check_last(folder, module)
+    resumes = folder.last.exists() and not config.force
+    keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
+    resume = _check_last(folder, module) if resumes else None
     metrics: dict[str, float] = {}
     details: dict[str, str] = {}
     divergence: DivergedError | None = None
@@ -93,6 +112,7 @@ def _run(
         diverged_step=None if divergence is None else divergence.step,
         diverged_layer=None if divergence is None else divergence.layer,
         steps=trainer.global_step,
+        execution=execution.describe(),
         wall_time_seconds=stopwatch.seconds,
         train_samples_per_second=stopwatch.samples_per_second,
         parameters=_count_parameters(module.model),
@@ -110,10 +130,8 @@ def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, st
     return {**describe(), **averaged}
 
 
-def _check_last(folder: RunFolder, module: LightningModule) -> str | None:
-    """Returns the path of last.ckpt, if there is one, after making sure that it can be loaded."""
-    if not folder.last.exists():
-        return None
+def _check_last(folder: RunFolder, module: LightningModule) -> str:
+    """Returns the path of last.ckpt after making sure that it can be loaded."""
     checkpoint = read_checkpoint(folder.last)
     check_state(module, checkpoint.get("state_dict", {}), folder.last)
     log.info("resuming %s after step %d", folder.path, checkpoint["global_step"])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary, LanguagePairDataset
-from un.translation.text import TextCodec, detokenize, join_pieces
+from un.translation.preprocessor import TextPreprocessor
+from un.translation.text import detokenize, join_pieces
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +85,6 @@ class Split:
         return np.setdiff1d(np.arange(len(self.dataset)), long)
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """All that the data are to a model and its scores.
-
-    Args:
-        splits: `train`, `val` and `test`.
-        codec: Between text and ids.
-        source_dictionary: Of the source ids.
-        target_dictionary: Of the target ids; the same object if both sides share one.
-    """
-
-    splits: dict[str, Split]
-    codec: TextCodec
-    source_dictionary: Dictionary
-    target_dictionary: Dictionary
-
-
 def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
     """Return the ids (T,) of pieces and of the end of sentence."""
     unknown, indices = dictionary.unk(), dictionary.indices
@@ -115,9 +99,9 @@ def make_dataset(
     return LanguagePairDataset(source, sizes[0], source_dictionary, target, sizes[1], target_dictionary, shuffle=False)
 
 
-def spell_out(dataset: LanguagePairDataset, codec: TextCodec, source_dictionary: Dictionary) -> SplitTexts:
+def spell_out(dataset: LanguagePairDataset, preprocessor: TextPreprocessor) -> SplitTexts:
     """Return the texts as well as ids alone tell them."""
-    source = [join_pieces(source_dictionary, tokens, escape_unknown=True) for tokens in dataset.src]
-    target = [join_pieces(codec.target_dictionary, tokens, escape_unknown=True) for tokens in dataset.tgt]
-    raw_source = [detokenize(line, codec.source_language) for line in source]
-    return SplitTexts(raw_source, [codec.detokenize(line) for line in target], target)
+    sides = (dataset.src, preprocessor.source_dictionary), (dataset.tgt, preprocessor.target_dictionary)
+    source, target = ([join_pieces(words, tokens, escape_unknown=True) for tokens in side] for side, words in sides)
+    raw_source = [detokenize(line, preprocessor.languages[0]) for line in source]
+    return SplitTexts(raw_source, [preprocessor.detokenize(line) for line in target], target)

@@ -4,15 +4,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from un.loading import BatchLoader, ResumableDataModule
-from un.translation.batches import PairBatches, TokenSampler
-from un.translation.corpus import Corpus, SplitTexts
+from un.translation.batches import Batch, PairBatches, TokenSampler
+from un.translation.corpus import Split, SplitTexts, make_dataset
+from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
+from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText, draw_rows, generate_texts, read_texts
-from un.translation.text import TextCodec, check_language
-from un.translation.vocabulary import encode_texts
+from un.translation.text import check_language
+from un.translation.vocabulary import encode_text, encode_texts
 
 GENERATED_PAIRS = 64  # ours: of each split for `path: null`, where `limit` gives none
+NUM_EXAMPLES, EXAMPLE_LENGTH = 8, 12  # ours: pairs of an example batch, and most tokens of each side
 
 
 class TranslationDataModule(ResumableDataModule):
@@ -35,13 +42,17 @@ class TranslationDataModule(ResumableDataModule):
         train_split: Name of the split to train on, in data with names of their own.
         val_split: Name of the split to validate on.
         test_split: Name of the split to test on.
-        limit: At most this many pairs per split, drawn by `seed`; null is all.
+        limit: At most this many pairs per split, drawn by `split_seed`; null is all.
         num_workers: Worker processes that read and pad.
-        seed: Of order and limit.
+        seed: Of the order.
+        split_seed: Of `limit`; null is `seed`.
 
     Raises:
         ValueError: A value out of range or an unknown language; from `setup`, bad data.
     """
+
+    preprocessor_class = TextPreprocessor
+    fixed_arguments = ("source_lang", "target_lang", "lowercase", "bpe_merges", "joined_dictionary")
 
     def __init__(
         self,
@@ -62,6 +73,7 @@ class TranslationDataModule(ResumableDataModule):
         limit: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {
@@ -76,6 +88,8 @@ class TranslationDataModule(ResumableDataModule):
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
+        if split_seed is not None and split_seed < 0:
+            raise ValueError(f"data.split_seed={split_seed} must be at least 0")
         for name, code in {"source_lang": source_lang, "target_lang": target_lang}.items():
             check_language(code, f"data.{name}")
         if source_lang == target_lang:
@@ -85,56 +99,96 @@ class TranslationDataModule(ResumableDataModule):
         self.lowercase, self.bpe_merges, self.joined_dictionary = lowercase, bpe_merges, joined_dictionary
         self.max_source_positions, self.max_target_positions = max_source_positions, max_target_positions
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.limit, self.num_workers, self.seed = limit, num_workers, seed
-        self._corpus: Corpus | None = None
+        self.limit, self.num_workers = limit, num_workers
+        self.seed, self.split_seed = seed, seed if split_seed is None else split_seed
+        self._preprocessor: TextPreprocessor | None = None
+        self._splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and encode all splits, once."""
-        if self._corpus is not None:
+        """Read, check and encode all splits, once; with a vocabulary that was given, splits wait until asked for."""
+        if self._preprocessor is not None:
             return
-        if self.path is not None and is_prepared(self.path, self.languages):
-            folder = PreparedFolder(Path(self.path), self.languages, self.lowercase)
-            self._corpus = folder.read(self.limit, self.seed)
+        prepared = self._find_prepared()
+        if prepared is not None:
+            self._preprocessor = prepared.read_preprocessor(self.lowercase)
+            self._splits = {name: self._read_split(name) for name in self.split_names}
             return
-        self._corpus = encode_texts(
-            self._read(),
+        self._preprocessor, self._splits = encode_texts(
+            self._read_texts(*self.split_names),
             self.languages,
             lowercase=self.lowercase,
             merges=self.bpe_merges,
             joined=self.joined_dictionary,
         )
 
-    def _read(self) -> dict[str, ParallelText]:
-        if self.path is None:
-            return generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))
-        texts = read_texts(self.path, self.languages, self.split_names)
-        texts["train"] = texts["train"].drop_empty()
-        return {name: text.select(draw_rows(len(text), self.limit, self.seed)) for name, text in texts.items()}
-
     @property
-    def corpus(self) -> Corpus:
-        """All splits, encoded."""
+    def preprocessor(self) -> TextPreprocessor:
+        """Between text and ids: learned on the training split, of a prepared folder, or given."""
         self.setup()
-        assert self._corpus is not None, "set up"
-        return self._corpus
+        assert self._preprocessor is not None, "set up"
+        return self._preprocessor
 
-    @property
-    def codec(self) -> TextCodec:
-        """Between text and ids."""
-        return self.corpus.codec
+    def use_preprocessor(self, preprocessor: TextPreprocessor) -> None:
+        """Encode with this vocabulary from now on; each split is read when it is first asked for."""
+        self._preprocessor, self._splits = preprocessor, {}
+
+    def open_split(self, name: str) -> Split:
+        """Return `train`, `val` or `test`, encoded."""
+        self.setup()
+        if name not in self._splits:
+            self._splits[name] = self._read_split(name)
+        return self._splits[name]
+
+    def _read_split(self, name: str) -> Split:
+        prepared = self._find_prepared()
+        if prepared is not None:
+            return prepared.open_split(name, self.preprocessor, self.limit, self.split_seed)
+        return encode_text(self._read_texts(name)[name], self.preprocessor)
+
+    def _find_prepared(self) -> PreparedFolder | None:
+        if self.path is None or not is_prepared(self.path, self.languages):
+            return None
+        return PreparedFolder(Path(self.path), self.languages)
+
+    def _read_texts(self, *names: str) -> dict[str, ParallelText]:
+        if self.path is None:
+            texts = generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))
+            return {name: texts[name] for name in names}
+        texts = read_texts(self.path, self.languages, {name: self.split_names[name] for name in names})
+        if "train" in names:
+            texts["train"] = texts["train"].drop_empty()
+        return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.split_seed)) for name in names}
 
     def model_arguments(self) -> dict[str, Any]:
         """Return what the data decide about a model: `source_dictionary` and `target_dictionary`."""
-        corpus = self.corpus
-        return {"source_dictionary": corpus.source_dictionary, "target_dictionary": corpus.target_dictionary}
+        return {
+            "source_dictionary": self.preprocessor.source_dictionary,
+            "target_dictionary": self.preprocessor.target_dictionary,
+        }
 
     def texts(self, split: str) -> SplitTexts:
         """Return the texts of `train`, `val` or `test`, by the `id` in the batches of its loader."""
-        return self.corpus.splits[self.name_loaded(split)].texts
+        return self.open_split(self.name_loaded(split)).texts
+
+    def make_example_batch(self, seed: int) -> Batch:
+        """Return a batch of random words, of any lengths, padded."""
+        random = np.random.default_rng(seed)
+
+        def draw_side(dictionary: Dictionary, most: int) -> list[Tensor]:
+            lengths = random.integers(0, min(EXAMPLE_LENGTH, most), NUM_EXAMPLES)
+            words = (random.integers(dictionary.nspecial, len(dictionary), length) for length in lengths)
+            return [torch.tensor([*sentence, dictionary.eos()]) for sentence in words]
+
+        dictionaries = (self.preprocessor.source_dictionary, self.preprocessor.target_dictionary)
+        source = draw_side(dictionaries[0], self.max_source_positions)
+        target = draw_side(dictionaries[1], self.max_target_positions)
+        dataset = make_dataset(source, target, *dictionaries)
+        batch: Batch = dataset.collater([dataset[number] for number in range(NUM_EXAMPLES)])
+        return batch
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         """Return a loader of one split."""
-        chosen = self.corpus.splits[split]
+        chosen = self.open_split(split)
         limits = self.max_source_positions, self.max_target_positions, self.max_tokens
         sampler = TokenSampler(
             chosen.dataset.sizes,

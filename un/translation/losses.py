@@ -21,7 +21,10 @@ def sum_cross_entropy(model: Transformer, batch: dict[str, Any], label_smoothing
     target = batch["target"].flatten()
     # Looked up before the forward: on a GPU this waits for the device, which the encoder does then anyway.
     places = target.ne(model.decoder.padding_idx).nonzero().squeeze(-1)
-    features, _ = model(**batch["net_input"], features_only=True)
+    if model.training:
+        features, _ = model(**batch["net_input"], features_only=True)
+    else:  # by parts, since a folded model as a whole promises its logits alone; its projection takes its features
+        features, _ = model.extract_features(**batch["net_input"])
     logits = model.decoder.output_layer(features.flatten(0, 1)[places])  # (R, V)
     num_types = logits.shape[-1]
     share = label_smoothing * num_types / (num_types - 1)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from un.inference import GraphPart
+from un.loading import count_updates
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 from un.translation.losses import sum_cross_entropy
@@ -31,7 +32,7 @@ class Translation(lightning.LightningModule):
 
     Logs `train/loss` (smoothed, nats per target token) and `train/lr` by step; by epoch `val/` and `test/` `loss` and
     `ppl`, and where translations are made `bleu` (tokenised), `sacrebleu` (detokenised) and `chrf`. Translations go to
-    `translations/<split>.tsv` in the run folder. The data module gives `texts(split)` and `codec`.
+    `translations/<split>.tsv` in the run folder. The data module gives `texts(split)` and `preprocessor`.
 
     Gradients are those of the mean over all target tokens of an update, however these fall into micro-batches and
     processes, as in fairseq.
@@ -145,13 +146,15 @@ class Translation(lightning.LightningModule):
         """Score what all processes translated, in the order of the sentences, and write it down once."""
         found = sorted(self._gather_hypotheses().items())
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        codec, texts = data.codec, data.texts(split)
-        words = [codec.decode(tokens) for _, tokens in found]
+        preprocessor, texts = data.preprocessor, data.texts(split)
+        words = [preprocessor.decode(tokens) for _, tokens in found]
         pairs = [
-            SentencePair(i, texts.source[i], texts.reference[i], codec.detokenize(hypothesis))
+            SentencePair(i, texts.source[i], texts.reference[i], preprocessor.detokenize(hypothesis))
             for (i, _), hypothesis in zip(found, words, strict=True)
         ]
-        scores = score_translations(pairs, words, [texts.tokenized_reference[i] for i, _ in found], codec.lowercase)
+        scores = score_translations(
+            pairs, words, [texts.tokenized_reference[i] for i, _ in found], preprocessor.lowercase
+        )
         place: Any = {"dtype": torch.float64, "device": self.device}  # a float would become float32 on the way
         values = {f"{split}/{name}": torch.tensor(score.value, **place) for name, score in scores.items()}
         self.log_dict(values, prog_bar=True, sync_dist=True)
@@ -213,9 +216,7 @@ class Translation(lightning.LightningModule):
         optimizer = self.make_optimizer(self.model)
         if self.make_scheduler is None:
             return optimizer
-        num_updates = self.trainer.estimated_stepping_batches  # asked first: it makes the loader that is counted next
-        updates_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
+        scheduler = self.make_scheduler(optimizer, *count_updates(self.trainer))
         if not isinstance(scheduler, LRScheduler):
             raise ValueError(f"scheduler makes a {type(scheduler).__name__}, translation takes scheduler=inverse_sqrt")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,17 +1,16 @@
 """Folders of fairseq's binary files, as `fairseq-preprocess` and the preparation scripts write them."""
 
-import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from un.translation.corpus import Corpus, Split, SplitTexts, make_dataset, spell_out
-from un.translation.fairseq_library import Dictionary, LanguagePairDataset, data_utils, indexed_dataset
-from un.translation.preparation.corpora import CODES
-from un.translation.preparation.steps import RECORD
+from un.translation.corpus import Split, SplitTexts, make_dataset, spell_out
+from un.translation.fairseq_library import LanguagePairDataset, data_utils, indexed_dataset
+from un.translation.preprocessor import SETTINGS, TextPreprocessor, name_dictionary
 from un.translation.sources import draw_rows, read_lines
-from un.translation.text import Subwords, TextCodec
+from un.translation.text import SEPARATOR
 
 RAW = "raw"  # written, as the record and the codes, by the preparation scripts, not by fairseq
 FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
@@ -19,7 +18,7 @@ FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
 def is_prepared(path: str | None, languages: tuple[str, str]) -> bool:
     """Tell whether a path is such a folder."""
-    return path is not None and any((Path(path) / f"dict.{language}.txt").is_file() for language in languages)
+    return path is not None and any(name_dictionary(Path(path), language).is_file() for language in languages)
 
 
 class PreparedFolder:
@@ -28,47 +27,56 @@ class PreparedFolder:
     Args:
         folder: See above; the names may have the languages in either order.
         languages: Codes of source and target.
-        lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
-
-    Raises:
-        ValueError: A file is missing or damaged.
     """
 
-    def __init__(self, folder: Path, languages: tuple[str, str], lowercase: bool) -> None:
+    def __init__(self, folder: Path, languages: tuple[str, str]) -> None:
         self.folder, self.languages = folder, languages
-        source, target = (read_dictionary(folder / f"dict.{language}.txt") for language in languages)
-        self.source_dictionary, self.target_dictionary = source, source if source == target else target
-        record, codes = read_record(folder), folder / CODES
-        self.codec = TextCodec(
-            *languages,
-            self.target_dictionary,
-            subwords=Subwords(codes.read_text(encoding="utf-8")) if codes.is_file() else None,
-            lowercase=record.get("lowercase", lowercase),
-            split_hyphens=record.get("split_hyphens", False),
-        )
 
-    def read(self, limit: int | None, seed: int) -> Corpus:
-        """Open all splits; sentences stay on disk until they are needed, unless there is a limit.
+    def read_preprocessor(self, lowercase: bool) -> TextPreprocessor:
+        """Read the vocabulary that the sentences were made with.
 
         Args:
-            limit: At most this many pairs per split, drawn by `seed`; null is all.
-            seed: See `limit`.
-        """
-        splits = {name: self._read_split(file_name, limit, seed) for name, file_name in FILE_NAMES.items()}
-        return Corpus(splits, self.codec, self.source_dictionary, self.target_dictionary)
+            lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
 
-    def _read_split(self, name: str, limit: int | None, seed: int) -> Split:
-        source, target = self._open_sides(name)
+        Raises:
+            ValueError: A file is missing or damaged.
+        """
+        unstated = {"codes": None, "lowercase": lowercase}
+        preprocessor = TextPreprocessor.read(self.folder, self.languages, unstated)
+        has_pieces = any(symbol.endswith(SEPARATOR) for symbol in preprocessor.source_dictionary.symbols)
+        return replace(preprocessor, takes_text=preprocessor.codes is not None or not has_pieces)
+
+    def open_split(self, name: str, preprocessor: TextPreprocessor, limit: int | None, seed: int) -> Split:
+        """Open a split; sentences stay on disk until they are needed, unless there is a limit.
+
+        Args:
+            name: `train`, `val` or `test`.
+            preprocessor: Whose ids the sentences must hold.
+            limit: At most this many pairs, drawn by `seed`; null is all.
+            seed: See `limit`.
+
+        Raises:
+            ValueError: A file is missing or damaged, or the folder was made with another vocabulary.
+        """
+        self._check_preprocessor(preprocessor)
+        file_name = FILE_NAMES[name]
+        source, target = self._open_sides(file_name)
         rows, num_rows = draw_rows(len(source), limit, seed), len(source)
-        dictionaries = (self.source_dictionary, self.target_dictionary)
+        dictionaries = (preprocessor.source_dictionary, preprocessor.target_dictionary)
         if len(rows) < num_rows:
             source, target = ([side[row] for row in rows] for side in (source, target))
             dataset = make_dataset(source, target, *dictionaries)
         else:
             sizes = source.sizes, target.sizes
             dataset = LanguagePairDataset(source, sizes[0], dictionaries[0], target, sizes[1], dictionaries[1])
-        make_texts = partial(self._read_texts, name, rows, num_rows, dataset)
-        return Split(f"{name} of {self.folder}", dataset, make_texts, rows)
+        make_texts = partial(self._read_texts, file_name, rows, num_rows, dataset, preprocessor)
+        return Split(f"{file_name} of {self.folder}", dataset, make_texts, rows)
+
+    def _check_preprocessor(self, preprocessor: TextPreprocessor) -> None:
+        unstated = {name: getattr(preprocessor, name) for name in ("codes", *SETTINGS)}
+        difference = TextPreprocessor.read(self.folder, self.languages, unstated).explain_difference(preprocessor)
+        if difference:
+            raise ValueError(f"{self.folder} was prepared with another vocabulary than the model's ({difference})")
 
     def _open_sides(self, split: str) -> list[Any]:
         directions = [f"{split}.{one}-{other}." for one, other in (self.languages, self.languages[::-1])]
@@ -85,9 +93,11 @@ class PreparedFolder:
             raise ValueError(f"{split} of {self.folder} is empty")
         return sides
 
-    def _read_texts(self, split: str, rows: list[int], num_rows: int, dataset: LanguagePairDataset) -> SplitTexts:
+    def _read_texts(
+        self, split: str, rows: list[int], num_rows: int, dataset: LanguagePairDataset, preprocessor: TextPreprocessor
+    ) -> SplitTexts:
         """Return the texts of a split: the untokenised ones where the preparation kept them."""
-        spelled = spell_out(dataset, self.codec, self.source_dictionary)
+        spelled = spell_out(dataset, preprocessor)
         paths = [self.folder / RAW / f"{split}.{language}" for language in self.languages]
         if not all(path.is_file() for path in paths):
             return spelled
@@ -119,22 +129,3 @@ def open_side(path: str) -> Any:
     if problem is not None:
         raise ValueError(f"{path}.bin or .idx is damaged ({problem})")
     return sentences
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the settings of the preparation; nothing where there is no record."""
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); prepare the data again") from None
-
-
-def read_dictionary(path: Path) -> Dictionary:
-    """Return fairseq's dictionary of a file."""
-    try:
-        return Dictionary.load(str(path))
-    except Exception as error:  # fairseq raises OSError, ValueError, RuntimeError or plain Exception
-        raise ValueError(f"{path} is no dictionary of fairseq ({' '.join(str(error).split())})") from None

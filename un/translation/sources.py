@@ -1,13 +1,15 @@
 """Where parallel text comes from: the phrasebook, the Hugging Face hub, local folders of Parquet or of plain text."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 
-from un.loading import load_dataset
+from un.loading import find_split, load_dataset, require_split
+from un.translation.text import find_language
 
 PHRASEBOOK = "phrasebook"
 PHRASEBOOK_SEED = 0  # ours: the same sentences in every run, whatever its seed
@@ -80,8 +82,10 @@ def read_texts(path: str | None, languages: tuple[str, str], splits: Mapping[str
     """
     if path is None or path == PHRASEBOOK:
         return generate_texts(languages, PHRASEBOOK_COUNTS)
-    if any(file for language in languages for file in Path(path).glob(f"*.{language}")):
-        return {name: read_files(Path(path), split, languages) for name, split in splits.items()}
+    stems = {file.stem for language in languages for file in Path(path).glob(f"*.{language}")}
+    if stems:
+        names = {name: find_split(stems, split) or split for name, split in splits.items()}
+        return {name: read_files(Path(path), split, languages) for name, split in names.items()}
     return read_columns(path, languages, splits)
 
 
@@ -94,7 +98,7 @@ def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dic
     for name, count in counts.items():
         rows, chosen = zip(*(next(pairs) for _ in range(count)), strict=True)
         german, english = zip(*chosen, strict=True)
-        sides = (english, german) if languages[0] == "en" else (german, english)
+        sides = (english, german) if find_language(languages[0]) == "en" else (german, english)
         texts[name] = ParallelText(f"{name} of the phrasebook", *sides, rows)
     return texts
 
@@ -142,27 +146,53 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
-    """Read two columns of a data set.
+    """Read the columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`.
 
     Raises:
         ValueError: No such data set, split or column, or a column that holds something else than text.
     """
     try:
-        source = load_dataset(path)
+        source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
     except ValueError as error:
         raise ValueError(f"{error}; {PREPARATION_HINT}") from error
     texts = {}
     for name, split in splits.items():
-        if split not in source:
-            raise ValueError(f"no split {split!r} in {path}; there are {', '.join(source)}")
-        title, sides = f"{split} of {path}", []
-        for language in languages:
-            if language not in source[split].column_names:
-                found = ", ".join(source[split].column_names)
-                raise ValueError(f"no column {language!r} in {title}; there are {found}")
-            sides.append(list(source[split][language]))
-            for row, value in enumerate(sides[-1]):
-                if not isinstance(value, str):
-                    raise ValueError(f"column {language!r} of {title} must hold text, but row {row} holds {value!r}")
+        found = require_split(source, path, split)
+        title = f"{found} of {path}"
+        sides = [read_column(source[found], language, title) for language in languages]
         texts[name] = ParallelText(title, sides[0], sides[1], range(len(sides[0])))
     return texts
+
+
+def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[str]:
+    """Return the sentences of a language: a column, or the values of that key in a column of dictionaries.
+
+    Raises:
+        ValueError: There is no such, or it holds something else than text.
+    """
+    if language in dataset.column_names:
+        column, sentences = language, list(dataset[language])
+    else:
+        column = find_dictionaries(dataset, language, title)
+        sentences = [None if pair is None else pair.get(language) for pair in dataset[column]]
+    for row, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            key = "" if column == language else f" for {language!r}"
+            raise ValueError(f"column {column!r} of {title} must hold text, but row {row} holds {sentence!r}{key}")
+    return sentences
+
+
+def find_dictionaries(dataset: datasets.Dataset, key: str, title: str) -> str:
+    """Return the name of the column of dictionaries in which that key occurs.
+
+    Raises:
+        ValueError: There is none.
+    """
+    listed = []
+    for name, feature in dataset.features.items():
+        pairs = () if isinstance(feature, datasets.Value) else dataset[name]
+        keys: Collection[str] = next((pair for pair in pairs if isinstance(pair, Mapping)), ())
+        if key in keys or any(isinstance(pair, Mapping) and key in pair for pair in pairs):
+            return name
+        listed.append(f"{name} ({', '.join(keys)})" if keys else name)
+    raise ValueError(f"no column {key!r} in {title}; there are {', '.join(listed)}")

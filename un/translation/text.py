@@ -13,7 +13,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from babel import Locale
+from babel import Locale, parse_locale
+from babel.core import get_global
 from sacremoses import MosesDetokenizer, MosesTokenizer
 from sacremoses.corpus import NonbreakingPrefixes
 from subword_nmt.apply_bpe import BPE
@@ -28,46 +29,68 @@ SEPARATOR = "@@"  # subword-nmt's mark of a piece that the next one continues
 log = logging.getLogger(__name__)
 
 
+@functools.lru_cache
+def find_language(code: str) -> str | None:
+    """Return the language of a code as Moses and CLDR name it, which is zh of zh-CN; null where there is none.
+
+    Args:
+        code: ISO 639, which a script and a region may follow, as in pt_BR and zh-Hans-CN.
+    """
+    try:
+        language, region, script = parse_locale(code.replace("-", "_"))[:3]
+    except ValueError:
+        return None
+    english = Locale("en")
+    language = get_global("language_aliases").get(language, language)  # of three letters: eng, zho
+    known = language in english.languages
+    known &= region is None or region in english.territories
+    known &= script is None or script in english.scripts
+    return language if known else None
+
+
 def check_language(code: str, key: str) -> None:
     """Check that a code names a language, and say so if Moses has no rules of its own for it.
 
     Args:
-        code: ISO 639, e.g. "de".
+        code: See `find_language`.
         key: The config key it is from, for the message.
 
     Raises:
-        ValueError: CLDR knows no such language.
+        ValueError: CLDR knows no such language, script or region.
     """
     names = Locale("en").languages
-    if code not in names:
+    language = find_language(code)
+    if language is None:
         matches = [known for known, name in names.items() if name.lower() == code.lower()]
-        hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German) or en (English)"
+        hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German), zh-CN or pt_BR"
         raise ValueError(f"{key}={code!r} is no language code{hint}")
-    if code not in NonbreakingPrefixes().available_langs.values():
-        log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[code], code)
+    if language not in NonbreakingPrefixes().available_langs.values():
+        log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[language], code)
 
 
 @functools.lru_cache
 def make_tokenizer(language: str) -> MosesTokenizer:
     """Return the language's Moses tokenizer, made once per process."""
-    return MosesTokenizer(language)
+    return MosesTokenizer(find_language(language))
 
 
 @functools.lru_cache
 def make_detokenizer(language: str) -> MosesDetokenizer:
     """Return the language's Moses detokenizer, made once per process."""
-    return MosesDetokenizer(language)
+    return MosesDetokenizer(find_language(language))
 
 
-def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
+def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: bool = False) -> str:
     """Return the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
 
     Args:
         line: One sentence.
         language: Its code.
         split_hyphens: Whether a-b becomes a @-@ b (option -a).
+        lowercase: Whether the tokens are lower-cased.
     """
-    return make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    tokens = make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    return tokens.lower() if lowercase else tokens
 
 
 def detokenize(tokens: str, language: str) -> str:
@@ -118,53 +141,6 @@ def learn_codes(counts: Mapping[str, int], merges: int) -> str:
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         learn_bpe(words, codes, merges, is_dict=True)
     return codes.getvalue()
-
-
-class TextCodec:
-    """Text to pieces, and ids back to text.
-
-    Args:
-        source_language: Code of the source's language.
-        target_language: Code of the target's.
-        target_dictionary: Of the ids to decode.
-        subwords: Null leaves words whole.
-        lowercase: Whether text is lower-cased.
-        split_hyphens: See `tokenize`.
-    """
-
-    def __init__(
-        self,
-        source_language: str,
-        target_language: str,
-        target_dictionary: Dictionary,
-        subwords: Subwords | None,
-        lowercase: bool,
-        split_hyphens: bool = False,
-    ) -> None:
-        self.source_language, self.target_language = source_language, target_language
-        self.target_dictionary, self.subwords = target_dictionary, subwords
-        self.lowercase, self.split_hyphens = lowercase, split_hyphens
-
-    def encode_source(self, text: str) -> list[str]:
-        """Return the pieces of a source sentence."""
-        return self._encode(text, self.source_language)
-
-    def encode_target(self, text: str) -> list[str]:
-        """Return the pieces of a target sentence."""
-        return self._encode(text, self.target_language)
-
-    def _encode(self, text: str, language: str) -> list[str]:
-        tokens = tokenize(text, language, self.split_hyphens)
-        tokens = tokens.lower() if self.lowercase else tokens
-        return (tokens if self.subwords is None else self.subwords.segment(tokens)).split()
-
-    def decode(self, tokens: Tensor) -> str:
-        """Return the words of a hypothesis (T,) of target ids; an unknown word is <unk>."""
-        return join_pieces(self.target_dictionary, tokens)
-
-    def detokenize(self, tokens: str) -> str:
-        """Return words of the target as a reader sees them."""
-        return detokenize(tokens, self.target_language)
 
 
 def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = False) -> str:

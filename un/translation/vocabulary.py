@@ -1,14 +1,15 @@
 """From parallel text to ids: words, subwords and dictionaries learned on the training split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from un.translation.corpus import Corpus, Split, SplitTexts, encode_pieces, make_dataset
+from un.translation.corpus import Split, SplitTexts, encode_pieces, make_dataset
 from un.translation.fairseq_library import Dictionary
+from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText
-from un.translation.text import Subwords, TextCodec, count_words, learn_codes, tokenize
+from un.translation.text import Subwords, count_words, learn_codes, tokenize
 
 PADDING_FACTOR = 8  # fairseq's: dictionaries are filled up to a multiple of it
-Sides = tuple[list[str], list[str]]  # source and target sentences
+Sides = tuple[list[str], list[str]]  # source and target sentences, words joined by spaces
 
 
 def encode_texts(
@@ -18,64 +19,70 @@ def encode_texts(
     lowercase: bool,
     merges: int | None,
     joined: bool,
-) -> Corpus:
-    """Tokenise text, learn subwords and dictionaries on `train`, and encode all splits.
+) -> tuple[TextPreprocessor, dict[str, Split]]:
+    """Learn subwords and dictionaries on `train`, and encode all splits.
 
     Args:
         texts: `train`, `val` and `test`.
         languages: Codes of source and target.
-        lowercase: Whether tokens are lower-cased.
+        lowercase: Whether words are lower-cased.
         merges: Of byte-pair encoding, learned on both sides together; null leaves words whole.
         joined: Whether both sides share one dictionary.
     """
-    words = {name: _tokenize_sides(text, languages, lowercase) for name, text in texts.items()}
-    subwords = None
-    pieces = words
-    if merges is not None:
-        counts = count_words(sentence for side in words["train"] for sentence in side)
-        subwords = Subwords(learn_codes(counts, merges))
-        pieces = {name: _segment_sides(sides, subwords) for name, sides in words.items()}
-    source, target = pieces["train"]
-    source_dictionary = build_dictionary([source, target] if joined else [source])
-    target_dictionary = source_dictionary if joined else build_dictionary([target])
-    dictionaries = (source_dictionary, target_dictionary)
-    codec = TextCodec(*languages, target_dictionary, subwords, lowercase)
-    splits = {name: _encode_split(text, words[name][1], pieces[name], dictionaries) for name, text in texts.items()}
-    return Corpus(splits, codec, *dictionaries)
+    words = {name: split_sides(text, languages, lowercase=lowercase) for name, text in texts.items()}
+    preprocessor = learn_preprocessor(words["train"], languages, lowercase=lowercase, merges=merges, joined=joined)
+    return preprocessor, {name: encode_words(text, words[name], preprocessor) for name, text in texts.items()}
 
 
-def _tokenize_sides(text: ParallelText, languages: tuple[str, str], lowercase: bool) -> Sides:
+def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
+    """Encode a split with a vocabulary that is there.
+
+    Raises:
+        ValueError: It is of subwords, and came without codes.
+    """
+    preprocessor.check_takes_text()
+    settings = {"split_hyphens": preprocessor.split_hyphens, "lowercase": preprocessor.lowercase}
+    return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
+
+
+def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
+    """Return the words of both sides; settings as of `tokenize`."""
     source, target = (
-        [tokenize(sentence, language) for sentence in side]
+        [tokenize(sentence, language, **settings) for sentence in side]
         for side, language in zip((text.source, text.target), languages, strict=True)
     )
-    return (_lower(source), _lower(target)) if lowercase else (source, target)
-
-
-def _lower(sentences: list[str]) -> list[str]:
-    return [sentence.lower() for sentence in sentences]
-
-
-def _segment_sides(sides: Sides, subwords: Subwords) -> Sides:
-    source, target = ([subwords.segment(sentence) for sentence in side] for side in sides)
     return source, target
 
 
-def _encode_split(
-    text: ParallelText, words: list[str], pieces: Sides, dictionaries: tuple[Dictionary, Dictionary]
-) -> Split:
-    source, target = (
-        [encode_pieces(sentence.split(), dictionary) for sentence in side]
-        for side, dictionary in zip(pieces, dictionaries, strict=True)
-    )
-    texts = SplitTexts(list(text.source), list(text.target), words)
-    return Split(text.title, make_dataset(source, target, *dictionaries), lambda: texts, text.rows)
+def learn_preprocessor(
+    words: Sides, languages: tuple[str, str], *, lowercase: bool, merges: int | None, joined: bool
+) -> TextPreprocessor:
+    """Learn subwords and dictionaries on the words of a training split; see `encode_texts`."""
+    source, target = (count_words(side) for side in words)
+    both = count_words(sentence for side in words for sentence in side)
+    codes = None if merges is None else learn_codes(both, merges)
+    subwords = None if codes is None else Subwords(codes)
+    source_dictionary = build_dictionary(both if joined else source, subwords)
+    target_dictionary = source_dictionary if joined else build_dictionary(target, subwords)
+    return TextPreprocessor(languages, source_dictionary, target_dictionary, codes, lowercase)
 
 
-def build_dictionary(sides: Sequence[Sequence[str]]) -> Dictionary:
-    """Return fairseq's dictionary of the pieces, the most frequent first."""
+def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None) -> Dictionary:
+    """Return fairseq's dictionary of the pieces of words, which occur so often; the most frequent pieces come first."""
     dictionary = Dictionary()
-    for piece, count in count_words(sentence for side in sides for sentence in side).items():
-        dictionary.add_symbol(piece, n=count)
+    for word, count in counts.items():
+        for piece in (word if subwords is None else subwords.segment(word)).split():
+            dictionary.add_symbol(piece, n=count)
     dictionary.finalize(padding_factor=PADDING_FACTOR)
     return dictionary
+
+
+def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocessor) -> Split:
+    """Encode a split whose words are known already."""
+    dictionaries = (preprocessor.source_dictionary, preprocessor.target_dictionary)
+    source, target = (
+        [encode_pieces(preprocessor.split_pieces(sentence), dictionary) for sentence in side]
+        for side, dictionary in zip(words, dictionaries, strict=True)
+    )
+    texts = SplitTexts(list(text.source), list(text.target), words[1])
+    return Split(text.title, make_dataset(source, target, *dictionaries), lambda: texts, text.rows)

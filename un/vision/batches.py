@@ -25,17 +25,21 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) float32, labels (B,) int64
 class EpochSampler:
     """Which examples make up the batches of an epoch, for one of `world_size` processes.
 
-    Training: a permutation per epoch, cut into global batches of B x world_size (an incomplete last one is dropped),
-    every world_size-th example of which is ours. Evaluation: every example once, in order, in batches of nearly equal
-    size, so that all processes have the same number of batches.
+    Training: a permutation per epoch, cut into updates of B x accumulation x world_size. Each update is dealt out like
+    cards, to the processes of its first batch, then to those of the next: accumulated batches are made as those of as
+    many more processes would be. The last batch, and so the last update, may be incomplete. Evaluation: every example
+    once, in order, in batches of nearly equal size, so that all processes have the same number of batches.
 
     Args:
         num_examples: Size of the split.
         batch_size: B, examples per batch and process.
         training: Shuffle, repeat and drop as above.
         seed: Seed of the permutations.
-        num_repeats: Repeated augmentation (arXiv 1902.05509, in the form of timm's `RepeatAugSampler`): each example
-            comes this often in a row, so that copies go to different processes; the epoch keeps its length.
+        num_repeats: Repeated augmentation (arXiv 1902.05509, in the form of DeiT's `RASampler`): each example comes
+            this often in a row, so that its copies are dealt to different batches of an update, at most one for each
+            of these. The epoch keeps its length, but for a last update of fewer batches than copies.
+        drop_last: Leave out an incomplete last batch; otherwise it is as large as all processes can have it alike.
+        accumulation: Batches per process that make up an update.
         rank: Of this process.
         world_size: Number of processes.
 
@@ -51,20 +55,31 @@ class EpochSampler:
         training: bool,
         seed: int = 0,
         num_repeats: int = 1,
+        drop_last: bool = True,
+        accumulation: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.num_examples, self.batch_size, self.training = num_examples, batch_size, training
+        self.seed, self.num_repeats = seed, num_repeats
+        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        self.epoch = 0
         step_size = batch_size * world_size
-        self.num_batches = num_examples // step_size if training else math.ceil(num_examples / step_size)
-        needed = step_size if training else self.num_batches * world_size
+        unit = step_size if drop_last else world_size
+        self.num_used = num_examples // unit * unit if training else num_examples
+        self.num_batches = math.ceil(self.num_used / step_size)
+        needed = self.num_batches * world_size
+        if training:
+            needed = step_size * (math.ceil(num_repeats / world_size) - 1) + unit
+            incomplete = self.num_batches % accumulation
+            if incomplete * world_size < num_repeats:  # too few batches to deal the copies to
+                self.num_batches -= incomplete
+                self.num_used = min(self.num_used, self.num_batches * step_size)
         if num_examples < needed:
             raise ValueError(
                 f"{num_examples} examples are too few for data.batch_size={batch_size} on {world_size} process(es); "
                 f"at least {needed} are needed"
             )
-        self.num_examples, self.batch_size, self.training = num_examples, batch_size, training
-        self.seed, self.num_repeats, self.rank, self.world_size = seed, num_repeats, rank, world_size
-        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Select the permutation; called by Lightning before each epoch."""
@@ -73,14 +88,26 @@ class EpochSampler:
     def __len__(self) -> int:
         return self.num_batches
 
+    def list_places(self) -> list[NDArray[np.int64]]:
+        """Return the places in the epoch from which each batch takes its examples, the same in every epoch."""
+        places = np.arange(self.num_used)
+        if not self.training:
+            return np.array_split(places, self.num_batches * self.world_size)[self.rank :: self.world_size]
+        step_size = self.batch_size * self.world_size
+        batches: list[NDArray[np.int64]] = []
+        for start in range(0, self.num_used, step_size * self.accumulation):
+            update = places[start : start + step_size * self.accumulation]
+            num_dealt = math.ceil(len(update) / step_size) * self.world_size
+            batches += [update[first::num_dealt] for first in range(self.rank, num_dealt, self.world_size)]
+        return batches
+
     def list_batches(self) -> list[NDArray[np.int64]]:
         """Return the indices of each batch of the current epoch."""
         order = np.arange(self.num_examples)
-        if not self.training:
-            return np.array_split(order, self.num_batches * self.world_size)[self.rank :: self.world_size]
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        order = np.repeat(order, self.num_repeats)[: self.num_batches * self.batch_size * self.world_size]
-        return list(order.reshape(self.num_batches, -1)[:, self.rank :: self.world_size])
+        if self.training:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+            order = np.repeat(order, self.num_repeats)
+        return [order[places] for places in self.list_places()]
 
 
 class BatchSource(Protocol):
@@ -148,10 +175,9 @@ class SeededIndices:
         return len(self.sampler) - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        stride, rank = self.sampler.world_size, self.sampler.rank
-        for number, indices in enumerate(self.sampler.list_batches()[self.start :], self.start):
-            first = number * self.sampler.batch_size * stride + rank
-            yield [(int(index), first + stride * column) for column, index in enumerate(indices)]
+        batches, places = self.sampler.list_batches(), self.sampler.list_places()
+        for indices, chosen in zip(batches[self.start :], places[self.start :], strict=True):
+            yield list(zip(indices.tolist(), chosen.tolist(), strict=True))
 
 
 class SeededImages(Dataset):

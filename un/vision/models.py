@@ -11,10 +11,15 @@ import un.vision.t2t_vit  # noqa: F401  registers its models with timm
 NUM_SUGGESTIONS = 3
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
+def create_model(name: str, class_token_std: float | None = None, **arguments: Any) -> nn.Module:
     """Build a timm model, T2T-ViT included, with any argument that timm takes for it.
 
     `img_size` is left out for models that take images of any size, so that data may always give it.
+
+    Args:
+        name: timm's.
+        class_token_std: Standard deviation of the class token at the start; null is the model's own.
+        **arguments: Of the model.
 
     Raises:
         ValueError: Unknown name, or arguments that the model does not take.
@@ -27,10 +32,16 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     if config is not None and not config.fixed_input_size:
         arguments.pop("img_size", None)
     try:
-        return timm.create_model(name, **arguments)
+        model: nn.Module = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ValueError(f"model {name!r} cannot be built with {shown}: {error}") from error
+    if class_token_std is not None:
+        class_token = getattr(model, "cls_token", None)
+        if class_token is None:
+            raise ValueError(f"model.class_token_std={class_token_std}, but model {name!r} has no class token")
+        nn.init.trunc_normal_(class_token, std=class_token_std)
+    return model
 
 
 def list_head_parameters(model: nn.Module) -> list[str]:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning
+import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -15,11 +17,13 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from un.inference import GraphPart
+from un.loading import count_updates
 from un.norms.updates import call_after_step
 from un.vision.batches import Batch
 
 FOLD_EXAMPLES = 4  # images that a fold is checked on
 MIXUP_MODES = ("batch", "pair", "elem")  # timm takes any other word for the first
+ERASING_MODES = ("const", "rand", "pixel")  # of timm's RandomErasing
 TOP_K = 5  # of the second accuracy, for more than this many classes
 
 
@@ -28,11 +32,17 @@ class ImageClassification(lightning.LightningModule):
 
     Logs `train/loss` and `train/lr` by step; `val/` and `test/` `loss`, `acc1` and `acc5` (percent) by epoch.
 
+    Gradients are those of the mean over all images of an update, however these fall into accumulated batches, of which
+    the last update of an epoch may have fewer.
+
     Args:
         model: Maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
         optimizer: Makes the optimizer from the model.
         scheduler: Makes a timm scheduler from optimizer, number of updates and updates per epoch; null keeps the rate.
         mixup: Arguments of `timm.data.Mixup`; null is off. It draws from numpy's global random state.
+        random_erasing: Arguments of timm's `RandomErasing`, for batches that have been mixed, as timm's fast loader
+            does; null is off. `data.transform.re_prob` erases single images, which are mixed afterwards. It draws
+            from the global random states of Python and torch.
         label_smoothing: Share of the target that is spread evenly over the classes.
         ema_decay: Of the moving average of parameters and buffers after each update; integer buffers are copied. Null
             is off.
@@ -51,6 +61,7 @@ class ImageClassification(lightning.LightningModule):
         optimizer: Callable[[nn.Module], Optimizer],
         scheduler: Callable[..., Scheduler] | None = None,
         mixup: dict[str, Any] | None = None,
+        random_erasing: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
         ema_decay: float | None = None,
         evaluate_ema: bool = True,
@@ -66,6 +77,7 @@ class ImageClassification(lightning.LightningModule):
         self.mixup = None
         if mixup is not None:
             self.mixup = _build_mixup(num_classes=num_classes, label_smoothing=label_smoothing, **mixup)
+        self.random_erasing = None if random_erasing is None else _build_erasing(**random_erasing)
         self.ema = None
         if ema_decay is not None:
             # Never trained, but in training mode with the rest, or Lightning warns; it changes the mode of both.
@@ -80,6 +92,7 @@ class ImageClassification(lightning.LightningModule):
         self.test_scores = self.val_scores.clone(prefix="test/")
         # Lightning's own mean over processes divides by the rounded mean of their numbers of examples.
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self._batch_sizes: list[int] = []  # since the last update
 
     @property
     def inference_model(self) -> nn.Module:
@@ -113,18 +126,32 @@ class ImageClassification(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, a scalar."""
-        images, labels = batch
-        if self.mixup is None:
-            loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
-        else:
+        images, targets = batch
+        smoothing = self.label_smoothing
+        if self.mixup is not None:
             if len(images) % 2:
-                raise ValueError(f"data.batch_size={len(images)} must be even for task.mixup")
-            images, targets = self.mixup(images, labels)  # smoothed and mixed (B, K)
-            loss = F.cross_entropy(self(images), targets)
+                hint = "; data.drop_last=true leaves out a last batch of another size"
+                raise ValueError(f"data.batch_size={len(images)} must be even for task.mixup{hint}")
+            images, targets = self.mixup(images, targets)  # smoothed and mixed (B, K)
+            smoothing = 0.0
+        if self.random_erasing is not None:
+            self.random_erasing.device = images.device
+            images = self.random_erasing(images)
+        loss = F.cross_entropy(self(images), targets, label_smoothing=smoothing)
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         self.log("train/lr", max(rates), batch_size=len(images))
-        return loss
+        self._batch_sizes.append(len(images))
+        return loss * (len(images) / self._batch_sizes[0])
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Give the gradients of the mean over the images of the update, also where it is incomplete."""
+        full = self.trainer.accumulate_grad_batches * self._batch_sizes[0]  # by which the sum was divided
+        factor = full / sum(self._batch_sizes)
+        self._batch_sizes = []
+        if factor != 1:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, factor)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
@@ -161,10 +188,9 @@ class ImageClassification(lightning.LightningModule):
         call_after_step(optimizer, self._update_average)
         if self.make_scheduler is None:
             return optimizer
-        num_updates = self.trainer.estimated_stepping_batches
+        num_updates, updates_per_epoch = count_updates(self.trainer)
         if not math.isfinite(num_updates):
             raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        updates_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
         if not isinstance(scheduler, Scheduler):
             raise ValueError(f"scheduler makes a {type(scheduler).__name__}, images take timm's, as scheduler=cosine")
@@ -203,6 +229,23 @@ def _build_mixup(**arguments: Any) -> Mixup:
     if mixup.mode not in MIXUP_MODES:
         raise ValueError(f"task.mixup.mode={mixup.mode} must be one of {', '.join(MIXUP_MODES)}")
     return mixup
+
+
+def _build_erasing(**arguments: Any) -> RandomErasing:
+    """Build timm's RandomErasing, which takes any number for a probability.
+
+    Raises:
+        ValueError: An unknown name, or a value that it cannot use.
+    """
+    if arguments.get("mode", "const") not in ERASING_MODES:
+        raise ValueError(f"task.random_erasing.mode={arguments['mode']} must be one of {', '.join(ERASING_MODES)}")
+    try:
+        erasing = RandomErasing(**arguments, device="cpu")
+    except TypeError as error:
+        raise ValueError(f"task.random_erasing: {error}") from error
+    if not 0 <= erasing.probability <= 1:
+        raise ValueError(f"task.random_erasing.probability={erasing.probability} must be between 0 and 1")
+    return erasing
 
 
 class GraphModel(nn.Module):

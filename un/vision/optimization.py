@@ -28,6 +28,7 @@ def create_scheduler(
     warmup_lr: float = 1e-5,
     min_lr: float = 0.0,
     warmup_prefix: bool = False,
+    lag: int = 0,
     **arguments: Any,
 ) -> Scheduler:
     """Create a timm scheduler for a training of `num_updates` optimizer updates.
@@ -45,11 +46,15 @@ def create_scheduler(
         min_lr: Rate at the end of the decay.
         warmup_prefix: The decay starts after the warm-up and both together fill the training; otherwise warm-up hides
             the decay's start.
+        lag: Updates or epochs, by `interval`, by which the rate follows the schedule; it then has its first value for
+            1 + lag of them.
         **arguments: Any further argument of `timm.scheduler.create_scheduler_v2`.
 
     Raises:
-        ValueError: `warmup_steps` with `interval=epoch`, or an unknown interval.
+        ValueError: `warmup_steps` with `interval=epoch`, an unknown interval, or a negative lag.
     """
+    if lag < 0:
+        raise ValueError(f"scheduler.lag={lag} must be at least 0")
     if interval not in ("step", "epoch"):
         raise ValueError(f"scheduler.interval={interval!r} must be step or epoch")
     if interval == "epoch" and warmup_steps:
@@ -70,7 +75,32 @@ def create_scheduler(
         warmup_prefix=warmup_prefix,
         **arguments,
     )
-    return scheduler
+    return LaggingScheduler(scheduler, lag) if lag else scheduler
+
+
+class LaggingScheduler(Scheduler):
+    """Sets at time t the rate that another scheduler of timm has for t - lag, and before that its first.
+
+    Args:
+        scheduler: The other one, fresh.
+        lag: In the other one's units of time.
+    """
+
+    def __init__(self, scheduler: Scheduler, lag: int) -> None:
+        super().__init__(scheduler.optimizer, scheduler.param_group_field, scheduler.t_in_epochs, initialize=False)
+        self.scheduler, self.lag = scheduler, lag
+        self.update_groups(self._get_lr(0))
+
+    def _get_lr(self, t: int) -> list[float]:
+        return self.scheduler._get_lr(max(t - self.lag, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the other scheduler."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of the other scheduler."""
+        self.scheduler.load_state_dict(state_dict)
 
 
 def group_for_transfer(

@@ -4,21 +4,24 @@ Everything becomes a Hugging Face `DatasetDict` with an image column and a label
 `ImageSplit` that has been checked.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from un.loading import load_dataset
+from un.loading import load_dataset, require_split
+from un.vision.image_folder import read_class_folders
+from un.vision.pixels import decode_image
 
 DIGITS = "sklearn-digits"
 DIGITS_TEST_SIZE = 360  # ours: a fixed fifth of the 1,797 images, the same in every run
@@ -33,13 +36,15 @@ class ImageSplit:
 
     Args:
         name: For messages, e.g. `train of uoft-cs/cifar10`.
-        images: A data set with one column, of PIL images.
+        files: A data set with one column, of images that are not decoded yet.
         labels: (N,) class numbers.
+        rows: (N,) numbers of the examples in `files`.
     """
 
     name: str
-    images: datasets.Dataset
+    files: datasets.Dataset
     labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +52,7 @@ class ImageSplit:
     def select(self, indices: NDArray[np.int64]) -> "ImageSplit":
         """Return the examples with these numbers, in increasing order."""
         indices = np.sort(indices)
-        return ImageSplit(self.name, self.images.select(indices), self.labels[indices])
+        return ImageSplit(self.name, self.files, self.labels[indices], self.rows[indices])
 
     def draw(self, count: int | None, seed: int) -> "ImageSplit":
         """Return at most `count` examples, drawn without replacement (null: all)."""
@@ -69,13 +74,13 @@ class ImageSplit:
         return self.select(rest), self.select(held)
 
     def decode(self, index: int, mode: str) -> Image.Image:
-        """Return one image in the PIL mode.
+        """Return one image in the PIL mode, L or RGB.
 
         Raises:
             ValueError: The image cannot be read.
         """
-        with self._name_row(index):
-            return self.images[index][self.images.column_names[0]].convert(mode)
+        row = int(self.rows[index])
+        return self._decode_row(row, self.files[row], mode)
 
     def decode_all(self, mode: str) -> Tensor:
         """Return all images as uint8 (N, C, H, W).
@@ -83,35 +88,54 @@ class ImageSplit:
         Raises:
             ValueError: An image cannot be read, or they differ in size.
         """
-        column, rows, arrays = self.images.column_names[0], iter(self.images), []
-        for index in range(len(self)):
-            with self._name_row(index):
-                arrays.append(np.atleast_3d(np.asarray(next(rows)[column].convert(mode))))
-            if arrays[index].shape != arrays[0].shape:
+        arrays: list[NDArray[np.uint8]] = []
+        for row, content in zip(self.rows.tolist(), self.files.select(self.rows), strict=True):
+            arrays.append(np.atleast_3d(np.asarray(self._decode_row(row, content, mode))))
+            if arrays[-1].shape != arrays[0].shape:
                 raise ValueError(
-                    f"images of {self.name} differ in size ({arrays[index].shape[1]}x{arrays[index].shape[0]} in row "
-                    f"{index}); use data=image_folder, whose transform takes any size"
+                    f"images of {self.name} differ in size ({arrays[-1].shape[1]}x{arrays[-1].shape[0]} in row "
+                    f"{row}); use data=image_folder, whose transform takes any size"
                 )
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
-    @contextmanager
-    def _name_row(self, index: int) -> Iterator[None]:
-        """Turn whatever goes wrong with an image into one line that names it."""
+    def _decode_row(self, row: int, content: dict[str, Any], mode: str) -> Image.Image:
+        (file,) = content.values()
         try:
-            yield
+            return decode_image(file, mode)
         except Exception as error:
-            raise ValueError(f"unreadable image: row {index} of {self.name} ({error})") from error
+            path = f", {file['path']}" if file is not None and file["path"] else ""
+            reason = "cut short or no image" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
 
 
-def read_source(path: str, image_column: str, label_column: str) -> datasets.DatasetDict:
-    """Read all splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
+def read_source(
+    path: str, image_column: str, label_column: str, splits: Sequence[Sequence[str]] | None = None
+) -> datasets.DatasetDict:
+    """Read the splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
+
+    Args:
+        path: See above.
+        image_column: Of digits and class folders.
+        label_column: The same.
+        splits: Of class folders, the names that each split wanted may have; null: all there are.
 
     Raises:
         ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
     """
     if path == DIGITS:
         return read_digits(image_column, label_column)
-    return load_dataset(path)
+    if not os.path.isdir(path):
+        return load_dataset(path)
+    source = read_class_folders(Path(path), splits, image_column, label_column)
+    if source is not None:
+        return source
+    source = load_dataset(path)
+    first = next(iter(source.values()))
+    has_labels = label_column in first.features and not isinstance(first.features[label_column], datasets.ClassLabel)
+    if first.info.builder_name == "imagefolder" and not has_labels:  # from a table beside the images
+        wanted = "" if splits is None else f" of {', '.join(names[0] for names in splits)}"
+        raise ValueError(f"data.path={path!r}: no images in <split>/<class>/ for any split{wanted}")
+    return source
 
 
 def read_digits(image_column: str, label_column: str) -> datasets.DatasetDict:
@@ -173,26 +197,23 @@ def open_split(
     Raises:
         ValueError: Split or column missing, no image column, empty split, or a label outside the classes.
     """
-    if name not in source:
-        raise ValueError(f"no split {name!r} in {path}; there are {', '.join(source)}")
+    name = require_split(source, path, name)
     dataset, title = source[name], f"{name} of {path}"
     for column in (image_column, label_column):
         if column not in dataset.column_names:
             raise ValueError(f"no column {column!r} in {title}; there are {', '.join(dataset.column_names)}")
     if not len(dataset):
         raise ValueError(f"{title} is empty")
-    return ImageSplit(
-        title, read_image_column(dataset, image_column, title), read_labels(dataset, label_column, num_classes, title)
-    )
+    files = read_image_column(dataset, image_column, title)
+    labels = read_labels(dataset, label_column, num_classes, title)
+    return ImageSplit(title, files, labels, np.arange(len(labels)))
 
 
 def read_image_column(dataset: datasets.Dataset, column: str, title: str) -> datasets.Dataset:
-    """Return the column alone, as PIL images; bytes and paths without a declared type are taken for images."""
+    """Return the column alone, not decoded; bytes and paths without a declared type are taken for images."""
     images = dataset.select_columns([column])
-    if isinstance(images.features[column], datasets.Image):
-        return images
     try:
-        return images.cast_column(column, datasets.Image())
+        return images.cast_column(column, datasets.Image(decode=False))
     except Exception as error:
         raise ValueError(f"column {column!r} of {title} holds no images but {images.features[column]}") from error
 
@@ -208,7 +229,7 @@ def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title:
     return labels.astype(np.int64)
 
 
-def count_classes(source: datasets.DatasetDict, split: str, column: str) -> int | None:
-    """Return the number of classes that the label column declares, null where it declares none."""
-    feature: Any = source[split].features.get(column) if split in source else None
-    return feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
+def list_label_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
+    """Return the names of the classes that the label column declares, null where it declares none."""
+    feature: Any = dataset.features.get(column)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

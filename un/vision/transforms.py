@@ -36,7 +36,7 @@ class BatchTransform:
         crop_padding: int = 0,
         flip: float = 0.0,
     ) -> None:
-        self.num_channels = check_statistics(mean, std)
+        self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         if crop_padding < 0 or not 0 <= flip <= 1:
             raise ValueError(f"crop_padding={crop_padding} must be at least 0 and flip={flip} between 0 and 1")
         self.mean = torch.tensor(mean).mul(BYTE_RANGE)[:, None, None]
@@ -88,6 +88,7 @@ class ImageTransform:
         train_interpolation: Of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
         mean: Mean per channel, on the scale 0 to 1.
         std: Standard deviation per channel, on the scale 0 to 1.
+        re_after_mixing: Leave random erasing (`re_prob` and so on) to the task, see `task.random_erasing`.
         **augmentation: Any further argument of `timm.data.create_transform`, for training only.
     """
 
@@ -99,10 +100,13 @@ class ImageTransform:
         train_interpolation: str = "bicubic",
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        re_after_mixing: bool = False,
         **augmentation: Any,
     ) -> None:
-        self.num_channels = check_statistics(mean, std)
+        self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
+        if re_after_mixing:
+            augmentation["re_prob"] = 0.0
         self.train = create_transform(is_training=True, interpolation=train_interpolation, **common, **augmentation)
         self.evaluate = create_transform(interpolation=interpolation, crop_pct=crop_pct, **common)
 

@@ -63,7 +63,8 @@ class NormTransformer(Transformer):
             ValueError: for an option that the norm does not have.
         """
         given = {name: getattr(args, f"norm_{name}", None) for name in NORM_OPTIONS}
-        options = {name: value for name, value in given.items() if value not in (None, False)}
+        # A flag that is not given is false, a number is None; 0 is a number.
+        options = {name: value for name, value in given.items() if value is not None and value is not False}
         model = super().build_model(args, task)
         norm = NORMS[args.norm]
         known = inspect.signature(norm).parameters if norm is not None else {}

@@ -1,0 +1,209 @@
+"""Surgery on norms of other projects: what they do is carried, and what is not understood is refused or noted."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from tests import foreign_norms as foreign
+from tests.standins import RowScale
+from un.norms import UnifiedNorm
+from un.surgery import replace_norms
+
+C = 8
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+RMS_NORM = partial(nn.RMSNorm, eps=1e-6)
+
+
+def build(*modules: nn.Module) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(*modules)
+    for parameter in model.parameters():
+        parameter.data.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def make_root_mean_square_norm(width: int) -> nn.Module:
+    return foreign.RootMeanSquareNorm(width, offset=1.0)
+
+
+@pytest.mark.parametrize(
+    ("norm_type", "factory"),
+    [
+        (foreign.ShiftedScaleNorm, LAYER_NORM),
+        (foreign.ExponentialScaleNorm, LAYER_NORM),
+        (foreign.HalvedNorm, LAYER_NORM),
+        (foreign.DeviationNorm, LAYER_NORM),
+        (foreign.RootMeanSquareNorm, RMS_NORM),
+        (make_root_mean_square_norm, RMS_NORM),
+        (lambda width: parametrizations.weight_norm(foreign.ShiftedScaleNorm(width)), LAYER_NORM),
+        (lambda width: prune.l1_unstructured(nn.LayerNorm(width), "weight", 0.5), LAYER_NORM),
+    ],
+)
+def test_a_plain_norm_takes_over_whatever_scale_and_shift(norm_type, factory):
+    model, x = build(norm_type(C)), 3 * torch.randn(5, C) + 1
+    expected = model(x)
+    replace_norms(model, factory)
+    assert type(model[0]) in (nn.LayerNorm, nn.RMSNorm)
+    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_norms_without_normalized_shape_are_sites():
+    model = build(foreign.MapNorm(C), foreign.RootMeanSquareNorm(C))
+    report = replace_norms(model, UnifiedNorm)
+    assert [(row.site, row.old) for row in report.rows] == [("0", "MapNorm(8)"), ("1", "RootMeanSquareNorm(8)")]
+    assert model[0](torch.randn(2, C, 3, 4)).shape == (2, C, 3, 4)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_parameters_of_other_names_pass_on_whether_they_are_trained(trainable):
+    model = build(foreign.DeviationNorm(C)).requires_grad_(trainable)
+    replace_norms(model, UnifiedNorm)
+    assert {parameter.requires_grad for parameter in model.parameters()} == {trainable}
+
+
+def test_a_new_norm_whose_weight_is_not_its_scale_cannot_take_one():
+    message = "^0: the weight of ShiftedScaleNorm is not what it multiplies by or adds; .* carry_affine=False$"
+    with pytest.raises(ValueError, match=message):
+        replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.ShiftedScaleNorm(width))
+    frozen = parametrizations.weight_norm(nn.LayerNorm(C))
+    with pytest.raises(ValueError, match=r"^0: ParametrizedLayerNorm does not keep the weight that it is given"):
+        replace_norms(build(nn.LayerNorm(C)), lambda width, **options: frozen)
+
+
+def test_a_factor_that_the_new_norm_cannot_hold_is_an_error():
+    model = nn.Sequential(foreign.HalvedNorm(C, elementwise_affine=False))
+    with pytest.raises(ValueError, match=r"^0: RowScale has no weight to take the weight of what it replaces"):
+        replace_norms(model, RowScale)
+
+
+def test_a_factory_over_another_axis_is_refused():
+    with pytest.raises(ValueError, match=r"^norm_factory must build norms over the last axis, SequenceNorm is over"):
+        replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.SequenceNorm(width))
+
+
+# --- refused, or noted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        (
+            foreign.AdaptiveNorm(C),
+            r"^0 takes more inputs .*\(condition\), as adaptive norms do: exclude this AdaptiveNorm$",
+        ),
+        (foreign.SelfModulatedNorm(C), "^0 does not normalise over channels.*: exclude this SelfModulatedNorm$"),
+        (foreign.UndecidedNorm(C), "^0 has its channels on an axis that depends on .*: exclude this UndecidedNorm$"),
+    ],
+)
+def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded(norm, message):
+    model = nn.Sequential(norm, nn.LayerNorm(C))
+    before = list(model)
+    with pytest.raises(ValueError, match=message) as error:
+        replace_norms(model, RowScale)
+    assert "\n" not in str(error.value)
+    assert list(model) == before
+    report = replace_norms(model, RowScale, exclude="0")
+    assert model[0] is norm
+    assert [row.site for row in report.kept] == ["0"]
+
+
+def test_what_looks_like_a_norm_is_noted_and_left():
+    conditional, length = foreign.ConditionalNorm(C), foreign.LengthNorm()
+    model = nn.Sequential(nn.LayerNorm(C), conditional, length, nn.BatchNorm1d(C), nn.GroupNorm(2, C))
+    report = replace_norms(model, RowScale)
+    assert model[1] is conditional
+    assert model[2] is length
+    assert report.notes == (
+        "1 was left: ConditionalNorm looks like a norm, "
+        "but takes more inputs than one (condition), as adaptive norms do",
+        "2 was left: LengthNorm looks like a norm, but has no parameter that tells the number of its channels",
+    )
+
+
+def test_an_error_about_a_model_without_norms_names_what_looks_like_one():
+    with pytest.raises(ValueError, match=r"no norm to replace: .*; 0 was left: LengthNorm looks like a norm"):
+        replace_norms(nn.Sequential(foreign.LengthNorm()), RowScale)
+
+
+def test_wrappers_are_looked_into():
+    model = nn.Sequential(torch.compile(nn.LayerNorm(C)))
+    report = replace_norms(model, RowScale)
+    assert [row.site for row in report.rows] == ["0._orig_mod"]
+
+
+def test_a_linear_layer_on_the_result_is_kept_as_what_it_is():
+    model, x = build(foreign.HeadedNorm(C)), torch.randn(3, C)
+    expected = model(x)
+    replace_norms(model, partial(nn.LayerNorm, eps=1e-5))
+    assert [type(module) for module in model[0]] == [nn.LayerNorm, nn.Linear]
+    torch.testing.assert_close(model(x), expected)
+
+
+# --- hooks and computed weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(C), foreign.SequenceNorm(C)])
+def test_hooks_move_to_the_new_norm_and_can_be_taken_off(norm):
+    model, calls = nn.Sequential(norm), []
+    handles = [
+        norm.register_forward_pre_hook(lambda module, args: calls.append("before")),
+        norm.register_forward_hook(lambda module, args, kwargs, y: calls.append("after"), with_kwargs=True),
+        norm.register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    report = replace_norms(model, RowScale)
+    x = torch.randn(2, C, C, requires_grad=True)
+    model(x).sum().backward()
+    assert calls == ["before", "after", "backward"]
+    assert report.notes == tuple(f"0: {kind} hooks carried over" for kind in ("forward pre", "forward", "backward"))
+    for handle in handles:
+        handle.remove()
+    model(x).sum().backward()
+    assert len(calls) == 3
+
+
+def test_a_hook_that_changes_the_output_goes_on_doing_so():
+    model, x = build(nn.LayerNorm(C)), torch.randn(3, C)
+    model[0].register_forward_hook(lambda module, args, y: 2 * y)
+    expected = model(x)
+    replace_norms(model, partial(nn.LayerNorm, eps=1e-5))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_hook_on_a_shared_norm_runs_once_a_call():
+    norm, calls = nn.LayerNorm(C), []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    model = nn.Sequential(norm, norm)
+    replace_norms(model, RowScale)
+    model(torch.randn(2, C))
+    assert len(calls) == 2
+
+
+def test_an_error_leaves_hooks_where_they_were():
+    model, calls = nn.Sequential(nn.LayerNorm(C), foreign.AdaptiveNorm(C)), []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match="adaptive"):
+        replace_norms(model, RowScale)
+    model[0](torch.randn(2, C))
+    assert calls == [1]
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_computed_weights_and_hooks_of_state_dicts_are_named():
+    model = nn.Sequential(nn.LayerNorm(C), prune.l1_unstructured(nn.LayerNorm(C), "weight", 0.5), nn.LayerNorm(C))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    model[2].register_state_dict_post_hook(lambda *_: None)
+    notes = replace_norms(model, RowScale).notes
+    expected = ("0: .*Doubled of weight", "1: .*L1Unstructured of weight", "2: state dict hooks dropped")
+    assert all(re.search(pattern, note) for pattern, note in zip(expected, notes, strict=True))
+    assert torch.equal(model[0].weight, torch.full((C,), 2.0))
+    assert all(not module._forward_pre_hooks for module in model)

@@ -1,0 +1,236 @@
+"""Image folders: what the folders say is what is read, whatever they are called and whatever lies beside."""
+
+import os
+import shutil
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from tests.vision.image_samples import draw_images
+from un.vision.sources import open_split, read_source
+from un.vision.transforms import ImageTransform
+
+SPLITS = ("train", "val", "test")
+WANTED = [(split,) for split in SPLITS]
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Makes `<split>/<class>/<count> images` of given classes."""
+
+    def make(*classes, splits=SPLITS, count=2, name="images"):
+        for split in splits:
+            for number, class_name in enumerate(classes):
+                folder = tmp_path / name / split / class_name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    Image.new("RGB", (8, 8), (number, index, 0)).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make
+
+
+def list_contents(root, splits=None):
+    """Split -> class -> colours, of which the red tells the number of the class as `make_folder` was given it."""
+    contents = {}
+    source = read_source(str(root), "image", "label", splits)
+    for name, split in source.items():
+        names = split.features["label"].names
+        opened = open_split(source, name, "image", "label", len(names), str(root))
+        contents[name] = {class_name: [] for class_name in names}
+        for row, label in enumerate(opened.labels):
+            contents[name][names[label]].append(opened.decode(row, "RGB").getpixel((0, 0))[:2])
+    return contents
+
+
+def expect(*classes, splits=SPLITS, count=2):
+    return {s: {name: [(n, i) for i in range(count)] for n, name in enumerate(classes)} for s in splits}
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("train", "val", "test"),
+        ("test", "bus"),
+        ("validation", "training", "eval", "data"),
+        ("a [1]", "b*", "c?d", "[e]"),
+        ("Käse", "猫", "naïve & co", "it's", '"x"'),
+        ("0", "10", "2"),
+        ("a,b", "k=v", "#1", "100%", "a\\b", "~", "a::b"),
+        ("__init__", "-x"),
+    ],
+)
+def test_names_of_classes(make_folder, classes):
+    assert list_contents(make_folder(*classes)) == expect(*sorted(classes, key=classes.index))
+
+
+@pytest.mark.parametrize("name", ["test", "train [1]", "a b", "Ünï", "a::b", "x*", "$HOME", "hf:x"])
+def test_names_of_the_folder_itself(make_folder, name, monkeypatch):
+    root = make_folder("cat", "dog", name=name)
+    assert list_contents(root) == expect("cat", "dog")
+    monkeypatch.chdir(root.parent)
+    assert list_contents(name) == expect("cat", "dog")
+
+
+def test_deeper_levels_belong_to_the_class(make_folder):
+    root = make_folder("cat", "dog", count=0)
+    for split in SPLITS:
+        for number, name in enumerate(("cat", "dog")):
+            for index, below in enumerate(("monday/test", "train")):
+                (root / split / name / below).mkdir(parents=True)
+                Image.new("RGB", (8, 8), (number, index, 0)).save(root / split / name / below / "0.PNG")
+    assert list_contents(root) == expect("cat", "dog")
+
+
+def test_splits_in_other_spellings(make_folder, make_data):
+    root = make_folder("cat", "dog", splits=("training", "dev", "Test"))
+    options = {"transform": ImageTransform(8), "image_column": "image", "num_classes": None, "batch_size": 1}
+    data = make_data(root, val_split="validation", **options)
+    data.setup()
+    assert {name: split.name.split()[0] for name, split in data.splits.items()} == {
+        "train": "training",
+        "val": "dev",
+        "test": "Test",
+    }
+    shutil.copytree(root / "dev", root / "valid")
+    with pytest.raises(ValueError, match="split 'validation' may be any of dev, valid; name one of them"):
+        make_data(root, val_split="validation", **options).setup()
+    data = make_data(root, val_split="valid", **options)
+    data.setup()
+    assert data.splits["val"].name.startswith("valid of")
+
+
+def test_stray_files_do_no_harm(make_folder, caplog):
+    root = make_folder("cat", "dog")
+    caplog.set_level("INFO")
+    for folder in (root, root / "train", root / "train/cat", root / "test/dog"):
+        for name in ("notes.txt", "0.json", "metadata.csv", "Thumbs.db", ".DS_Store", "._0.png", "labels.parquet"):
+            (folder / name).write_text("{}")
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+            shutil.copytree(root / "val/cat", folder / name)
+        (folder / "link.json").symlink_to("nowhere")
+    (root / "preview.png").write_bytes(b"")
+    (root / "train/preview.png").write_bytes(b"")
+    (root / "annotations").mkdir()
+    (root / "annotations/0.json").touch()
+    assert list_contents(root) == expect("cat", "dog")
+    assert f"{root}/train: files outside class folders or without the ending of an image" in caplog.text
+    assert "are left out: 4 .json, " in caplog.text
+
+
+def test_folders_that_are_no_split_may_hold_images(make_folder):
+    root = make_folder("cat", "dog")
+    shutil.copytree(root / "train/cat", root / "docs/figures")
+    assert list_contents(root, WANTED) == expect("cat", "dog")
+
+
+def test_links(make_folder, tmp_path):
+    """To the whole, a split, a class, a folder below and a file; one that leads up again leads nowhere."""
+    elsewhere = make_folder("cat", "dog", name="elsewhere")
+    root = tmp_path / "root"
+    (root / "train/dog").mkdir(parents=True)
+    (root / "val").symlink_to(elsewhere / "val")
+    (root / "test").symlink_to(elsewhere / "test")
+    (root / "train/cat").symlink_to(elsewhere / "train/cat")
+    (root / "train/dog/below").symlink_to(elsewhere / "train/dog")
+    (tmp_path / "link").symlink_to(root)
+    assert list_contents(tmp_path / "link") == expect("cat", "dog")
+    (root / "train/dog/up").symlink_to("..")
+    (elsewhere / "train/dog/itself").symlink_to(".")
+    (root / "train/dog/below").unlink()
+    for index in range(2):
+        (root / f"train/dog/{index}.png").symlink_to(elsewhere / f"train/dog/{index}.png")
+    assert list_contents(root) == expect("cat", "dog")
+    (root / "train/dog/gone.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"train/dog/gone.png is no file; if it is a link, it leads nowhere"):
+        list_contents(root)
+
+
+def test_accents_in_either_coding(make_folder):
+    """As a Mac and Linux write them."""
+    root = make_folder("Käse", "Brot")
+    (root / "test" / "Käse").rename(root / "test" / unicodedata.normalize("NFD", "Käse"))
+    assert list_contents(root) == expect("Käse", "Brot")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "train/zebra").mkdir(), "train/zebra holds no image; add some or remove the folder"),
+        (lambda root: shutil.rmtree(root / "test/dog"), r"train has class folders that test has not \('dog'\)"),
+        (lambda root: shutil.copytree(root / "val/dog", root / "val/Dog"), r"val has class folders .* \('Dog'\)"),
+        (lambda root: [path.unlink() for path in root.glob("val/*/*")], "val holds no images in class folders, val/<"),
+        (lambda root: (shutil.rmtree(root / "test"), (root / "test").mkdir()), "test holds no images in class folders"),
+        (lambda root: [path.rename(root / "test" / path.name) for path in root.glob("test/*/0.png")] and
+            [shutil.rmtree(path) for path in root.glob("test/*/")], "test holds no images in class folders"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("splits", [None, WANTED])
+def test_folders_that_do_not_fit_are_told(make_folder, spoil, message, splits):
+    root = make_folder("cat", "dog")
+    spoil(root)
+    with pytest.raises(ValueError, match=message) as caught:
+        list_contents(root, splits)
+    assert "\n" not in str(caught.value)
+    assert str(root) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_split": "practice"}, "no split 'practice' in .*; there are test, val"),
+        ({"num_classes": 1}, "has one class only"),
+        ({"image_size": 16, "transform": ImageTransform(16), "num_classes": 2}, None),
+    ],
+)
+def test_options(make_folder, make_data, options, message):
+    root = make_folder("cat", "dog", count=4)
+    common = {"transform": ImageTransform(8), "num_classes": None, "val_split": "validation", "batch_size": 2}
+    data = make_data(root, **{**common, **options})
+    if message is None:
+        assert len(list(data.train_dataloader())) == 4
+        return
+    with pytest.raises(ValueError, match=message):
+        data.train_dataloader()
+
+
+def test_images_on_another_level(make_folder, tmp_path):
+    """What the Hugging Face library would take for splits and classes all the same."""
+    root = make_folder("cat", "dog")
+    for wrong in (root.parent, root / "train"):
+        with pytest.raises(ValueError, match=r"no images in <split>/<class>/ for any split of train, test"):
+            read_source(str(wrong), "image", "label", [("train",), ("test", "validation")])
+
+
+def test_labels_in_a_table_beside_the_images(tmp_path):
+    """The other form of image folder that the Hugging Face library knows."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for number, image in enumerate(draw_images(4)):
+            Image.fromarray(image).save(tmp_path / split / f"{number}.png")
+        table = "".join(f"{number}.png,{number % 2}\n" for number in range(4))
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,label\n{table}")
+    source = read_source(str(tmp_path), "image", "label")
+    assert open_split(source, "test", "image", "label", 2, "here").labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_broken_files_are_named(make_folder, make_data, num_workers):
+    root = make_folder("cat", "dog", count=4)
+    broken = root / "train/dog/2.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    options = {"transform": ImageTransform(8), "image_column": "image", "num_classes": None}
+    data = make_data(root, val_split="validation", batch_size=1, num_workers=num_workers, **options)
+    with pytest.raises(ValueError, match=rf"unreadable image: row 6 of train of .*, {broken} \("):
+        list(data.train_dataloader())
+    (root / "val/cat/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"val/cat/0.png \(cut short or no image\)"):
+        list(data.val_dataloader())
+
+
+def test_names_that_are_not_utf8(make_folder):
+    root = make_folder("cat", "dog")
+    os.rename(root / "train/cat/0.png", os.fsencode(root / "train/cat") + b"/\xff.png")
+    with pytest.raises(ValueError, match=r"cat/\\udcff.png' is not UTF-8; rename it"):
+        list_contents(root)

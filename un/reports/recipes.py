@@ -1,0 +1,139 @@
+"""Published recipes, value by value, beside what our experiments compose: the page docs/recipes.md.
+
+What is published stands in docs/recipes/*.yaml. A value that a config sets is read from there and compared; one that
+code makes is held by a test, whose name is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+RECIPE_KEYS = ("title", "experiments", "setting", "values")
+VALUE_KEYS = ("value", "published", "key", "ours", "source", "test", "reason")
+HEADER = ("value", "published", "ours", "source", "comparison")
+CHOICE = "choice"  # in the place of a source where none says anything
+WORDS = {None: "off", True: "true", False: "false"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a recipe.
+
+    Attributes:
+        value: what it is.
+        source: where it is published, or `choice`.
+        published: as the config would have it if there is a key, else a text.
+        key: dotted key of the composed config.
+        ours: a text, where there is no key; None for the published one.
+        test: the test that holds a value without a key, `<file>::<name>`.
+        reason: why ours is another one; None where it is the same.
+    """
+
+    value: str
+    source: str
+    published: Any = None
+    key: str | None = None
+    ours: str | None = None
+    test: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published recipe.
+
+    Attributes:
+        title: of its section.
+        experiments: that follow it and agree in all its values.
+        values: in the order of the table.
+        setting: what a reader must know beside them; perhaps nothing.
+    """
+
+    title: str
+    experiments: tuple[str, ...]
+    values: tuple[Value, ...]
+    setting: str = ""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a file of docs/recipes.
+
+    Raises:
+        ValueError: an unknown key, or a value with neither a key nor a test nor a reason for another one.
+    """
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    _check_keys(content, RECIPE_KEYS, path.name)
+    values = []
+    for entry in content["values"]:
+        _check_keys(entry, VALUE_KEYS, f"{path.name}: {entry.get('value')}")
+        value = Value(**entry)
+        if value.key is None and value.test is None and (value.ours is None or value.reason is None):
+            raise ValueError(f"{path.name}: {value.value} needs a key, a test, or ours and the reason for it")
+        values.append(value)
+    return Recipe(content["title"], tuple(content["experiments"]), tuple(values), content.get("setting", ""))
+
+
+def render_recipe(recipe: Recipe, configs: Mapping[str, DictConfig]) -> str:
+    """Returns heading and table.
+
+    Args:
+        recipe: what is published.
+        configs: of its experiments, composed.
+
+    Raises:
+        ValueError: ours is not what is published and no reason is given, or one is given and it is.
+    """
+    rows = [_compare(value, [configs[name] for name in recipe.experiments]) for value in recipe.values]
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    commands = ", ".join(f"`experiment={name}`" for name in recipe.experiments)
+    return "\n\n".join([f"## {recipe.title}", f"{commands}. {recipe.setting}".strip(), table]) + "\n"
+
+
+def _compare(value: Value, configs: Iterable[DictConfig]) -> list[str]:
+    """Returns the cells of a row."""
+    published = show(value.published)
+    if value.key is None:
+        ours, is_equal = value.ours or published, value.reason is None
+    else:
+        found = [_select(config, value.key) for config in configs]
+        ours, is_equal = f"`{value.key}={show(found[0])}`", all(entry == value.published for entry in found)
+        if any(entry != found[0] for entry in found):
+            raise ValueError(f"{value.key} differs between the experiments of a recipe: {', '.join(map(show, found))}")
+    if value.source == CHOICE:
+        return [value.value, "–", ours, CHOICE, value.reason or ""]
+    if is_equal == (value.reason is not None):
+        fault = "is the published value, but a reason for another one is given" if is_equal else "needs a reason"
+        raise ValueError(f"{value.value}: {ours} {fault} (published: {published})")
+    verdict = f"**differs**: {value.reason}" if value.reason else "equal"
+    if value.test is not None:
+        file, _, name = value.test.partition("::")
+        verdict += f" ([{name}](../{file}))"
+    return [value.value, published, ours, value.source, verdict]
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    found = OmegaConf.select(config, key, throw_on_missing=True)
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+
+def show(value: Any) -> str:
+    """Returns a value of a config as a reader writes it."""
+    if value is None or isinstance(value, bool):
+        return WORDS[value]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {show(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_keys(entry: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in entry:
+        if key not in allowed:
+            raise ValueError(f"{where} has no key {key!r}; allowed: {', '.join(allowed)}")

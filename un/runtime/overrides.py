@@ -1,0 +1,94 @@
+"""Overrides as the shell hands them over, made into what Hydra's grammar reads as the same text.
+
+Hydra gives a meaning to spaces, commas, brackets, =, ~, quotes and backslashes, and takes 007 for 7. Whatever it cannot
+read is therefore quoted, and a path always is, unless quotes say that the user knows the grammar. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+
+# Keys where nothing but a path or null is right, and whether a sweep may vary it.
+PATHS = {"data.path": True, "init_weights": True, "output": False, "paths.runs": False, "run": False}
+RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
+CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
+
+
+def quote_override(argument: str, is_sweep: bool = False) -> str:
+    """Quotes the value of `key=value` where Hydra would not read it as it is typed; other arguments stay.
+
+    Args:
+        argument: of the command line.
+        is_sweep: whether commas part the values of several runs. Otherwise they belong to a path, and also where a
+            file or folder of that name is there, as run folders have commas in their names.
+    """
+    key, separator, typed = argument.partition("=")
+    if not separator or key.startswith("-"):
+        return argument
+    values = _list_values(key, typed) if is_sweep else [typed]
+    return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
+
+
+def _list_values(key: str, typed: str) -> list[str]:
+    """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
+    if _is_path(key):
+        is_one = not PATHS[key.lstrip("+")] or os.path.exists(os.path.expanduser(typed))
+        return [typed] if is_one or _is_function(_parse(key, typed)) else _split(typed)
+    return _split(typed) if _parse(key, typed) is None else [typed]
+
+
+def _quote_value(key: str, value: str, is_sweep: bool) -> str:
+    override = _parse(key, value)
+    if key == RUN_FOLDER and override is None:
+        value = value.removeprefix('"').removesuffix('"')
+    if override is not None and _is_meant(override, value, _is_path(key), is_sweep):
+        return value
+    home = _is_path(key) and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
+    quoted = QuotedString(os.path.expanduser(value) if home else value, Quote.double).with_quotes()
+    return value if _parse(key, quoted) is None else quoted
+
+
+def _is_meant(override: Override, value: str, is_path: bool, is_sweep: bool) -> bool:
+    """Tells whether what Hydra reads is what was typed, or what only someone who knows Hydra types."""
+    read = override._value
+    if isinstance(read, str):
+        return read == value
+    known = read is None or isinstance(read, QuotedString) or (is_sweep and _is_function(override))
+    return known or not is_path
+
+
+def _is_path(key: str) -> bool:
+    return key.lstrip("+") in PATHS
+
+
+def _is_function(override: Override | None) -> bool:
+    """Tells whether a value is such as choice(a,b)."""
+    return override is not None and isinstance(override._value, Sweep) and not _is_list(override._value)
+
+
+def _is_list(sweep: Sweep) -> bool:
+    return isinstance(sweep, ChoiceSweep) and sweep.simple_form
+
+
+def _split(typed: str) -> list[str]:
+    """Returns what commas part, but for those in quotes."""
+    choices, end = [], 0
+    while True:
+        found = CHOICE.match(typed, end)
+        assert found is not None, "its last alternative fits everything"
+        choices.append(found[1])
+        if not found[0].endswith(","):
+            return choices
+        end = found.end()
+
+
+def _parse(key: str, value: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        return None

@@ -1,0 +1,99 @@
+"""What the numbers of an image classifier mean: names of its classes, and normalisation of its input."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILE = "images.json"
+UNKNOWN = -1
+SHOWN_NAMES = 10
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """Class names and normalisation; attributes are called as in timm's `pretrained_cfg`.
+
+    Args:
+        num_classes: K.
+        label_names: Names of the classes 0 to K - 1; null where the data do not name them.
+        mean: Mean per channel, on the scale 0 to 1.
+        std: Standard deviation per channel, on the scale 0 to 1.
+    """
+
+    num_classes: int
+    label_names: tuple[str, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write everything into one file of a folder."""
+        content = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        (folder / FILE).write_text(f"{content}\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file is missing or damaged.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file, where a run on images keeps the names of its classes")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            names = None if content["label_names"] is None else tuple(content["label_names"])
+            return cls(content["num_classes"], names, tuple(content["mean"]), tuple(content["std"]))
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from None
+
+    def explain_difference(self, other: Self) -> str:
+        """Say what this one has instead of what the other has, of several differences the first."""
+        for name, mine in asdict(self).items():
+            theirs = getattr(other, name)
+            if name == "label_names" and mine and theirs:
+                for number, names in enumerate(zip_longest(mine, theirs)):
+                    if names[0] != names[1]:
+                        return f"class {number} {names[0]!r} instead of {names[1]!r}"
+            if mine != theirs:
+                return f"{name}={mine} instead of {theirs}"
+        return ""
+
+    def check_initial_weights(self, trained: Self) -> None:
+        """Tell what weights were trained for; whatever that is, they may be a start."""
+        difference = self.explain_difference(trained)
+        if difference:
+            log.info("the initial weights are of another task: this one has %s", difference)
+
+    def number_labels(self, labels: NDArray[np.int64], label_names: tuple[str, ...], title: str) -> NDArray[np.int64]:
+        """Return labels (N,) as numbers of the model's classes, found by their names.
+
+        Args:
+            labels: Numbers of the data's own classes.
+            label_names: Names of these.
+            title: Of the data, for messages.
+
+        Raises:
+            ValueError: An example is of a class that the model does not know.
+        """
+        known = (self.label_names or ())[: self.num_classes]
+        numbers = np.array([known.index(name) if name in known else UNKNOWN for name in label_names])
+        found: NDArray[np.int64] = numbers[labels]
+        if UNKNOWN in found:
+            name = label_names[labels[np.argmax(found == UNKNOWN)]]
+            more = " and more" if len(known) > SHOWN_NAMES else ""
+            raise ValueError(
+                f"{title} has examples of class {name!r}, which the model does not know; it knows "
+                f"{', '.join(known[:SHOWN_NAMES])}{more}"
+            )
+        log.info("classes of %s are found by their names: their numbers are others than the model's", title)
+        return found
