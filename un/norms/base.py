@@ -53,6 +53,7 @@ class Norm(nn.Module):
     buffer_x2: Tensor
     buffer_gz: Tensor
     iters: Tensor
+    nonfinite_counter: Tensor
     skip_counter: Tensor
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -131,10 +132,12 @@ class Norm(nn.Module):
         """The norm whose statistics this one uses at inference: itself, unless it holds another."""
         return self
 
-    def read_running(self) -> tuple[Tensor | None, Tensor | None]:
+    def read_running(self) -> tuple[Any, Any]:
         """Returns the running second moment and mean, (C,) each, that inference uses; None where there is none."""
         moment = self._buffers.get(self.running_moment)
-        return None if moment is None else moment.view(-1), self._buffers.get("running_mean")
+        if moment is not None and moment.dim() > 1:
+            moment = moment.view(-1)
+        return moment, self._buffers.get("running_mean")
 
     def prepare(self, x: Tensor) -> Tensor:
         """Returns what the norm takes its statistics of, for an input x (..., C)."""

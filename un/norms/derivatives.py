@@ -18,7 +18,7 @@ ONE_DERIVATIVE = (
 
 
 def refuse_transforms(*values: Tensor | None) -> None:
-    """Refuses what a training step cannot go through, before the step moves any state.
+    """Refuses a training step inside what it cannot go through, before it moves any state.
 
     Raises:
         RuntimeError: inside a transform of `torch.func`, or where a value has a tangent of forward-mode differentiation
@@ -28,13 +28,13 @@ def refuse_transforms(*values: Tensor | None) -> None:
         return
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(ONE_DERIVATIVE)
+    in_forward_mode = forward_ad._current_level >= 0
     for value in values:
-        if value is not None and (_has_tangent(value) or torch._C._functorch.is_legacy_batchedtensor(value)):
+        if value is None:
+            continue
+        tangent = forward_ad.unpack_dual(value).tangent if in_forward_mode else None
+        if tangent is not None or torch._C._functorch.is_legacy_batchedtensor(value):
             raise RuntimeError(ONE_DERIVATIVE)
-
-
-def _has_tangent(value: Tensor) -> bool:
-    return forward_ad.unpack_dual(value).tangent is not None
 
 
 def refuse_second_derivatives(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -7,6 +7,7 @@ Everything that makes UN, MABN, PowerNorm and BatchNorm differ happens between t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -182,12 +183,14 @@ def normalize(
         mean: (C,) or None for 0, a constant to autograd.
         corrected: (R, 1) boolean, the rows whose gradient has the `inner` and `offset` terms; None for all.
     """
-    state = [norm._buffers[name] for name in norm.gradient_state]
+    if norm.gradient_state and not torch.compiler.is_compiling():
+        rule = partial(_apply_rule, rule, norm, {name: norm._buffers[name] for name in norm.gradient_state})
+    return _Normalize.apply(x, norm.weight, norm.bias, factor, mean, corrected, rule)
 
-    def apply_rule(upstream: Upstream) -> Coefficients:
-        now = [norm._buffers[name] for name in norm.gradient_state]
-        if not torch.compiler.is_compiling() and any(a is not b for a, b in zip(state, now, strict=True)):
+
+def _apply_rule(rule: GradientRule, norm: Norm, state: dict[str, Tensor | None], upstream: Upstream) -> Coefficients:
+    """Applies a rule, which must find the buffers of the forward, where it moves them."""
+    for name, buffer in state.items():
+        if norm._buffers[name] is not buffer:
             raise RuntimeError(BUFFERS_REPLACED)
-        return rule(upstream)
-
-    return _Normalize.apply(x, norm.weight, norm.bias, factor, mean, corrected, apply_rule)
+    return rule(upstream)

@@ -13,7 +13,7 @@ from un.norms.constants import get_constant
 # The official code switches the compensation ratio on after this many calls at the earliest (S2, MABN too).
 COMPENSATION_START = 1000
 RATIO_LIMITS = (0.2, 5.0)  # and clamps it to these
-ALWAYS, NEVER = sys.maxsize, -sys.maxsize  # limits that no step counter passes, or reaches
+ALWAYS = sys.maxsize
 
 
 class Phase(NamedTuple):
@@ -25,7 +25,7 @@ class Phase(NamedTuple):
     backward_raw: Tensor  # nor the gradient statistic
     uncompensated: Tensor  # the ratio r is 1
     unfiltered: Tensor  # filtration is not on yet
-    dropped: Tensor  # smoothing is dropped: in every call, or by `drop`
+    dropped: Tensor | None = None  # smoothing is dropped: in every call, or by `drop`; None: it is not
 
     def drop(self, flag: Tensor) -> Phase:
         """Returns the phase in which smoothing and compensation are dropped, too, where `flag` is true."""
@@ -33,7 +33,7 @@ class Phase(NamedTuple):
             forward_raw=self.forward_raw | flag,
             backward_raw=self.backward_raw | flag,
             uncompensated=self.uncompensated | flag,
-            dropped=self.dropped | flag,
+            dropped=flag if self.dropped is None else self.dropped | flag,
         )
 
 
@@ -58,24 +58,24 @@ class Schedule:
         on_full_window: bool = False,
         dropped: bool = False,
     ) -> None:
-        self.windows = windows
-        warmup_end = warmup_steps - 1
-        raw_end = tuple(max(window - on_full_window, warmup_end) for window in windows)
-        limits = (
-            *raw_end,
-            max(compensation_start, warmup_steps),
-            raw_end[0] if on_full_window else warmup_end,
-            NEVER,
-        )
-        # Ends of the flags of `Phase`, in their order.
+        self.windows, self.dropped = windows, dropped
+        warmup_end = max(warmup_steps - 1, 0)
+        forward_end, backward_end = (max(window - on_full_window, warmup_end) for window in windows)
+        filtration_end = forward_end if on_full_window else warmup_end
+        # The last calls of the flags of `Phase`, in their order; the first call is 1.
+        limits = (forward_end, backward_end, max(compensation_start, warmup_steps), filtration_end)
         self.limits = (ALWAYS,) * len(limits) if dropped else limits
 
     def locate(self, number: Tensor) -> Phase:
         """Returns the phase of the call t = number (1,)."""
         if torch.compiler.is_compiling():  # comparisons with numbers are fused, tensors of them copied to the device
             t = number.squeeze(0)
-            return Phase(*(t % window for window in self.windows), *(t <= limit for limit in self.limits))
-        device = number.device
-        windows = get_constant((self.windows, device), lambda: torch.tensor(self.windows, device=device))
-        limits = get_constant((self.limits, device), lambda: torch.tensor(self.limits, device=device))
-        return Phase(*(number % windows).unbind(), *(number <= limits).unbind())
+            flags = tuple(t <= limit for limit in self.limits)
+            slots = tuple(t % window for window in self.windows)
+        else:
+            device = number.device
+            limits = get_constant((self.limits, device), lambda: torch.tensor(self.limits, device=device))
+            windows = get_constant((self.windows, device), lambda: torch.tensor(self.windows, device=device))
+            flags, slots = (number <= limits).unbind(), (number % windows).unbind()
+        phase = Phase(*slots, *flags)
+        return phase._replace(dropped=phase.forward_raw) if self.dropped else phase

@@ -20,8 +20,6 @@ from un.norms.constants import get_zeros
 from un.norms.moments import Moments
 from un.norms.updates import advance_steps, count_backward
 
-NUMBER_OF_REFUSED = -1  # those that enter are numbered from 1
-
 Result = TypeVar("Result")
 
 
@@ -31,7 +29,7 @@ class Batch(NamedTuple):
     square: Tensor  # (C,), mean of squares; around the mean, if there is one
     mean: Tensor | None  # (C,)
     num_rows: int | Tensor  # of those that count
-    number: Tensor  # (1,), of the call or update; only norms with a step counter may look at it
+    number: Tensor  # (1,), of the call or update, 0 if refused; only norms with a step counter may look at it
     refused: Any  # whether the batch is, a tensor without axes; None where none can be
 
 
@@ -49,15 +47,14 @@ def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result], re
     refused = _find_empty(num_rows, square)
     if rejecting:
         nonfinite = is_nonfinite(square)
-        norm._buffers["nonfinite_counter"].add_(nonfinite)  # type: ignore[union-attr]
+        norm.nonfinite_counter.add_(nonfinite)
         refused = nonfinite if refused is None else nonfinite | refused
-    number = advance_steps(norm, refused)
+    number: Any = advance_steps(norm, refused)
     if refused is not None:
         running_moment, running_mean = norm.read_running()
-        square = torch.where(refused, running_moment, square)  # type: ignore[arg-type]
-        mean = None if mean is None else torch.where(refused, running_mean, mean)  # type: ignore[arg-type]
-        number = None if number is None else number.masked_fill(refused, NUMBER_OF_REFUSED)
-    batch = Batch(square, mean, num_rows, number, refused)  # type: ignore[arg-type]
+        square = torch.where(refused, running_moment, square)
+        mean = None if mean is None else torch.where(refused, running_mean, mean)
+    batch = Batch(square, mean, num_rows, number, refused)
     return _keep_where(refused, norm.overwritten, norm, lambda: step(batch))
 
 
@@ -111,11 +108,10 @@ def _keep_where(refused: Tensor | None, names: Iterable[str], norm: Norm, step: 
     """Runs a step, after which the buffers of these names are as before where `refused` is true."""
     if refused is None:
         return step()
-    buffers: list[Tensor] = [norm._buffers[name] for name in names]  # type: ignore[misc]
-    before = [buffer.clone() for buffer in buffers]
+    kept: list[tuple[Any, Tensor]] = [(norm._buffers[name], getattr(norm, name).clone()) for name in names]
     result = step()
-    for buffer, old in zip(buffers, before, strict=True):
-        torch.where(refused, old, buffer, out=buffer)
+    for buffer, before in kept:
+        torch.where(refused, before, buffer, out=buffer)
     return result
 
 

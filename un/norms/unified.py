@@ -32,7 +32,7 @@ from un.norms.options import check_at_least, check_flags, make_fractions, make_w
 from un.norms.passes import Coefficients, Upstream, normalize
 from un.norms.schedule import RATIO_LIMITS, Schedule
 from un.norms.transaction import Batch, take_batch, take_gradient
-from un.norms.window import average_geometrically, average_slots, move_average, write_slot
+from un.norms.window import average_geometrically, average_slots, choose, move_average, write_slot
 
 
 class Call(NamedTuple):
@@ -42,7 +42,7 @@ class Call(NamedTuple):
     ratio: Tensor  # r
     slot: Tensor  # of the backward window
     raw: Tensor  # the gradient statistic is not smoothed: not yet, or dropped
-    dropped: Tensor  # smoothing is dropped: an outlier, or a window of 1
+    dropped: Tensor | None  # smoothing is dropped: an outlier, or a window of 1; None: it never is
     refused: Tensor | None  # whether the batch is
     gap: Tensor | None  # arithmetic - geometric mean of the window; None without filtration
     threshold: Tensor | None  # what makes an outlier of a larger gap
@@ -131,10 +131,10 @@ class UnifiedNorm(Norm):
     def smooth_gradient(self, call: Call, p: Tensor) -> Tensor:
         """Takes p (C,) into the window and the running average ψ, and returns the one to correct by (B3 to B6)."""
         window, average = self.buffer_gz, self.ema_gz
-        write_slot(window, call.slot, torch.where(call.dropped, average, p))
+        write_slot(window, call.slot, choose(call.dropped, average, p))
         mean = torch.where(call.raw, p, average_slots(window))
         move_average(average, mean, self.momentum[1])
-        return torch.where(call.dropped, mean, average)
+        return choose(call.dropped, mean, average)
 
     def correct_gradient(self, call: Call, num_rows: int, upstream: Upstream) -> Coefficients:
         """Finds dL/dx and dL/dγ (B1, B2, B7, B8)."""

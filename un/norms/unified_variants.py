@@ -26,6 +26,7 @@ from un.norms.window import (
     average_geometrically,
     average_harmonically,
     average_slots,
+    choose,
     move_average,
     read_slot,
     write_slot,
@@ -51,7 +52,7 @@ class Call(NamedTuple):
     ratio: Tensor
     slot: Tensor
     raw: Tensor
-    dropped: Tensor
+    dropped: Tensor | None
     refused: Tensor | None
     gap: Tensor | None
     threshold: Tensor | None
@@ -205,18 +206,19 @@ class UnifiedNormVariant(UnifiedNorm):
         kept = average
         if switches.filtered_gradient != "running":
             kept = p if switches.filtered_gradient == "batch" else read_slot(window, call.slot)
-        push_entry(self, BACKWARD, window, call.slot, torch.where(dropped, kept, p))
+        push_entry(self, BACKWARD, window, call.slot, choose(dropped, kept, p))
         mean = p
         if switches.backward_average in ("window_running", "window"):
             mean = torch.where(call.raw, p, average_slots(window))
-        replaced = {"update": None, "replace": p, "keep": average.clone()}[switches.filtered_gradient_average]
+        replaced = average.clone() if switches.filtered_gradient_average == "keep" else p
         move_average(average, mean, self.momentum[1])
         if switches.warmup_gradient == "instant":
-            average.copy_(torch.where(call.raw & ~dropped, p, average))
-        if replaced is not None:
+            unsmoothed = call.raw if dropped is None else call.raw & ~dropped
+            average.copy_(torch.where(unsmoothed, p, average))
+        if dropped is not None and switches.filtered_gradient_average != "update":
             average.copy_(torch.where(dropped, replaced, average))
         runs = switches.backward_average in ("window_running", "running")
-        return torch.where(dropped, mean, average if runs else mean)
+        return choose(dropped, mean, average if runs else mean)
 
     def correct_gradient(  # type: ignore[override]
         self, call: Call, num_rows: int | Tensor, upstream: Upstream

@@ -40,21 +40,21 @@ def register_count(norm: Norm, count: str) -> None:
 
 
 def advance_steps(norm: Norm, refused: Tensor | None) -> Tensor | None:
-    """Advances a norm's step counter `iters` (1,) for a forward call unless its batch is refused, and returns it.
+    """Advances a norm's step counter `iters` (1,) for a forward call, unless its batch is refused.
 
-    Returns None for a norm that does not count.
+    Returns:
+        The number of the call, or of its update, from 1; 0 for a refused batch; None for a norm that does not count.
     """
-    iters = norm._buffers.get("iters")
-    if iters is None:
+    if not norm.counts_steps:
         return None
-    entered = 1 if refused is None else ~refused
+    iters, entered = norm.iters, 1 if refused is None else ~refused
     if norm.count == "updates":
         calls = norm.update_calls[FORWARD]
         iters.add_((calls == 0) & entered)
         calls.add_(entered)
     else:
         iters.add_(entered)
-    return iters
+    return iters * entered
 
 
 def count_backward(norm: Norm, refused: Tensor | None) -> None:

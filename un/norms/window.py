@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,11 @@ def average_geometrically(ring: Tensor) -> Tensor:
 def average_harmonically(ring: Tensor) -> Tensor:
     """Returns the harmonic mean over the slots."""
     return average_slots(ring.reciprocal()).reciprocal_()
+
+
+def choose(flag: Tensor | None, value: Tensor, other: Tensor) -> Tensor:
+    """Returns `value` where flag is true, else `other`; `other` everywhere for None."""
+    return other if flag is None else torch.where(flag, value, other)
 
 
 def as_type(value: Tensor, like: Tensor) -> Tensor:
