@@ -139,9 +139,9 @@ def reset_norm_steps(model: nn.Module) -> int:
     Returns:
         The number of norms reset; 0 where no norm counts.
     """
-    counters = [module for module in model.modules() if isinstance(module, Norm) and hasattr(module, "reset_steps")]
+    counters = [module for module in model.modules() if isinstance(module, Norm) and module.counts_steps]
     for norm in counters:
-        norm.reset_steps()  # type: ignore[operator]
+        norm.reset_steps()
     return len(counters)
 
 

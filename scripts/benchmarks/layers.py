@@ -19,8 +19,9 @@ WARMUP = 10
 ARMS: dict[str, Callable[[int], nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     "UN": lambda c: norms.UnifiedNorm(c),
-    "UN, past warm-up": lambda c: norms.UnifiedNorm(c, warmup_steps=0, compensation_start=0),
-    "UN, filtration": lambda c: norms.UnifiedNorm(c, warmup_steps=0, compensation_start=0, filtration=True),
+    "UN, filtration": lambda c: norms.UnifiedNorm(c, warmup_steps=0, filtration=True),
+    "UN, variant": lambda c: norms.UnifiedNormVariant(c),
+    "UN, variant, filtration": lambda c: norms.UnifiedNormVariant(c, warmup_steps=0, filtration=True),
     "UN, centered": lambda c: norms.UnifiedNorm(c, centering="batch"),
     "BatchNorm": norms.BatchNorm,
     "PowerNorm": norms.PowerNorm,

@@ -123,6 +123,15 @@ def test_gap_exceeds_threshold_exactly_where_the_norm_filters(switches: dict[str
     assert 0 < sum(struck) < len(struck)
 
 
+def test_a_batch_that_the_norm_refuses_has_no_gap() -> None:
+    norm = UnifiedNorm(CHANNELS, warmup_steps=0)
+    for call in range(6):
+        norm(make_input(call))
+    moments = measure_moments(make_input(9).reshape(-1, CHANNELS).fill_(torch.inf), None)
+    assert all(value.isnan() for value in measure_outlier(norm, moments))
+    assert norm.nonfinite_counter == 0
+
+
 def test_gradient_is_what_the_norm_writes_into_its_window() -> None:
     norm = UnifiedNorm(CHANNELS, warmup_steps=0, compensation_start=0)
     nn.init.uniform_(norm.weight, 0.5, 2.0)

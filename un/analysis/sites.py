@@ -7,12 +7,11 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from un.norms import BatchNorm, PowerNorm, UnifiedNorm
+from un.norms import Norm
 from un.norms.layout import find_inner
 from un.norms.recognition import recognize_norm, walk_norms
 
 DEFAULT_EPS = 1e-5  # of a norm without eps
-RUNNING_BUFFERS = ("running_var", "running_phi")
 
 
 class Site:
@@ -32,8 +31,7 @@ class Site:
         self.name, self.layer = name, layer
         self.module = find_inner(norm)
         self.axis = axis if self.module is norm else -1
-        # PRepBN's statistics are those of the BatchNorm inside it.
-        self.source: nn.Module = getattr(self.module, "rep_norm", self.module)
+        self.source: nn.Module = self.module.source if isinstance(self.module, Norm) else self.module
 
     @property
     def eps(self) -> float:
@@ -44,10 +42,7 @@ class Site:
     @property
     def is_centered(self) -> bool:
         """Whether the norm's own statistic is around the mean."""
-        source = self.source
-        return isinstance(source, BatchNorm) or (
-            isinstance(source, UnifiedNorm) and source.switches.centering != "none"
-        )
+        return self._read_running()[1] is not None
 
     def prepare(self, x: Tensor) -> Tensor:
         """The rows (R, C) of an input, detached."""
@@ -57,12 +52,12 @@ class Site:
 
     def scale_rows(self, rows: Tensor) -> Tensor | None:
         """The rows (R, C) whose moment the norm takes, where they are not those it is given (PowerNorm's groups)."""
-        source = self.source
-        return source.scale_groups(rows) if isinstance(source, PowerNorm) and source.group_scaling else None
+        prepared = self.source.prepare(rows) if isinstance(self.source, Norm) else rows
+        return None if prepared is rows else prepared
 
     def read_running(self) -> Tensor | None:
         """The running second moment (C,) that inference uses; None for a norm without one."""
-        return self._read_buffer(*RUNNING_BUFFERS)
+        return self._read_running()[0]
 
     def read_running_gradient(self) -> Tensor | None:
         """The running gradient statistic ψ (C,); None for a norm without one."""
@@ -73,9 +68,12 @@ class Site:
         counter = self._read_buffer(name)
         return None if counter is None else counter.squeeze()
 
-    def _read_buffer(self, *names: str) -> Tensor | None:
-        buffers = (self.source._buffers.get(name) for name in names)
-        return next((buffer.detach().view(-1) for buffer in buffers if buffer is not None), None)
+    def _read_running(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.source.read_running() if isinstance(self.source, Norm) else (None, None)
+
+    def _read_buffer(self, name: str) -> Tensor | None:
+        buffer = self.source._buffers.get(name)
+        return None if buffer is None else buffer.detach().view(-1)
 
 
 def find_sites(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Site]:

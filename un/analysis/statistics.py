@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from un.analysis.sites import Site
-from un.norms import UnifiedNorm
-from un.norms.filtration import measure_gap, measure_threshold
-from un.norms.moments import Moments, choose, measure_moments
-from un.norms.window import average_slots, write_slot
+from un.norms import Norm
+from un.norms.moments import Moments, measure_moments
+from un.norms.transaction import preview
 
 
 class Observation(NamedTuple):
@@ -53,43 +52,28 @@ def observe(site: Site, x: Tensor, pad_mask: Tensor | None) -> Observation:
     if running is not None:
         ratio = (own.square + site.eps) / (running + site.eps)
     gap, threshold = (None, None)
-    if isinstance(site.source, UnifiedNorm):
+    if isinstance(site.source, Norm) and site.source.filtration is not None:
         gap, threshold = measure_outlier(site.source, own)
     return Observation(moment, ratio, peak, gap, threshold, moments.num_rows)
 
 
-def measure_outlier(norm: UnifiedNorm, moments: Moments) -> tuple[Tensor, Tensor]:
-    """AM-GM gap and threshold of the coming call (steps F3 to F6), whether or not filtration is on.
+def measure_outlier(norm: Norm, moments: Moments) -> tuple[Tensor, Tensor]:
+    """AM-GM gap and threshold of the coming call, as the norm's own step finds them, whether or not filtration is on.
 
-    Filtration would strike where gap > threshold. Both are NaN until the window was passed once. With switch S8 at
-    `mean` they are means over the channels.
+    Filtration would strike where gap > threshold. With switch S8 at `mean` they are means over the channels, otherwise
+    those of the channel nearest to being filtered. Both are NaN until the window was passed once, and for a batch that
+    the norm refuses.
 
     Args:
-        norm: before the call.
+        norm: with filtration, before the call.
         moments: of the coming batch, centered if the norm is.
     """
-    switches, window = norm.switches, norm.window[0]
-    steps = norm.iters + 1
-    phase = norm.schedule.locate(steps)
-    ring, q = norm.buffer_x2.clone(), moments.square
-    if switches.centering == "window" and moments.mean is not None:
-        means = norm.buffer_mean.clone()
-        write_slot(means, phase.forward_slot, moments.mean.to(means.dtype))
-        center = torch.where(phase.forward_raw, moments.mean, average_slots(means))
-        q = q + (moments.mean - center).square()
-    before = measure_threshold(ring, switches)
-    write_slot(ring, phase.forward_slot, q.to(ring.dtype))
-    threshold = before if switches.threshold_window == "before" else measure_threshold(ring, switches)
-    gap = measure_gap(ring)
-    if switches.filter_decision == "mean":
-        gap, threshold = gap.mean(), threshold.mean()
-    else:
-        nearest = (gap - threshold).argmax().view(1)
-        threshold = threshold.expand_as(gap).index_select(0, nearest).squeeze()
-        gap = gap.index_select(0, nearest).squeeze()
-    passed = (steps > window).squeeze()
-    unknown = torch.full_like(gap, math.nan)
-    return choose(passed, gap, unknown), choose(passed, threshold, unknown)
+    call = preview(norm, moments, filtration=True)
+    gap, threshold = torch.broadcast_tensors(torch.atleast_1d(call.gap), call.threshold)
+    nearest = (gap - threshold).argmax().view(1)
+    known = (norm.iters >= len(norm.buffer_x2)).squeeze() & ~call.refused
+    gap, threshold = (value.index_select(0, nearest).squeeze().where(known, math.nan) for value in (gap, threshold))
+    return gap, threshold
 
 
 def measure_fluctuation(moment: Tensor, previous: Tensor, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ from un.norms.progressive import ProgressiveRepBatchNorm
 from un.norms.rmsnorm import RMSNorm
 from un.norms.switches import Switches
 from un.norms.unified import UnifiedNorm
+from un.norms.unified_variants import UnifiedNormVariant
 
 __all__ = [
     "BatchNorm",
@@ -25,6 +26,7 @@ __all__ = [
     "RepBatchNorm",
     "Switches",
     "UnifiedNorm",
+    "UnifiedNormVariant",
     "calibrate",
     "share_pad_mask",
 ]

@@ -5,15 +5,18 @@ Shape letters, here and in the other files: B batch, N tokens, C channels, M win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from un.norms.derivatives import refuse_transforms
+from un.norms.options import check_at_least
 from un.norms.recomputation import CallNotes
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+OWN_COUNTERS = ("nonfinite_counter", "update_calls")  # buffers that checkpoints of the official code lack
 
 
 class Norm(nn.Module):
@@ -31,12 +34,40 @@ class Norm(nn.Module):
         ValueError: for num_features < 1 or a negative eps.
     """
 
+    # What a class declares of itself; buffers by their names.
+    overwritten: tuple[str, ...] = ()  # those that a refused batch would change, see `un.norms.transaction`
+    gradient_state: tuple[str, ...] = ()  # those that a backward moves; in units of the upstream gradient
+    running_moment = "running_var"  # the second moment that inference uses
+    filtration: bool | None = None  # of outliers, on or off; None where there is none
+    average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
+    shown: tuple[str, ...] = ()  # options in its repr()
+    variant: type[Norm] | None = None  # the subclass for options which the class does not have itself
+
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    optional_state: tuple[str, ...] = ()  # buffers that checkpoints of the official code lack
     shared_pad_mask: Tensor | None  # used where no mask is passed; set by `un.norms.masking`
     count = "calls"  # what windows and warm-up count; set by `un.norms.updates`
     update_calls: Tensor
+    running_var: Tensor  # the names of the state are those of the official code
+    ema_gz: Tensor
+    buffer_x2: Tensor
+    buffer_gz: Tensor
+    iters: Tensor
+    nonfinite_counter: Tensor
+    skip_counter: Tensor
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Creates a norm of the class, or of its variant where the options ask for it.
+
+        Raises:
+            ValueError: for options of a variant on a subclass, which has none.
+        """
+        variant: Any = cls.variant
+        if variant is None or issubclass(cls, variant) or not variant.is_asked_for(options):
+            return super().__new__(cls)
+        if not issubclass(variant, cls):
+            raise ValueError(f"{cls.__name__} must derive from {variant.__name__} to have its options")
+        return super().__new__(variant)
 
     def __init__(
         self,
@@ -62,11 +93,21 @@ class Norm(nn.Module):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
 
+    @classmethod
+    def is_asked_for(cls, options: Mapping[str, Any]) -> bool:
+        """Whether options of the class that this is the `variant` of ask for this one."""
+        return False
+
     def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
         """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""
         dtype = torch.int64 if integer else self._state_dtype
         self.register_buffer(name, torch.full(shape, fill, device=self._state_device, dtype=dtype))
         self._initial_state[name] = fill
+
+    def register_counters(self, *names: str) -> None:
+        """Registers buffers (1,) that count from 0."""
+        for name in names:
+            self.register_state(name, 0, 1, integer=True)
 
     def reset_parameters(self) -> None:
         """Sets parameters and buffers to their initial values, e.g. after `to_empty` from the meta device."""
@@ -76,13 +117,50 @@ class Norm(nn.Module):
         for name, fill in self._initial_state.items():
             getattr(self, name).fill_(fill)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether there is a step counter, and so a warm-up."""
+        return "iters" in self._buffers
+
+    def reset_steps(self) -> None:
+        """Enters warm-up anew, where there is one, and keeps all statistics (official advice before fine-tuning)."""
+        if self.counts_steps:
+            self.iters.zero_()
+
+    @property
+    def source(self) -> Norm:
+        """The norm whose statistics this one uses at inference: itself, unless it holds another."""
+        return self
+
+    def read_running(self) -> tuple[Any, Any]:
+        """Returns the running second moment and mean, (C,) each, that inference uses; None where there is none."""
+        moment = self._buffers.get(self.running_moment)
+        if moment is not None and moment.dim() > 1:
+            moment = moment.view(-1)
+        return moment, self._buffers.get("running_mean")
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Returns what the norm takes its statistics of, for an input x (..., C)."""
+        return x
+
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """The inference map as (scale, shift), each (C,): y = scale * x + shift; None where the norm is not offline."""
+        """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none."""
         return None
 
     def watch(self) -> dict[str, Tensor]:
-        """Scalars worth logging during training, as tensors without axes on the norm's device."""
-        return {}
+        """Returns scalars worth logging during training, as tensors without axes on the norm's device.
+
+        The fraction of calls filtered, the calls refused as non-finite, and the mean ratio of window to running moment.
+        """
+        buffers, scalars = dict(self.named_buffers(recurse=False)), {}
+        if "skip_counter" in buffers:
+            scalars["filtered_fraction"] = (buffers["skip_counter"] / buffers["iters"].clamp_min(1)).squeeze()
+        if "nonfinite_counter" in buffers:
+            scalars["nonfinite_count"] = buffers["nonfinite_counter"].squeeze()
+        if "buffer_x2" in buffers:
+            smooth, running = type(self).average_window(buffers["buffer_x2"]), buffers[self.running_moment].view(-1)
+            scalars["window_ratio"] = ((smooth + self.eps) / (running + self.eps)).mean()
+        return scalars
 
     def apply_affine(self, x: Tensor) -> Tensor:
         """Applies the inference map to x (..., C) in statistics precision and returns x's type."""
@@ -90,7 +168,7 @@ class Norm(nn.Module):
         return torch.addcmul(shift, x, scale).to(x.dtype)
 
     def combine_affine(self, scale: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The map weight * scale * (x - mean) + bias as (scale, shift), each (C,)."""
+        """Returns the map weight * scale * (x - mean) + bias as (scale, shift), each (C,)."""
         shift = torch.zeros_like(scale) if self.bias is None else self.bias
         if self.weight is not None:
             scale = scale * self.weight
@@ -102,28 +180,33 @@ class Norm(nn.Module):
             if own is not None and value is not None:
                 own.data.copy_(value)
 
-    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> Tensor | None:
-        """The mask to use: the one passed, or else the shared one.
+    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns x, contiguous as it is after nn.LayerNorm, and the mask to use: the one passed, or the shared one.
 
         Raises:
             ValueError: where x is not (..., C) or the mask is not a boolean (...).
+            RuntimeError: in training, see `refuse_transforms`.
         """
         if x.dim() == 0 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
+        if self.training and self._buffers:
+            refuse_transforms(x, self.weight, self.bias)
         if pad_mask is None:
             pad_mask = self.shared_pad_mask
         if pad_mask is None:
-            return None
+            return x.contiguous(), None
         if pad_mask.dtype != torch.bool:
             raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
         if pad_mask.shape != x.shape[:-1]:
             raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
-        return pad_mask
+        return x.contiguous(), pad_mask
 
     def extra_repr(self) -> str:
-        """Channels, eps and whether weight and bias are there; subclasses add theirs."""
+        """Returns channels, eps, whether weight and bias are there, and the options that the class shows."""
         affine = "" if self.weight is not None else ", affine=False"
-        return f"{self.num_features}, eps={self.eps}{affine}"
+        return f"{self.num_features}, eps={self.eps}{affine}" + "".join(
+            f", {name}={_shorten_pair(getattr(self, name))}" for name in self.shown
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
         before = dict(self._buffers)
@@ -135,56 +218,21 @@ class Norm(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self.optional_state:
+        for name in OWN_COUNTERS:
             if name in self._buffers:
                 state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _shorten_pair(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+
+
+def flatten_rows(x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns x (..., C) as rows (R, C), without gradient, and its mask (...) as (R,)."""
+    return x.detach().view(-1, x.shape[-1]), None if pad_mask is None else pad_mask.reshape(-1)
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raises a ValueError naming the option, the value and what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value}")
-
-
-def check_flags(**values: object) -> None:
-    """Raises a ValueError where a value is not true or false."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {value}")
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is an int or a float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises a ValueError where value is no number or < least; NaN is no number."""
-    if not is_number(value) or not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raises a ValueError where value is no number or outside [0, 1]."""
-    if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def make_pair(name: str, value: Any, *, whole: bool = False) -> tuple[Any, Any]:
-    """A (forward, backward) pair from one number or from two.
-
-    Raises:
-        ValueError: for anything but a number or two of them, or one that is not whole where `whole` is asked for.
-    """
-    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    if len(pair) != 2 or not all(map(is_number, pair)):
-        raise ValueError(f"{name} must be a number or a (forward, backward) pair, got {value}")
-    if whole and not all(isinstance(v, int) for v in pair):
-        raise ValueError(f"{name} must be a whole number or two, got {value}")
-    return pair

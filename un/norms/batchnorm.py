@@ -8,23 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from un.norms.base import Norm, check_flags, check_fraction
-from un.norms.moments import (
-    choose,
-    count_usable,
-    is_distributed,
-    measure_moments,
-    sum_over_processes,
-)
-from un.norms.passes import Coefficients, normalize
+from un.norms.base import Norm, flatten_rows
+from un.norms.moments import divide, is_distributed, measure_moments, sum_over_processes
+from un.norms.options import check_flags, check_fraction
+from un.norms.passes import Coefficients, Upstream, normalize
+from un.norms.transaction import Batch, take_batch
+from un.norms.window import as_type
 
 
-class _Step(NamedTuple):
-    scale: Tensor
-    mean: Tensor
-    usable: Tensor
+class Call(NamedTuple):
+    """What a forward hands to its backward."""
+
+    scale: Tensor  # (C,), 1 / sqrt(variance + eps)
+    mean: Tensor  # (C,)
     num_rows: int | Tensor
     corrected: Tensor | None  # (R, 1), the rows that are not padding; None for all
+    refused: Tensor | None  # whether the batch is, without axes
 
 
 class BatchNorm(Norm):
@@ -42,11 +41,11 @@ class BatchNorm(Norm):
         dtype: of the parameters.
     """
 
+    overwritten = ("running_var", "num_batches_tracked")
+    shown = ("momentum",)
+
     running_mean: Tensor
-    running_var: Tensor
     num_batches_tracked: Tensor
-    nonfinite_counter: Tensor
-    optional_state = ("nonfinite_counter",)
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class BatchNorm(Norm):
         self.register_state("running_mean", 0, num_features)
         self.register_state("running_var", 1, num_features)
         self.register_state("num_batches_tracked", 0, integer=True)
-        self.register_state("nonfinite_counter", 0, 1, integer=True)
+        self.register_counters("nonfinite_counter")
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None, update: Tensor | None = None) -> Tensor:
         """Normalises x (..., C).
@@ -76,52 +75,46 @@ class BatchNorm(Norm):
             pad_mask: (...), True = padding.
             update: boolean without axes; False leaves the running statistics alone (used by ProgressiveRepBatchNorm).
         """
-        pad_mask = self.check_input(x, pad_mask)
+        x, pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
-        rows = x.detach().reshape(-1, self.num_features)
-        mask = None if pad_mask is None else pad_mask.reshape(-1)
-        step = self.notes.decide_once(rows, lambda: self._observe(rows, mask, update))
-        rule = partial(self._differentiate, step)
-        return normalize(x, self.weight, self.bias, step.scale, rule, mean=step.mean, corrected=step.corrected)
+        rows, mask = flatten_rows(x, pad_mask)
+        call = self.notes.decide_once(rows, lambda: self.take_rows(rows, mask, update))
+        rule = partial(self.differentiate, call)
+        return normalize(self, x, call.scale, rule, mean=call.mean, corrected=call.corrected)
 
-    @torch.no_grad()
-    def _observe(self, rows: Tensor, mask: Tensor | None, update: Tensor | None) -> _Step:
-        moments = measure_moments(rows, mask, centered=True, sync=self.sync)
-        usable = count_usable(moments, self.nonfinite_counter)
-        assert moments.mean is not None  # centered moments have one
-        variance = choose(usable, moments.square, self.running_var)
-        mean = choose(usable, moments.mean, self.running_mean)
-        count = moments.num_rows
-        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp_min(1)
-        tracked = usable if update is None else usable & update
-        for running, batch in ((self.running_mean, mean), (self.running_var, variance * count / others)):
-            running.lerp_(torch.where(tracked, batch, running).to(running.dtype), self.momentum)
-        self.num_batches_tracked.add_(tracked)
+    def take_rows(self, rows: Tensor, mask: Tensor | None, update: Tensor | None) -> Call:
+        """Measures rows (R, C) and takes them into the running statistics, unless `update` is there and False."""
         corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
-        return _Step((variance + self.eps).rsqrt_(), mean, usable, count, corrected)
+        moments = measure_moments(rows, mask, centered=True, sync=self.sync)
+        return take_batch(self, moments, partial(self.move_running, update, corrected))
 
-    def _differentiate(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
+    def move_running(self, update: Tensor | None, corrected: Tensor | None, batch: Batch) -> Call:
+        """Moves the running statistics."""
+        mean, variance, count = batch.mean, batch.square, batch.num_rows
+        assert mean is not None  # centered moments have one
+        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp_min(1)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance * count / others)):
+            value = value if update is None else torch.where(update, value, running)
+            running.lerp_(as_type(value, running), self.momentum)
+        self.num_batches_tracked.add_(1 if update is None else update)
+        return Call((variance + self.eps).rsqrt_(), mean, count, corrected, batch.refused)
+
+    def differentiate(self, call: Call, upstream: Upstream) -> Coefficients:
         """The exact gradient: a row that counted loses its share of the summed gradients of mean and variance."""
-        outer = step.scale if self.weight is None else step.scale * self.weight
-        weight_grad = step.scale * products
+        weight, dx_sum, d_sum = upstream
+        outer = call.scale if weight is None else call.scale * weight
+        weight_grad = call.scale * dx_sum
         if is_distributed(self.sync):
-            products, total = sum_over_processes(products, total, like=products)
-        count = step.num_rows.clamp_min(1) if isinstance(step.num_rows, Tensor) else max(step.num_rows, 1)
-        share = choose(step.usable, outer / count, torch.zeros_like(outer))
-        return Coefficients(outer, share * products * step.scale.square(), share * total, weight_grad)
+            dx_sum, d_sum = sum_over_processes(dx_sum, d_sum, like=dx_sum)
+        share = divide(outer, call.num_rows)
+        if call.refused is not None:
+            share = share.masked_fill(call.refused, 0)
+        return Coefficients(outer, share * dx_sum * call.scale.square(), share * d_sum, weight_grad)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
+        """Returns the inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
         return self.combine_affine((self.running_var + self.eps).rsqrt(), self.running_mean)
-
-    def watch(self) -> dict[str, Tensor]:
-        """Calls rejected as non-finite."""
-        return {"nonfinite_count": self.nonfinite_counter.squeeze()}
-
-    def extra_repr(self) -> str:
-        """Adds the momentum."""
-        return f"{super().extra_repr()}, momentum={self.momentum}"
 
 
 class RepBatchNorm(BatchNorm):
@@ -161,8 +154,8 @@ class RepBatchNorm(BatchNorm):
     def forward(self, x: Tensor, pad_mask: Tensor | None = None, update: Tensor | None = None) -> Tensor:
         """Normalises x (..., C) and adds η x; arguments as BatchNorm."""
         if not self.training:
-            self.check_input(x, pad_mask)
-            return self.apply_affine(x)
+            return super().forward(x, pad_mask)
+        x = x.contiguous()
         return (super().forward(x, pad_mask, update) + self.eta * x).to(x.dtype)
 
     def affine(self) -> tuple[Tensor, Tensor]:

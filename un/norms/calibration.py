@@ -9,15 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from un.norms.base import Norm
-from un.norms.batchnorm import BatchNorm
-from un.norms.mabn import MovingAverageBatchNorm
+from un.norms.base import Norm, flatten_rows
 from un.norms.moments import measure_moments
-from un.norms.powernorm import PowerNorm
-from un.norms.unified import UnifiedNorm
-
-# Norms with running statistics.
-_RUNNING = (UnifiedNorm, MovingAverageBatchNorm, PowerNorm, BatchNorm)
 
 
 @torch.no_grad()
@@ -37,7 +30,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module
     Raises:
         ValueError: where the model has no norm with running statistics, or there is no batch.
     """
-    norms = [m for m in model.modules() if isinstance(m, _RUNNING)]
+    norms = [m for m in model.modules() if isinstance(m, Norm) and m.read_running()[0] is not None]
     if not norms:
         raise ValueError("the model has no norm with running statistics to calibrate")
     totals: dict[Norm, list[Tensor]] = {}
@@ -65,11 +58,9 @@ def _call(model: nn.Module, batch: Any) -> Any:
 def _collect(totals: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Adds one call's count, sum and sum of squares, in float64."""
     x, pad_mask = args[0], kwargs.get("pad_mask", args[1] if len(args) > 1 else None)
-    pad_mask = norm.check_input(x, pad_mask)
-    if isinstance(norm, PowerNorm):
-        x = norm.scale_groups(x)
-    rows = x.reshape(-1, norm.num_features).double()
-    moments = measure_moments(rows, None if pad_mask is None else pad_mask.reshape(-1), centered=True)
+    x, pad_mask = norm.check_input(x, pad_mask)
+    rows, mask = flatten_rows(norm.prepare(x).double(), pad_mask)
+    moments = measure_moments(rows, mask, centered=True)
     assert moments.mean is not None  # centered moments have one
     count = torch.as_tensor(moments.num_rows, device=rows.device, dtype=rows.dtype)
     added = [count, count * moments.mean, count * (moments.square + moments.mean.square())]
@@ -77,9 +68,9 @@ def _collect(totals: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...]
 
 
 def _store(norm: Norm, mean: Tensor, square: Tensor) -> None:
-    buffers = dict(norm.named_buffers())
-    if "running_mean" in buffers:
-        buffers["running_mean"].copy_(mean)
+    running_moment, running_mean = norm.read_running()  # views of the buffers
+    assert running_moment is not None  # or it would not be calibrated
+    if running_mean is not None:
+        running_mean.copy_(mean)
         square = (square - mean.square()).clamp_min(0)
-    running = buffers["running_phi" if isinstance(norm, PowerNorm) else "running_var"]
-    running.copy_(square.view(running.shape))
+    running_moment.copy_(square)

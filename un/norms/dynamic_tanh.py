@@ -21,6 +21,8 @@ class DynamicTanh(Norm):
         dtype: of the parameters.
     """
 
+    shown = ("initial_alpha",)
+
     def __init__(
         self,
         num_features: int,
@@ -38,17 +40,13 @@ class DynamicTanh(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""
-        self.check_input(x, pad_mask)
+        x, _ = self.check_input(x, pad_mask)
         y = torch.tanh(self.alpha * x.to(statistics_dtype(x.dtype)))
-        if self.weight is not None:
-            y = y * self.weight
+        # tanh keeps its output for the gradient, and an in-place operation behind the norm must not change that.
+        y = y.clone() if self.weight is None else y * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def reset_parameters(self) -> None:
         """Sets the parameters to their initial values."""
         super().reset_parameters()
         nn.init.constant_(self.alpha, self.initial_alpha)
-
-    def extra_repr(self) -> str:
-        """Adds the start of alpha."""
-        return f"{super().extra_repr()}, initial_alpha={self.initial_alpha}"

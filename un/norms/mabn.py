@@ -7,29 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, check_at_least, check_flags, check_fraction, make_pair
-from un.norms.moments import (
-    Moments,
-    as_type,
-    choose,
-    count_usable,
-    divide,
-    is_distributed,
-    is_finite,
-    measure_moments,
-    sum_over_processes,
-)
-from un.norms.passes import Coefficients, normalize
-from un.norms.schedule import COMPENSATION_START, Phase, Schedule
-from un.norms.updates import advance_steps, count_backward, merge_entry, register_count
-from un.norms.window import average_slots, read_slot, write_slot
+from un.norms.base import Norm, flatten_rows
+from un.norms.moments import divide, is_distributed, measure_moments, sum_over_processes
+from un.norms.options import check_at_least, check_flags, check_fraction, make_windows
+from un.norms.passes import Coefficients, Upstream, normalize
+from un.norms.schedule import RATIO_LIMITS, Schedule
+from un.norms.transaction import Batch, take_batch, take_gradient
+from un.norms.updates import BACKWARD, FORWARD, push_entry, register_count
+from un.norms.window import average_slots, move_average
 
-# Clamp of the compensation ratio in the official code; UN inherits it.
-COMPENSATION_LIMITS = (0.2, 5.0)
+
+class Call(NamedTuple):
+    """What a forward hands to its backward; vectors are (C,), flags have no axes."""
+
+    scale: Tensor  # 1 / sqrt(s + eps)
+    factor: Tensor  # r times the scale
+    slot: Tensor  # of the backward window
+    raw: Tensor  # the gradient statistic is not smoothed yet
+    refused: Tensor  # whether the batch is
 
 
 class MovingAverageBatchNorm(Norm):
@@ -48,14 +48,15 @@ class MovingAverageBatchNorm(Norm):
         count: `calls` of this layer or optimizer `updates` for window and warm-up (ours).
         device: of parameters and buffers.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
-    running_var: Tensor
-    buffer_x2: Tensor
-    buffer_gz: Tensor
-    iters: Tensor
-    nonfinite_counter: Tensor
-    optional_state = ("nonfinite_counter", "update_calls")
+    overwritten = ("buffer_x2",)
+    gradient_state = ("buffer_gz",)
+    shown = ("window", "warmup_steps", "momentum")
+    average_window = staticmethod(average_slots)
 
     def __init__(
         self,
@@ -72,8 +73,7 @@ class MovingAverageBatchNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        self.window = make_pair("window", window, whole=True)
-        check_at_least("window", min(self.window), 1)
+        self.window = make_windows(window)
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("momentum", momentum)
         check_flags(sync=sync)
@@ -81,77 +81,44 @@ class MovingAverageBatchNorm(Norm):
         self.register_state("running_var", 1, 1, num_features, 1, 1)
         self.register_state("buffer_x2", 0, self.window[0], num_features)
         self.register_state("buffer_gz", 0, self.window[1], num_features)
-        self.register_state("iters", 0, 1, integer=True)
-        self.register_state("nonfinite_counter", 0, 1, integer=True)
+        self.register_counters("iters", "nonfinite_counter")
         register_count(self, count)
-        raw_until = (max(self.window[0], warmup_steps - 1), max(self.window[1], warmup_steps - 1))
-        self.schedule = Schedule(self.window, raw_until, max(COMPENSATION_START, warmup_steps))
+        self.schedule = Schedule(self.window, warmup_steps)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
-        pad_mask = self.check_input(x, pad_mask)
+        x, pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.apply_affine(x)
-        rows = x.detach().reshape(-1, self.num_features)
-        mask = None if pad_mask is None else pad_mask.reshape(-1)
-        step = self.notes.decide_once(rows, lambda: self._observe(measure_moments(rows, mask, sync=self.sync)))
-        scale, ratio, phase, usable = step
-        rule = partial(self._correct_gradient, scale, ratio, phase, usable, len(rows))
-        return normalize(x, self.weight, self.bias, scale * ratio, rule)
+        rows, mask = flatten_rows(x, pad_mask)
+        measure = partial(measure_moments, rows, mask, sync=self.sync)
+        call = self.notes.decide_once(rows, lambda: take_batch(self, measure(), self.smooth_moment))
+        return normalize(self, x, call.factor, partial(self.correct_gradient, call, len(rows)))
 
-    @torch.no_grad()
-    def _observe(self, moments: Moments) -> tuple[Tensor, Tensor, Phase, Tensor]:
-        usable = count_usable(moments, self.nonfinite_counter)
-        number = advance_steps(self, self.iters, usable)
-        phase = self.schedule.locate(self.iters)
-        ring, running, q = self.buffer_x2, self.running_var.view(-1), moments.square
-        old = read_slot(ring, phase.forward_slot)
-        write_slot(ring, phase.forward_slot, choose(usable, merge_entry(number, old, as_type(q, ring)), old))
-        s = torch.where(phase.forward_raw, q, average_slots(ring))
-        s = choose(usable, s, running)
+    def smooth_moment(self, batch: Batch) -> Call:
+        """Takes the second moment into the window and finds the one to normalise by."""
+        q, window, running = batch.square, self.buffer_x2, self.running_var.view(-1)
+        phase = self.schedule.locate(batch.number)
+        push_entry(self, FORWARD, window, phase.forward_slot, q)
+        s = torch.where(phase.forward_raw, q, average_slots(window))
         scale = (s + self.eps).rsqrt_()
-        ratio = (running + self.eps).rsqrt_().div_(scale).clamp_(*COMPENSATION_LIMITS)
-        ratio.masked_fill_(phase.uncompensated, 1)
-        running.lerp_(as_type(s, running), 1 - self.momentum)
-        return scale, ratio, phase, usable
+        ratio = ((running + self.eps).rsqrt_() / scale).clamp_(*RATIO_LIMITS).masked_fill_(phase.uncompensated, 1)
+        move_average(running, s, self.momentum)
+        raw = phase.backward_raw & ~batch.refused  # those refused are corrected by the window
+        return Call(scale, scale * ratio, phase.backward_slot, raw, batch.refused)
 
-    def _correct_gradient(
-        self,
-        scale: Tensor,
-        ratio: Tensor,
-        phase: Phase,
-        usable: Tensor,
-        count: int | Tensor,
-        products: Tensor,
-        total: Tensor,
-    ) -> Coefficients:
-        ring, factor = self.buffer_gz, scale * ratio
-        outer = factor if self.weight is None else factor * self.weight
-        weight_grad = factor * products
+    def correct_gradient(self, call: Call, num_rows: int | Tensor, upstream: Upstream) -> Coefficients:
+        """Finds the gradients of input and weight."""
+        weight, dx_sum, _ = upstream
+        outer = call.factor if weight is None else call.factor * weight
+        weight_grad = call.factor * dx_sum
         if is_distributed(self.sync):
-            products, count = sum_over_processes(products, count, like=products)
-        p = divide(outer * products, count)
-        usable = usable & is_finite(p)
-        number, old = count_backward(self, usable), read_slot(ring, phase.backward_slot)
-        write_slot(ring, phase.backward_slot, choose(usable, merge_entry(number, old, as_type(p, ring)), old))
-        mean = torch.where(phase.backward_raw, p, average_slots(ring))
-        return Coefficients(outer, mean * scale * scale, None, weight_grad)
+            dx_sum, num_rows = sum_over_processes(dx_sum, num_rows, like=dx_sum)
+        p, window = divide(outer * dx_sum, num_rows), self.buffer_gz
+        take_gradient(self, call.refused, p, partial(push_entry, self, BACKWARD, window, call.slot))
+        mean = torch.where(call.raw, p, average_slots(window))
+        return Coefficients(outer, mean * call.scale * call.scale, None, weight_grad)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The inference map: scale = weight / sqrt(running_var + eps), shift = bias."""
+        """Returns the inference map: scale = weight / sqrt(running_var + eps), shift = bias."""
         return self.combine_affine((self.running_var.view(-1) + self.eps).rsqrt())
-
-    def reset_steps(self) -> None:
-        """Enters warm-up anew and keeps all statistics."""
-        self.iters.zero_()
-
-    def watch(self) -> dict[str, Tensor]:
-        """Calls rejected as non-finite, and mean ratio of window to running statistic."""
-        ratio = (average_slots(self.buffer_x2) + self.eps) / (self.running_var.view(-1) + self.eps)
-        return {"nonfinite_count": self.nonfinite_counter.squeeze(), "window_ratio": ratio.mean()}
-
-    def extra_repr(self) -> str:
-        """Adds window, warm-up and momentum."""
-        return (
-            f"{super().extra_repr()}, window={self.window}, warmup_steps={self.warmup_steps}, momentum={self.momentum}"
-        )

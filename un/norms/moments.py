@@ -9,7 +9,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from un.norms.base import statistics_dtype
-from un.norms.constants import get_zeros
 from un.norms.passes import reduce_products
 
 
@@ -105,41 +104,3 @@ def _sum_centered_squares(x: Tensor, mean: Tensor, pad_mask: Tensor | None, sync
 def divide(total: Tensor, count: int | Tensor) -> Tensor:
     """Total / count, and 0 where nothing was counted."""
     return total / max(count, 1) if isinstance(count, int) else total / count.clamp_min(1)
-
-
-def is_finite(value: Tensor) -> Tensor:
-    """Whether all of value (C,) is finite, as a boolean without axes and without a host synchronisation.
-
-    Anything finite times 0 is 0; infinities and NaN give NaN, which differs from itself.
-    """
-    zero = torch.dot(value, get_zeros(value))
-    return zero == zero
-
-
-def has_rows(moments: Moments) -> Tensor:
-    """Whether any row was counted, as a boolean without axes."""
-    if isinstance(moments.num_rows, Tensor):
-        return moments.num_rows > 0
-    return torch.full((), moments.num_rows > 0, dtype=torch.bool, device=moments.square.device)
-
-
-def count_usable(moments: Moments, nonfinite_counter: Tensor) -> Tensor:
-    """Whether the moments may enter a layer's state: of at least one row, and finite. Counts those that are not."""
-    finite = is_finite(moments.square)
-    nonfinite_counter.add_(~finite)
-    return finite if isinstance(moments.num_rows, int) and moments.num_rows else finite & has_rows(moments)
-
-
-def as_type(value: Tensor, like: Tensor) -> Tensor:
-    """`value` in the type of `like`; the test is cheaper than a `to` that does nothing."""
-    return value if value.dtype == like.dtype else value.to(like.dtype)
-
-
-def gate(usable: Tensor | None, flag: Tensor) -> Tensor:
-    """`flag` where the batch may enter the state."""
-    return flag if usable is None else flag & usable
-
-
-def choose(flag: Tensor | None, value: Tensor, other: Tensor) -> Tensor:
-    """`value` where flag is true or None, else `other`."""
-    return value if flag is None else torch.where(flag, value, other)

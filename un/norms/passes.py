@@ -7,15 +7,16 @@ Everything that makes UN, MABN, PowerNorm and BatchNorm differ happens between t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from un.norms.base import statistics_dtype
+from un.norms.base import Norm, statistics_dtype
 from un.norms.compiling import LIBRARY
 from un.norms.constants import get_zeros
+from un.norms.derivatives import refuse_second_derivatives, refuse_transforms
 
 
 class Coefficients(NamedTuple):
@@ -30,8 +31,21 @@ class Coefficients(NamedTuple):
     weight_grad: Tensor
 
 
-# Takes (sum over rows of D * (x - mean), sum over rows of D), each (C,).
-GradientRule = Callable[[Tensor, Tensor], Coefficients]
+BUFFERS_REPLACED = (
+    "the buffers of a norm in training mode were replaced between its forward and its backward, which moves them: pass "
+    "only parameters to functional_call, and move the norm to another device or type after the backward"
+)
+
+
+class Upstream(NamedTuple):
+    """What a gradient rule is given, each (C,), for the upstream gradient D = dL/dy; sums run over all rows."""
+
+    weight: Tensor | None  # that the forward used
+    dx_sum: Tensor  # of D * (x - mean)
+    d_sum: Tensor  # of D
+
+
+GradientRule = Callable[[Upstream], Coefficients]
 
 
 def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None, divisor: int = 1) -> tuple[Tensor, Tensor]:
@@ -75,7 +89,7 @@ def _as_statistics(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def apply_scale(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Computes scale * x + shift for x (R, C) in the precision of the (C,) vectors; returns x's type."""
+    """Computes scale * x + shift for x (..., C) in the precision of the (C,) vectors; returns x's type."""
     y = x * scale if shift is None else torch.addcmul(shift, x, scale)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -96,32 +110,37 @@ class _Normalize(torch.autograd.Function):
         shift = bias
         if mean is not None:
             shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-        rows = x.reshape(-1, x.shape[-1])  # views inside the function cost no autograd nodes
-        ctx.save_for_backward(rows)
+        # The weight is kept, too: the backward must not use, or be silent about, one that has changed since.
+        ctx.save_for_backward(x, weight)
         ctx.mean, ctx.corrected, ctx.rule = mean, corrected, rule
         ctx.parameter_types = [None if p is None else p.dtype for p in (weight, bias)]
-        return apply_scale(rows, scale, shift).view(x.shape)
+        # No view of anything: autograd forbids in-place operations on views that such a function returns.
+        return apply_scale(x, scale, shift)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        shape, grad = grad.shape, grad.reshape(x.shape)
-        products, total = reduce_products(grad, x, ctx.mean)
-        outer, inner, offset, weight_grad = ctx.rule(products, total)
-        x_grad = None
-        if ctx.needs_input_grad[0]:
-            x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected).view(shape)
-        weight_type, bias_type = ctx.parameter_types
-        return (
-            x_grad,
-            None if weight_type is None else weight_grad.to(weight_type),
-            None if bias_type is None else total.to(bias_type),
-            None,
-            None,
-            None,
-            None,
-        )
+        refuse_transforms(grad)
+        with torch.no_grad():
+            gradients = _differentiate(ctx, grad)
+        return (*refuse_second_derivatives(*gradients), None, None, None, None)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of input, weight and bias."""
+    x, weight = ctx.saved_tensors
+    shape = x.shape
+    x, grad = x.view(-1, shape[-1]), grad.reshape(-1, shape[-1])
+    products, total = reduce_products(grad, x, ctx.mean)
+    outer, inner, offset, weight_grad = ctx.rule(Upstream(weight, products, total))
+    x_grad = None
+    if ctx.needs_input_grad[0]:
+        x_grad = _combine(grad, x, outer, inner, _constant(ctx.mean, inner, offset), ctx.corrected).view(shape)
+    weight_type, bias_type = ctx.parameter_types
+    return (
+        x_grad,
+        None if weight_type is None else weight_grad.to(weight_type),
+        None if bias_type is None else total.to(bias_type),
+    )
 
 
 def _constant(mean: Tensor | None, inner: Tensor, offset: Tensor | None) -> Tensor | None:
@@ -144,26 +163,34 @@ def _combine(
 
 
 def normalize(
+    norm: Norm,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
     factor: Tensor,
     rule: GradientRule,
     *,
     mean: Tensor | None = None,
     corrected: Tensor | None = None,
 ) -> Tensor:
-    """Computes weight * factor * (x - mean) + bias with a gradient given by `rule`.
+    """Returns weight * factor * (x - mean) + bias, with the norm's weight and bias and a gradient given by `rule`.
 
     Saves x and nothing else of its size. The sums the rule receives run over all rows.
 
     Args:
-        x: (..., C).
-        weight: (C,) or None for 1.
-        bias: (C,) or None for 0.
+        norm: the rule may move its `gradient_state`.
+        x: (..., C), contiguous.
         factor: (C,), a constant to autograd.
-        rule: called once in the backward; may update buffers.
+        rule: called once in a backward.
         mean: (C,) or None for 0, a constant to autograd.
         corrected: (R, 1) boolean, the rows whose gradient has the `inner` and `offset` terms; None for all.
     """
-    return _Normalize.apply(x, weight, bias, factor, mean, corrected, rule)
+    if norm.gradient_state and not torch.compiler.is_compiling():
+        rule = partial(_apply_rule, rule, norm, {name: norm._buffers[name] for name in norm.gradient_state})
+    return _Normalize.apply(x, norm.weight, norm.bias, factor, mean, corrected, rule)
+
+
+def _apply_rule(rule: GradientRule, norm: Norm, state: dict[str, Tensor | None], upstream: Upstream) -> Coefficients:
+    """Applies a rule, which must find the buffers of the forward, where it moves them."""
+    for name, buffer in state.items():
+        if norm._buffers[name] is not buffer:
+            raise RuntimeError(BUFFERS_REPLACED)
+    return rule(upstream)

@@ -12,28 +12,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, check_at_least, check_flags, check_fraction, statistics_dtype
-from un.norms.moments import (
-    Moments,
-    as_type,
-    choose,
-    count_usable,
-    divide,
-    is_distributed,
-    is_finite,
-    measure_moments,
-    sum_moments,
-    sum_over_processes,
-)
-from un.norms.passes import Coefficients, normalize
-from un.norms.updates import advance_steps, register_count
+from un.norms.base import Norm, flatten_rows, statistics_dtype
+from un.norms.moments import Moments, divide, is_distributed, measure_moments, sum_moments, sum_over_processes
+from un.norms.options import check_at_least, check_flags, check_fraction
+from un.norms.passes import Coefficients, Upstream, normalize
+from un.norms.transaction import Batch, take_batch, take_gradient
+from un.norms.updates import register_count
+from un.norms.window import as_type, move_average
 
 
-class _Step(NamedTuple):
+class Call(NamedTuple):
+    """What a forward hands to its backward; vectors are (C,)."""
+
     factor: Tensor  # of Z
     batch_scale: Tensor  # 1 / sqrt(q + eps)
     all_rows: Moments  # over all rows, padded ones too
-    usable: Tensor  # whether the batch entered the state
+    refused: Tensor | None  # whether the batch is
 
 
 class PowerNorm(Norm):
@@ -57,11 +51,10 @@ class PowerNorm(Norm):
         ValueError: where num_groups does not divide num_features, or a value is out of range.
     """
 
+    gradient_state = ("ema_gz",)
+    running_moment = "running_phi"
+
     running_phi: Tensor
-    ema_gz: Tensor
-    iters: Tensor
-    nonfinite_counter: Tensor
-    optional_state = ("nonfinite_counter", "update_calls")
 
     def __init__(
         self,
@@ -85,31 +78,29 @@ class PowerNorm(Norm):
             raise ValueError(f"num_groups must divide num_features = {num_features}, got {num_groups}")
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("alpha_forward", alpha_forward)
-        check_flags(group_scaling=group_scaling, sync=sync)
         check_fraction("alpha_backward", alpha_backward)
-        self.num_groups, self.warmup_steps, self.group_scaling, self.sync = (
-            num_groups,
-            warmup_steps,
-            group_scaling,
-            sync,
-        )
-        self.alpha_forward, self.alpha_backward = alpha_forward, alpha_backward
+        check_flags(group_scaling=group_scaling, sync=sync)
+        self.num_groups, self.group_scaling, self.sync = num_groups, group_scaling, sync
+        self.warmup_steps, self.alpha_forward, self.alpha_backward = warmup_steps, alpha_forward, alpha_backward
         self.register_state("running_phi", 1, 1, num_features, 1, 1)
         self.register_state("ema_gz", 0, 1, num_features, 1, 1)
-        self.register_state("iters", 0, 1, integer=True)
-        self.register_state("nonfinite_counter", 0, 1, integer=True)
+        self.register_counters("iters", "nonfinite_counter")
         register_count(self, count)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
-        pad_mask = self.check_input(x, pad_mask)
+        x, pad_mask = self.check_input(x, pad_mask)
         x = self.scale_groups(x)
         if not self.training:
-            return self._apply_running(x)
-        rows = x.detach().reshape(-1, self.num_features)
-        mask = None if pad_mask is None else pad_mask.reshape(-1)
-        step = self.notes.decide_once(rows, lambda: self._observe(rows, mask))
-        return normalize(x, self.weight, self.bias, step.factor, partial(self._correct_gradient, step))
+            scale, shift = self._combine_running()
+            return torch.addcmul(shift, x, scale).to(x.dtype)
+        rows, mask = flatten_rows(x, pad_mask)
+        call = self.notes.decide_once(rows, lambda: self.take_rows(rows, mask))
+        return normalize(self, x, call.factor, partial(self.correct_gradient, call))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Returns the scaled rows, of which the statistics are."""
+        return self.scale_groups(x)
 
     def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""
@@ -119,54 +110,46 @@ class PowerNorm(Norm):
         return (groups / (groups.square().mean(-1, keepdim=True) + self.eps).sqrt()).flatten(-2).to(x.dtype)
 
     @torch.no_grad()
-    def _observe(self, rows: Tensor, mask: Tensor | None) -> _Step:
-        """Steps 2 to 4: takes the batch's moments into the state and chooses the factor of Z."""
+    def take_rows(self, rows: Tensor, mask: Tensor | None) -> Call:
+        """Measures rows (R, C) and takes them into the state."""
         moments = measure_moments(rows, mask)
         # The gradient statistic runs over all rows, padded ones too (official code).
         all_rows = moments if mask is None else measure_moments(rows, None)
         if is_distributed(self.sync):
             moments, all_rows = sum_moments(moments, all_rows)  # in one, as not every process need have a mask
-        usable = count_usable(moments, self.nonfinite_counter)
-        advance_steps(self, self.iters, usable)
-        t, phi = self.iters, self.running_phi.view(-1)
-        q = choose(usable, as_type(moments.square, phi), phi)
+        return take_batch(self, moments, partial(self.smooth_moment, all_rows))
+
+    def smooth_moment(self, all_rows: Moments, batch: Batch) -> Call:
+        """Moves the running moment and chooses the factor of Z (steps 2 to 4)."""
+        t, phi = batch.number, self.running_phi.view(-1)
+        q = as_type(batch.square, phi)
         factor = (torch.where(t <= self.warmup_steps, q, phi) + self.eps).rsqrt_()
         cumulative = torch.lerp(phi, q, 1 / t.clamp_min(1).to(phi.dtype))  # phi (t - 1) / t + q / t
-        updated = torch.where(t < self.warmup_steps, cumulative, phi).lerp_(q, 1 - self.alpha_forward)
-        phi.copy_(choose(usable, updated, phi))
-        batch_scale = (choose(usable, moments.square, phi) + self.eps).rsqrt_()
-        return _Step(factor, batch_scale, all_rows, usable)
+        phi.copy_(torch.where(t < self.warmup_steps, cumulative, phi))
+        move_average(phi, q, self.alpha_forward)
+        return Call(factor, (batch.square + self.eps).rsqrt_(), all_rows, batch.refused)
 
-    def _correct_gradient(self, step: _Step, products: Tensor, total: Tensor) -> Coefficients:
+    def correct_gradient(self, call: Call, upstream: Upstream) -> Coefficients:
         """H = g - (1 - alpha) ν Z; ν grows by mean(h Z); the input gradient divides h by the batch's own scale."""
-        factor, batch_scale, all_rows, usable = step
+        factor, batch_scale, all_rows, refused = call
+        weight, dx_sum, _ = upstream
         gradient = self.ema_gz.view(-1)
-        weight_grad = factor * products
+        weight_grad = factor * dx_sum
         if is_distributed(self.sync):
-            (products,) = sum_over_processes(products, like=products)
-        mean = divide(factor * products, all_rows.num_rows)
-        weight = torch.ones_like(factor) if self.weight is None else self.weight
+            (dx_sum,) = sum_over_processes(dx_sum, like=dx_sum)
+        mean = divide(factor * dx_sum, all_rows.num_rows)
+        weight = torch.ones_like(factor) if weight is None else weight
         correction = (1 - self.alpha_backward) * gradient * factor
         grown = gradient + weight * mean - correction * factor * all_rows.square
-        inner = correction * batch_scale
-        gradient.copy_(choose(usable & is_finite(grown), as_type(grown, gradient), gradient))
-        return Coefficients(weight * batch_scale, inner, None, weight_grad)
-
-    def _apply_running(self, x: Tensor) -> Tensor:
-        scale, shift = self.combine_affine((self.running_phi.view(-1) + self.eps).rsqrt())
-        return torch.addcmul(shift, x, scale).to(x.dtype)
+        take_gradient(self, refused, grown, lambda grown: gradient.copy_(grown))
+        return Coefficients(weight * batch_scale, correction * batch_scale, None, weight_grad)
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """The inference map, or None with group scaling, which depends on the row."""
-        return None if self.group_scaling else self.combine_affine((self.running_phi.view(-1) + self.eps).rsqrt())
+        """Returns the inference map; None with group scaling, which depends on the row."""
+        return None if self.group_scaling else self._combine_running()
 
-    def reset_steps(self) -> None:
-        """Enters warm-up anew and keeps all statistics."""
-        self.iters.zero_()
-
-    def watch(self) -> dict[str, Tensor]:
-        """Calls rejected as non-finite."""
-        return {"nonfinite_count": self.nonfinite_counter.squeeze()}
+    def _combine_running(self) -> tuple[Tensor, Tensor]:
+        return self.combine_affine((self.running_phi.view(-1) + self.eps).rsqrt())
 
     def extra_repr(self) -> str:
         """Adds groups, warm-up and whether rows are scaled."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from un.norms.base import Norm, check_at_least, check_choice, check_fraction, statistics_dtype
+from un.norms.base import Norm, flatten_rows, statistics_dtype
 from un.norms.batchnorm import RepBatchNorm
+from un.norms.options import check_at_least, check_choice, check_fraction
 from un.norms.rmsnorm import RMSNorm
 
 
@@ -74,10 +75,10 @@ class ProgressiveRepBatchNorm(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the batch statistics."""
-        pad_mask = self.check_input(x, pad_mask)
+        x, pad_mask = self.check_input(x, pad_mask)
         if not self.training:
             return self.rep_norm(x, pad_mask)
-        share, mixing = self.notes.decide_once(x.detach().reshape(-1, self.num_features), self._advance)
+        share, mixing = self.notes.decide_once(flatten_rows(x, None)[0], self._advance)
         y = share * self._apply_base(x) + (1 - share) * self.rep_norm(x, pad_mask, update=mixing)
         return y.to(x.dtype)
 
@@ -105,8 +106,13 @@ class ProgressiveRepBatchNorm(Norm):
         """λ, the share of LN in the next training call."""
         return torch.where(self.warm == 0, self.start * self.iter.double() / self.total_step, 1.0)
 
+    @property
+    def source(self) -> RepBatchNorm:
+        """The RepBN, whose statistics inference uses."""
+        return self.rep_norm
+
     def affine(self) -> tuple[Tensor, Tensor]:
-        """RepBN's inference map."""
+        """Returns RepBN's inference map."""
         return self.rep_norm.affine()
 
     def copy_affine(self, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -123,5 +129,5 @@ class ProgressiveRepBatchNorm(Norm):
         self.rep_norm.reset_parameters()
 
     def watch(self) -> dict[str, Tensor]:
-        """The next λ, and what RepBN watches."""
+        """Returns the next λ, and what RepBN watches."""
         return {"layer_norm_share": self._share(), **self.rep_norm.watch()}

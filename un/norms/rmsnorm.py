@@ -33,7 +33,7 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); rows do not see each other, so pad_mask changes nothing."""
-        self.check_input(x, pad_mask)
+        x, _ = self.check_input(x, pad_mask)
         dtype = statistics_dtype(x.dtype)
         weight = None if self.weight is None else self.weight.to(dtype)
         return F.rms_norm(x.to(dtype), (self.num_features,), weight, self.eps).to(x.dtype)

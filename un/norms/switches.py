@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from un.norms.base import check_at_least, check_choice, check_flags, make_pair
+from un.norms.options import check_at_least, check_choice, check_flags, make_pair
 
 
 @dataclass(frozen=True)

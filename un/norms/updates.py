@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from un.norms.base import Norm, check_choice
+from un.norms.base import Norm
+from un.norms.options import check_choice
+from un.norms.window import as_type, read_slot, write_slot
 
 COUNTS = ("calls", "updates")
-# Buffers in units of the upstream gradient.
-GRADIENT_STATE = ("ema_gz", "buffer_gz")
+FORWARD, BACKWARD = 0, 1  # places in `update_calls`
 # Counts what was rejected, so it outlives a step that is taken back.
 KEPT_COUNTERS = ("nonfinite_counter",)
 
@@ -38,41 +39,66 @@ def register_count(norm: Norm, count: str) -> None:
         norm.register_state("update_calls", 0, 2, integer=True)  # forward and backward calls since the last update
 
 
-def advance_steps(norm: Norm, iters: Tensor, usable: Tensor | None) -> Tensor | None:
-    """Advances the step counter (1,) for a forward call unless its batch is not usable.
+def advance_steps(norm: Norm, refused: Tensor | None) -> Tensor | None:
+    """Advances a norm's step counter `iters` (1,) for a forward call, unless its batch is refused.
 
     Returns:
-        The call's number (1,) within its update, the first is 1; None where calls are counted.
+        The number of the call, or of its update, from 1; 0 for a refused batch; None for a norm that does not count.
     """
-    if norm.count == "calls":
-        iters.add_(1 if usable is None else usable)
+    if not norm.counts_steps:
         return None
-    calls = norm.update_calls[:1]
-    first = calls == 0
-    iters.add_(first if usable is None else first & usable)
-    return _count_call(calls, usable)
+    iters, entered = norm.iters, 1 if refused is None else ~refused
+    if norm.count == "updates":
+        calls = norm.update_calls[FORWARD]
+        iters.add_((calls == 0) & entered)
+        calls.add_(entered)
+    else:
+        iters.add_(entered)
+    return iters * entered
 
 
-def count_backward(norm: Norm, usable: Tensor | None) -> Tensor | None:
+def count_backward(norm: Norm, refused: Tensor | None) -> None:
     """The same for a backward call, which advances nothing else."""
-    return None if norm.count == "calls" else _count_call(norm.update_calls[1:], usable)
+    if norm.count == "updates":
+        norm.update_calls[BACKWARD].add_(1 if refused is None else ~refused)
 
 
-def _count_call(calls: Tensor, usable: Tensor | None) -> Tensor:
-    calls.add_(1 if usable is None else usable)
-    return calls.clamp_min(1)
+def count_calls(norm: Norm, side: int) -> int | Tensor:
+    """Returns of how many calls the latest window entry is the mean: of one, or of those of this update so far.
+
+    Args:
+        norm: whose window it is.
+        side: FORWARD or BACKWARD.
+    """
+    return 1 if norm.count == "calls" else norm.update_calls[side].clamp_min(1)
 
 
-def merge_entry(number: Tensor | None, old: Tensor, entry: Tensor) -> Tensor:
-    """The window entry, (1, C) or (C,), after the call of this number: the mean of its update's calls."""
-    return entry if number is None else torch.lerp(old, entry, number.to(entry.dtype).reciprocal())
+def merge_entry(norm: Norm, side: int, ring: Tensor, slot: Tensor, entry: Tensor) -> Tensor:
+    """Returns what a window holds after the latest call: its entry (C,), or the mean of its update's calls (1, C).
+
+    Args:
+        norm: whose window it is.
+        side: FORWARD or BACKWARD.
+        ring: (M, C).
+        slot: of the entry.
+        entry: of the call.
+    """
+    calls = count_calls(norm, side)
+    if isinstance(calls, int):
+        return entry
+    return torch.lerp(read_slot(ring, slot), as_type(entry, ring), calls.to(ring.dtype).reciprocal())
+
+
+def push_entry(norm: Norm, side: int, ring: Tensor, slot: Tensor, entry: Tensor) -> None:
+    """Writes an entry (C,) into a window; the calls of one update share their entry."""
+    write_slot(ring, slot, merge_entry(norm, side, ring, slot, entry))
 
 
 def end_update(model: nn.Module) -> None:
     """Tells norms that count updates that the optimizer has stepped."""
-    for module in model.modules():
-        if isinstance(module, Norm) and "update_calls" in module._buffers:
-            module.update_calls.zero_()
+    for norm in _list_norms(model):
+        if "update_calls" in norm._buffers:
+            norm.update_calls.zero_()
 
 
 def call_after_step(optimizer: Optimizer, act: Callable[[], None]) -> RemovableHandle:
@@ -88,7 +114,7 @@ def call_after_step(optimizer: Optimizer, act: Callable[[], None]) -> RemovableH
 
 def scale_gradient_state(model: nn.Module, factor: float) -> None:
     """Multiplies what the norms keep about gradients, after the loss scale has changed by this factor."""
-    state = [buffer for name, buffer in _list_state(model) if name in GRADIENT_STATE]
+    state = [norm.get_buffer(name) for norm in _list_norms(model) for name in norm.gradient_state]
     if state:
         torch._foreach_mul_(state, factor)
 
@@ -101,7 +127,12 @@ class NormState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._state = [buffer for name, buffer in _list_state(model) if name not in KEPT_COUNTERS]
+        self._state = [
+            buffer
+            for norm in _list_norms(model)
+            for name, buffer in norm._buffers.items()
+            if buffer is not None and name not in KEPT_COUNTERS
+        ]
         self._kept = [torch.empty_like(buffer) for buffer in self._state]
 
     def keep(self) -> None:
@@ -114,9 +145,8 @@ class NormState:
         _copy(self._state, self._kept)
 
 
-def _list_state(model: nn.Module) -> list[tuple[str, Tensor]]:
-    norms = (module for module in model.modules() if isinstance(module, Norm))
-    return [(name, buffer) for norm in norms for name, buffer in norm._buffers.items() if buffer is not None]
+def _list_norms(model: nn.Module) -> list[Norm]:
+    return [module for module in model.modules() if isinstance(module, Norm)]
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
