@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from un.runtime.cli import report_errors, run_main
+from un.command.cli import report_errors, run_main
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(config: DictConfig) -> None:
     """Evaluates the run named by `run`, rebuilt from its own config."""
     with report_errors():
-        from un.runtime.evaluation import evaluate
+        from un.finished.evaluate import evaluate
 
         evaluate(config)
 

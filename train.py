@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from un.runtime.cli import report_errors, run_main
-from un.runtime.start import start_run
-from un.runtime.sweeps import run_sweep
+from un.command.cli import report_errors, run_main
+from un.sweeps.launch import run_sweep
+from un.training.start import start_run
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

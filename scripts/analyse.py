@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from un.analysis.drawing import FORMATS, draw_comparison, draw_run
 from un.analysis.runs import find_run_folders
 from un.analysis.storage import StatisticsFiles
-from un.runtime.cli import end_on_mistake
+from un.command.cli import end_on_mistake
 
 OPTIONS = ("run", "output", "format", "metrics")
 

@@ -25,9 +25,9 @@ from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
 from benchmarks.scaling import add_options as add_scaling_options
 
-from un.runtime.cli import CommandParser, end_on_mistake, read_count
-from un.runtime.errors import UserError
-from un.runtime.overrides import quote_override
+from un.command.cli import CommandParser, end_on_mistake, read_count
+from un.command.errors import UserError
+from un.command.overrides import quote_override
 
 
 def parse_options() -> argparse.Namespace:

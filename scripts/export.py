@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from un.runtime.cli import report_errors, run_main
+from un.command.cli import report_errors, run_main
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")
 def main(config: DictConfig) -> None:
     """Exports the run named by `run`."""
     with report_errors():
-        from un.runtime.export import export_run
+        from un.finished.export import export_run
 
         export_run(config)
 

@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from un.runtime.cli import report_errors, run_main
+from un.command.cli import report_errors, run_main
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="fold")
 def main(config: DictConfig) -> None:
     """Folds the run named by `run`."""
     with report_errors():
-        from un.runtime.folded import write_folded
+        from un.finished.fold_run import write_folded
 
         write_folded(config)
 

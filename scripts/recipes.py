@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from un.command.errors import CONFIG_FOLDER
 from un.reports.recipes import read_recipe, render_recipe
-from un.runtime.errors import CONFIG_FOLDER
 
 PAGE = Path(__file__).parents[1] / "docs/recipes.md"
 RECIPES = PAGE.with_suffix("")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from un.command.cli import CommandParser, end_on_mistake
 from un.reports.comparison import Comparison, compare_settings
 from un.reports.measurements import find_measurements
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
 from un.reports.runs import find_runs
-from un.runtime.cli import CommandParser, end_on_mistake
-from un.runtime.tables import compare_known
+from un.sweeps.tables import compare_known
 
 
 def main() -> None:

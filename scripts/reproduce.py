@@ -24,17 +24,17 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from un.command.cli import EXIT_CODE, CommandParser, end_on_mistake
+from un.command.errors import CONFIG_FOLDER
+from un.command.overrides import quote_override
 from un.reports.comparison import Comparison, compare_measurements
 from un.reports.measurements import FOLDER, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
-from un.runtime.cli import EXIT_CODE, CommandParser, end_on_mistake
-from un.runtime.errors import CONFIG_FOLDER
-from un.runtime.listing import TableRun, read_choices
-from un.runtime.overrides import quote_override
-from un.runtime.run_folder import RunFolder, read_overrides
-from un.runtime.sweeps import expand, launch
-from un.runtime.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
+from un.sweeps.launch import expand, launch
+from un.sweeps.run_names import TableRun, read_choices
+from un.sweeps.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
+from un.training.run_folder import RunFolder, read_overrides
 
 BENCHMARK = Path(__file__).parent / "benchmark.py"
 PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# part of `un` -> the other parts it may import. Tasks are reached by `_target_` only, so runtime does not list them.
-ALLOWED_PARTS = {
-    "norms": set(),
-    "files": set(),  # writing them
-    "loading": set(),  # what loading of data has in common, so that the tasks need not import each other
-    "inference": set(),  # what folding and exporting ask of a task
-    "surgery": {"norms"},
-    "folding": {"norms"},
-    "vision": {"norms", "loading", "inference"},
-    "translation": {
-        "files",
-        "norms",
-        "loading",
-        "inference",
-        "surgery",
-    },  # surgery for fairseq's own commands, which know no runtime
-    "analysis": {"norms", "files"},
-    "reports": {"files"},
-    "runtime": {"files", "norms", "inference", "surgery", "folding", "analysis", "reports"},
-}
-ONLY_TORCH = ("norms", "surgery", "folding")
-WITHOUT_TORCH = {"reports": {"torch", "torchvision", "torchmetrics", "lightning", "timm", "fairseq"}}
+# The floors of the house, from the ground up: a room may import itself, the rooms of lower floors, and those in BESIDE.
+FLOORS = (
+    ("files", "tasks", "datasets"),
+    ("command", "norms/core"),
+    ("norms",),
+    ("analysis", "reports"),
+    ("surgery", "folding", "retrofit"),
+    ("vision", "translation"),
+    ("training/callbacks",),
+    ("training",),
+    ("sweeps",),
+    ("finished",),
+)
+BESIDE = {"folding": {"surgery"}, "retrofit": {"surgery", "folding"}}  # of the same floor
+APART = {"vision", "translation"}  # tasks, which the rooms above reach by `_target_` only
+TORCH_AND = {
+    "norms/core": set(),
+    "norms": {"norms/core"},
+    "surgery": {"norms/core", "norms"},
+    "folding": {"norms/core", "norms", "surgery"},
+    "retrofit": {"norms/core", "norms", "surgery", "folding"},
+}  # rooms that import torch and these rooms alone
+TORCH = {"torch", "torchvision", "torchmetrics", "lightning", "timm", "fairseq"}
+WITHOUT_TORCH = {"reports", "command", "files"}
 ENTRY_POINTS = ("train.py", "eval.py")
 
 
@@ -54,27 +57,40 @@ def read_imports(path: Path, root: Path) -> set[str]:
     return names
 
 
-def name_part(path: Path, root: Path) -> str | None:
-    """The part of `un` a file belongs to: its folder or, for a single file, its stem; None for `un/__init__.py`."""
-    part = path.relative_to(root / "un").with_suffix("").parts[0]
-    return None if part == "__init__" else part
+def name_room(parts: Sequence[str]) -> str | None:
+    """The room that a module of `un` is in, from its name without `un`; None for `un` itself."""
+    pair = "/".join(parts[:2])
+    rooms = {room for floor in FLOORS for room in floor}
+    return pair if pair in rooms else (parts[0] if parts else None)
+
+
+def list_allowed(room: str) -> set[str]:
+    """The rooms that a room may import."""
+    if room in TORCH_AND:
+        return TORCH_AND[room] | {room}
+    place = next(index for index, floor in enumerate(FLOORS) if room in floor)
+    below = {lower for floor in FLOORS[:place] for lower in floor}
+    return (below if room in APART else below - APART) | {room} | BESIDE.get(room, set())
 
 
 def list_violations(root: Path) -> list[str]:
     violations = []
+    rooms = {room for floor in FLOORS for room in floor}
     for path in list_sources(root):
-        part, where = name_part(path, root), path.relative_to(root)
-        if part is not None and part not in ALLOWED_PARTS:
-            violations.append(f"{where}: {part} is not a part of un that design section 1 knows")
+        where = path.relative_to(root)
+        parts = path.relative_to(root / "un").with_suffix("").parts
+        room = None if parts == ("__init__",) else name_room(parts)
+        if room is not None and room not in rooms:
+            violations.append(f"{where}: {room} is not a room of un that design section 1 knows")
             continue
-        allowed = ALLOWED_PARTS[part] | {part} if part else set()
+        allowed = list_allowed(room) if room else set()
         for name in sorted(read_imports(path, root)):
             top, *rest = name.split(".")
             outside = top != "un" and top not in sys.stdlib_module_names
-            if top == "un" and rest and rest[0] not in allowed:
-                violations.append(f"{where}: {part or 'un'} must not import {name}")
-            if outside and ((part in ONLY_TORCH and top != "torch") or top in WITHOUT_TORCH.get(part or "", ())):
-                violations.append(f"{where}: {part} must not import {top}")
+            if top == "un" and rest and name_room(rest) not in allowed:
+                violations.append(f"{where}: {room or 'un'} must not import {name}")
+            if outside and ((room in TORCH_AND and top != "torch") or (room in WITHOUT_TORCH and top in TORCH)):
+                violations.append(f"{where}: {room} must not import {top}")
     return violations
 
 
@@ -83,36 +99,47 @@ def test_imports_point_one_way():
     assert list_violations(ROOT) == []
 
 
+def test_imports_have_no_circles():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in list_sources(ROOT)}
+    arrows = {}
+    for module, path in modules.items():
+        names = {prefix for name in read_imports(path, ROOT) for prefix in (name, name.rpartition(".")[0])}
+        arrows[module] = names & modules.keys()
+    order = list(TopologicalSorter(arrows).static_order())  # raises for a circle
+    assert order.index("un.norms.unified") < order.index("un.norms.unified_variants")
+
+
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_entry_points_import_only_the_runtime(name):
-    parts = {".".join(name.split(".")[:2]) for name in read_imports(ROOT / name, ROOT) if name.split(".")[0] == "un"}
-    assert parts == {"un.runtime"}
+def test_entry_points_import_no_task(name):
+    rooms = {name_room(name.split(".")[1:]) for name in read_imports(ROOT / name, ROOT) if name.split(".")[0] == "un"}
+    assert rooms <= {"command", "training", "sweeps", "finished"}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "violation"),
     [
-        ("norms/unified.py", "import torch, math\nfrom torch import nn\nfrom un.norms.base import Norm", None),
-        ("norms/unified.py", "from .base import Norm", None),
+        ("norms/unified.py", "import torch, math\nfrom torch import nn\nfrom un.norms.core.base import Norm", None),
+        ("norms/unified.py", "from .core.base import Norm", None),
         ("norms/unified.py", "import timm", "un/norms/unified.py: norms must not import timm"),
         ("norms/unified.py", "from ..surgery import is_norm", "must not import un.surgery.is_norm"),
-        ("surgery.py", "from un import norms", None),
-        (
-            "surgery.py",
-            "def f():\n    import un.vision.models",
-            "un/surgery.py: surgery must not import un.vision.models",
-        ),
+        ("norms/core/base.py", "from un.norms import BatchNorm", "norms/core must not import un.norms.BatchNorm"),
+        ("surgery/layout.py", "from un import norms", None),
+        ("surgery/layout.py", "def f():\n    import un.vision.models", "surgery must not import un.vision.models"),
         ("folding/verify.py", "import numpy", "folding must not import numpy"),
+        ("folding/verify.py", "from un.surgery import is_norm", None),
+        ("analysis/recorder.py", "from un.surgery import is_norm", "analysis must not import un.surgery.is_norm"),
         ("vision/data.py", "import timm\nfrom un.vision import models", None),
         ("vision/data.py", "from un import translation", "vision must not import un.translation"),
-        ("vision/data.py", "from un.loading import BatchLoader", None),
-        ("loading.py", "from un.vision.batches import Batch", "loading must not import un.vision.batches"),
-        ("vision/data.py", "import un.runtime", "vision must not import un.runtime"),
+        ("vision/data.py", "from un.datasets import BatchLoader", None),
+        ("datasets.py", "from un.vision.batches import Batch", "datasets must not import un.vision.batches"),
+        ("vision/data.py", "import un.training", "vision must not import un.training"),
         ("reports/result.py", "import pandas, json", None),
         ("reports/result.py", "from lightning import pytorch", "reports must not import lightning"),
-        ("runtime/assembly.py", "import un.surgery\nfrom un.reports.result import write_result", None),
-        ("runtime/assembly.py", "from un.vision import models", "runtime must not import un.vision.models"),
-        ("helpers.py", "", "helpers is not a part of un"),
+        ("command/cli.py", "import torch", "command must not import torch"),
+        ("training/train.py", "import un.surgery\nfrom un.training.callbacks.progress import ProgressBar", None),
+        ("training/callbacks/progress.py", "from un.training import train", "must not import un.training.train"),
+        ("training/assembly.py", "from un.vision import models", "training must not import un.vision.models"),
+        ("helpers.py", "", "helpers is not a room of un"),
         ("__init__.py", "from un.norms import Norm", "un must not import un.norms.Norm"),
     ],
 )

@@ -4,7 +4,7 @@ import datasets
 import pandas
 import pytest
 
-from un.loading import find_split, load_dataset, require_split
+from un.datasets import find_split, load_dataset, require_split
 
 
 @pytest.fixture(autouse=True)

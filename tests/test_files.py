@@ -12,11 +12,11 @@ from unittest import mock
 import pytest
 import torch
 
+from un.command.errors import describe_error, is_user_error
 from un.files import name_in_errors, replace_file, replace_folder
 from un.reports.result import write_json
-from un.runtime.checkpoints import AtomicCheckpointIO
-from un.runtime.errors import describe_error, is_user_error
-from un.runtime.metrics_file import MetricsFile
+from un.training.callbacks.checkpoints import AtomicCheckpointIO
+from un.training.callbacks.metrics_file import MetricsFile
 
 LIMIT = 10_000  # bytes of a file
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from un.loading import BatchLoader, ResumableDataModule, derive_seed
+from un.datasets import BatchLoader, ResumableDataModule, derive_seed
 
 
 class CountingSampler:

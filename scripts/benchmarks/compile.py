@@ -18,7 +18,7 @@ from benchmarks.common import Row
 from benchmarks.inference import compile_alone
 from benchmarks.inference_models import NUM_WORDS
 from un import norms
-from un.runtime.timing import compare, time_interleaved
+from un.finished.timing import compare, time_interleaved
 from un.surgery import NormFactory, replace_norms
 
 VIT, ENCODER = MODELS = ("vit_small", "iwslt_encoder")

@@ -25,12 +25,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import Row
 from benchmarks.inference_models import IDENTITY, UNFOLDED, Workload, build_workload
 from benchmarks.inference_results import draw_figure, read_rows, render_table
+from un.command.cli import read_count
+from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
 from un.folding.verify import list_tensors, measure_difference
 from un.reports.measurements import BATCHES, ENGINES, FOLDED, FOLDER, LAYER_NORM, MODELS, Setting, find_obstacle
 from un.reports.result import write_json
-from un.runtime.cli import read_count
-from un.runtime.environment import describe_git, describe_hardware, list_packages
-from un.runtime.timing import compare, measure_call, measure_on_gpu, time_interleaved
+from un.training.environment import describe_git, describe_hardware, list_packages
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}  # relative difference of outputs
 Call = Callable[[], Any]
@@ -120,7 +120,7 @@ def prepare_calls(engine: str, workload: Workload, folder: Path) -> tuple[dict[s
     calls: dict[str, Call] = {}
     for arm, model in workload.models.items():
         if engine == "onnxruntime":
-            from un.runtime.onnx_graph import GraphSession, count_operators, write_graph
+            from un.finished.onnx_graph import GraphSession, count_operators, write_graph
 
             path = folder / f"{arm}.onnx"
             with torch.inference_mode(False):

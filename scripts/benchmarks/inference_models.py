@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from un.folding import fold_norms
-from un.inference import GraphPart
 from un.norms import UnifiedNorm
-from un.norms.base import Norm
+from un.norms.core.base import Norm
 from un.reports.measurements import FOLDED, LAYER_NORM
 from un.surgery import replace_norms
+from un.tasks import GraphPart
 
 VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
 ELEMENTARY, UNFOLDED, IDENTITY = "layernorm_elementary", "un", "identity"

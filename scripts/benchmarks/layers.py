@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import Row
 from un import norms
-from un.runtime.timing import compare, time_interleaved
+from un.finished.timing import compare, time_interleaved
 
 # Tokens of one batch, from a small ViT on CIFAR-10, translation, and the paper's translation model.
 SHAPES = ((64, 65, 192), (32, 64, 256), (128, 50, 512))

@@ -8,8 +8,8 @@ import statistics
 from hydra import compose, initialize_config_dir
 
 from benchmarks.common import Row
-from un.runtime.assembly import build_part
-from un.runtime.errors import CONFIG_FOLDER
+from un.command.errors import CONFIG_FOLDER
+from un.training.assembly import build_part
 from un.vision.data import measure_loader
 
 REPEATS = 5

@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks.common import Row
-from un.runtime.assembly import build_model, build_norm_factory, build_part
-from un.runtime.errors import CONFIG_FOLDER
-from un.runtime.timing import compare, time_interleaved
+from un.command.errors import CONFIG_FOLDER
+from un.finished.timing import compare, time_interleaved
+from un.training.assembly import build_model, build_norm_factory, build_part
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 WARMUP = 3  # intervals

@@ -28,7 +28,7 @@ from benchmarks.scaling_model import Cluster, build_workloads
 from benchmarks.scaling_tables import render_tables
 from un.reports.rendering import replace_block
 from un.reports.result import write_json
-from un.runtime.environment import describe_git, describe_hardware, list_packages
+from un.training.environment import describe_git, describe_hardware, list_packages
 
 MACHINE, PROCESSES = "machine.json", "processes.json"  # the second is written by scripts/benchmark.py processes
 COUNTS = (2, 4)  # of processes

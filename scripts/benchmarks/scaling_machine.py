@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.layers import make_layer_arm
+from un.finished.timing import measure_call, time_interleaved
 from un.norms import UnifiedNorm
 from un.reports.result import write_json
-from un.runtime.timing import measure_call, time_interleaved
 
 COPIED_BYTES = 1 << 28  # ours: far beyond any cache
 SHAPE = (8, 197, 384)  # images, tokens and channels of ViT-S; a batch that fits a laptop

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from un.norms.base import Norm
-from un.runtime.assembly import build_model, build_norm_factory
-from un.runtime.errors import CONFIG_FOLDER
+from un.command.errors import CONFIG_FOLDER
+from un.norms.core.base import Norm
+from un.training.assembly import build_model, build_norm_factory
 
 VISION = {"imagenet_deit_small": "ViT-S", "imagenet_swin_tiny": "Swin-T"}
 TRANSLATION = {"iwslt14_de_en": "Transformer IWSLT14", "wmt14_en_de_big": "Transformer big WMT14"}

@@ -22,11 +22,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.common import Row
-from un.runtime.assembly import build
-from un.runtime.averaging import load_tested
-from un.runtime.errors import CONFIG_FOLDER
-from un.runtime.run_folder import RunFolder
-from un.runtime.timing import compare
+from un.command.errors import CONFIG_FOLDER
+from un.finished.timing import compare
+from un.training.assembly import build
+from un.training.averaging import load_tested
+from un.training.run_folder import RunFolder
 from un.translation.data import TranslationDataModule
 from un.translation.preparation.binarization import binarize
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import un.files
-from un.runtime.metrics_file import MetricsFile
+from un.training.callbacks.metrics_file import MetricsFile
 
 OFTEN_WRITTEN = ("metrics.csv", "last.ckpt")  # these are met the second time, when there is an older one
 

@@ -20,12 +20,13 @@ from typing import IO, Any
 
 import torch
 
-import un.runtime.training
+import un.training.train
 import un.vision.data
 import un.vision.models
 import un.vision.module  # noqa: F401
 from un.reports.result import read_result
-from un.runtime.run_folder import RunFolder
+from un.training.callbacks.checkpoints import list_epoch_checkpoints
+from un.training.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
 # Some seconds of training that often write checkpoints, with all that draws numbers or keeps a state.
@@ -230,7 +231,7 @@ def _read_outcome(folder: RunFolder) -> dict[str, str]:
         "preprocessor": {path.name: path.read_bytes() for path in sorted(folder.preprocessor.iterdir())},
         "result.json": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
     }
-    for path in [folder.last, folder.best, *folder.list_epochs()]:
+    for path in [folder.last, folder.best, *list_epoch_checkpoints(folder.checkpoints)]:
         checkpoint = torch.load(path, weights_only=True)
         for key in ("state_dict", "optimizer_states", "lr_schedulers"):  # norms keep theirs in the first
             parts[f"{path.name} {key}"] = _flatten(checkpoint.get(key))

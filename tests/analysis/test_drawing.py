@@ -17,7 +17,7 @@ from un.analysis import layers
 from un.analysis.curves import average_seeds, draw_curves
 from un.analysis.drawing import FIGURES, draw_run
 from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, VECTORS
-from un.analysis.runs import Run, find_run_folders, read_run
+from un.analysis.runs import LoggedRun, find_run_folders, read_run
 from un.analysis.storage import StatisticsFiles
 from un.analysis.style import COLORS, MAX_POINTS, OPTIONS, choose_spread, color_depths, thin_rows
 
@@ -146,7 +146,7 @@ def test_curves_have_bands_over_seeds_and_a_cross_where_a_run_diverged(tmp_path:
 
 def test_many_settings_stay_apart() -> None:
     metrics = pd.DataFrame({"step": [1, 2], "train/loss": [1.0, 2.0]})
-    runs = [Run(Path(f"e/norm={place}/seed=0"), metrics, None) for place in range(20)]
+    runs = [LoggedRun(Path(f"e/norm={place}/seed=0"), metrics, None) for place in range(20)]
     lines = [line for line in draw_curves(runs).axes[0].lines if len(line.get_xdata())]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
 

@@ -8,19 +8,19 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from tests.foreign_norms import AdaptiveNorm, RootMeanSquareNorm, SequenceNorm
+from un.analysis.recorded_norms import RecordedNorm, choose_norms
 from un.analysis.recorder import MOMENT_PERCENTS, Recorder
-from un.analysis.sites import Site, find_sites
 from un.analysis.statistics import measure_fluctuation, measure_gradient, measure_outlier, measure_square, observe
 from un.norms import (
     BatchNorm,
-    ChannelFirst,
     MovingAverageBatchNorm,
     PowerNorm,
     ProgressiveRepBatchNorm,
     UnifiedNorm,
-    share_pad_mask,
 )
-from un.norms.moments import measure_moments
+from un.norms.core.moments import measure_moments
+from un.surgery import ChannelFirst, share_pad_mask
+from un.surgery.recognition import list_norms
 
 CHANNELS = 6
 
@@ -31,8 +31,8 @@ def make_input(seed: int = 0, spike: float = 1.0) -> Tensor:
     return x
 
 
-def make_site(norm: nn.Module) -> Site:
-    return find_sites(nn.Sequential(norm))[0]
+def make_site(norm: nn.Module) -> RecordedNorm:
+    return choose_norms(list_norms(nn.Sequential(norm)))[0]
 
 
 def test_moments_peak_and_rows_leave_padding_out() -> None:
@@ -166,17 +166,17 @@ class Sites(nn.Module):
 
 def test_sites_have_one_name_each_and_globs_choose() -> None:
     model = Sites()
-    assert [(site.layer, site.name) for site in find_sites(model)] == [
+    assert [(site.layer, site.name) for site in choose_norms(list_norms(model))] == [
         *((0, "map"), (1, "wrapped"), (2, "first"), (3, "again.1"))
     ]
-    assert [(site.layer, site.name) for site in find_sites(model, ["*r*"], ["first"])] == [(1, "wrapped")]
+    assert [(site.layer, site.name) for site in choose_norms(list_norms(model), ["*r*"], ["first"])] == [(1, "wrapped")]
     with pytest.raises(ValueError, match=r"leave no norm; the model's are: map, wrapped, first, again\.1"):
-        find_sites(model, ["norm"])
+        choose_norms(list_norms(model), ["norm"])
 
 
 def test_norms_of_other_projects_are_seen_along_their_axis() -> None:
     model = nn.Sequential(SequenceNorm(4), AdaptiveNorm(4), RootMeanSquareNorm(4))
-    sequences, rows = find_sites(model)
+    sequences, rows = choose_norms(list_norms(model))
     assert (sequences.name, rows.name) == ("0", "2")  # an adaptive norm is not understood
     x = torch.randn(2, 4, 5)
     assert torch.equal(sequences.prepare(x), x.transpose(1, 2).reshape(10, 4))
@@ -185,7 +185,7 @@ def test_norms_of_other_projects_are_seen_along_their_axis() -> None:
 
 def test_recorder_sees_every_layout_and_lets_go() -> None:
     model = Sites()
-    recorder = Recorder(find_sites(model))
+    recorder = Recorder(choose_norms(list_norms(model)))
     image, x = torch.randn(2, 4, 3, 3), make_input()
     recorder.attach(full=False)
     model(image, x)
@@ -211,7 +211,7 @@ def test_recorder_finds_masks_that_are_shared() -> None:
     mask[2:] = True
     expected = x[~mask].square().mean(0).quantile(0.5).item()
     model = nn.Sequential(norm)
-    recorder = Recorder(find_sites(model))
+    recorder = Recorder(choose_norms(list_norms(model)))
     for call in (lambda: norm(x, mask), lambda: norm(x, pad_mask=mask), lambda: norm(x)):
         recorder.attach(full=True)
         with share_pad_mask(model, mask):

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from un.runtime.sweeps import expand
+from un.sweeps.launch import expand
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -105,7 +105,7 @@ def test_adding_one_as_the_readme_says(tmp_path, monkeypatch):
     old = (REPOSITORY / source).read_text().splitlines()
     assert sum(line not in old for line in written) == 3, "copy, change three lines"
     (tmp_path / target).write_text("\n".join(written))
-    monkeypatch.setattr("un.runtime.sweeps.CONFIG_FOLDER", configs)
+    monkeypatch.setattr("un.sweeps.launch.CONFIG_FOLDER", configs)
     command = re.search(r"\n    python train\.py -m (.*ablation=\S+)", page).group(1).split()
     names = [run.folder.parent.name for run in expand(command) if run.folder.name == "seed=0"]
     assert names == ["norm=un,norm.momentum=0.5", "norm=un,norm.momentum=0.9", "norm=un,norm.momentum=0.99"]

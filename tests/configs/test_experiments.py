@@ -7,8 +7,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from un.runtime.assembly import build, build_trainer
-from un.runtime.checks import check_config
+from un.command.checks import check_config
+from un.training.assembly import build, build_trainer
 from un.vision.batches import EpochSampler
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 from hydra import compose, initialize_config_dir
 
-from un.runtime.assembly import build_part
-from un.runtime.errors import CONFIG_FOLDER
-from un.runtime.start import choose_mixed_precision
+from un.command.errors import CONFIG_FOLDER
+from un.training.assembly import build_part
+from un.training.start import choose_mixed_precision
 
 
 @pytest.mark.parametrize(("trainer", "strategy"), [("ddp", "DDPStrategy"), ("gpu", "auto")])

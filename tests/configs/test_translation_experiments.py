@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.configs.test_experiments import compose_config, run
-from un.runtime.assembly import build
+from un.training.assembly import build
 
 TRANSLATION = ["phrasebook_tiny", "multi30k_small", "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"]
 NUM_NORMS = {"phrasebook_tiny": 12, "multi30k_small": 12}  # 32 in the others

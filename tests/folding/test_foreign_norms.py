@@ -12,8 +12,8 @@ from tests.folding.helpers import C, check_fold, linear, make_model, make_tokens
 from un.folding import fold_norms
 from un.folding.sites import find_scaled_axis, find_sites
 from un.norms import BatchNorm, UnifiedNorm
-from un.norms.recognition import recognize_norm
 from un.surgery import replace_norms
+from un.surgery.recognition import recognize_norm
 
 
 def apply_norm_and_layer(m, x):

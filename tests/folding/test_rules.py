@@ -19,7 +19,8 @@ from tests.folding.helpers import (
     rules,
 )
 from un.folding import ScaleShift, fold_norms
-from un.norms import BatchNorm, ChannelFirst, UnifiedNorm
+from un.norms import BatchNorm, UnifiedNorm
+from un.surgery import ChannelFirst
 
 # Models of which every norm vanishes: rule, modules, forward, input shape.
 VANISHING = {

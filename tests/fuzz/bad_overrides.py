@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from un.runtime.errors import CONFIG_FOLDER
+from un.command.errors import CONFIG_FOLDER
 
 SHORT = [
     *("debug=fast", "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),

@@ -14,14 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from tests.fuzz.compositions import compositions
+from un.command.checks import check_config
+from un.command.errors import CONFIG_FOLDER
+from un.finished.fold_run import TOLERANCE, list_changes, load_folded
 from un.folding import fold_norms
 from un.folding.inputs import Inputs
 from un.folding.verify import list_tensors, measure_difference
-from un.runtime.assembly import build, build_trainer
-from un.runtime.checks import check_config
-from un.runtime.errors import CONFIG_FOLDER
-from un.runtime.folded import TOLERANCE, list_changes, load_folded
-from un.runtime.weights import check_state, read_checkpoint
+from un.training.assembly import build, build_trainer
+from un.training.weights import check_state, read_checkpoint
 
 
 def compose_line(overrides: list[str]) -> DictConfig:

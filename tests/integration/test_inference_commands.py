@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tests.integration.commands import REPOSITORY, run_here
+from un.finished.fold_run import load_folded
 from un.norms import UnifiedNorm
 from un.reports.result import read_result
-from un.runtime.folded import load_folded
 
 MISSING = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_exported_says_so(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_a_graph_that_computes_something_else_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("un.runtime.export.measure_difference", lambda *outputs: 0.5)
+    monkeypatch.setattr("un.finished.export.measure_difference", lambda *outputs: 0.5)
     outcome = run_here("scripts/export.py", f"run={folder}", "format=torch_export")
     outcome.check_error("differs from PyTorch by 5.0e-01", "it is not kept")
     assert not list((folder / "exports").iterdir())

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from tests.integration.commands import run, start
 from tests.integration.test_killed_run import COMMON, count_steps, read_outcome
+from un.command.console import quiet_libraries
 from un.reports.result import read_result
-from un.runtime.assembly import build, build_trainer
-from un.runtime.averaging import load_tested
-from un.runtime.console import quiet_libraries
-from un.runtime.run_folder import RunFolder
+from un.training.assembly import build, build_trainer
+from un.training.averaging import load_tested
+from un.training.run_folder import RunFolder
 
 FAST = ("debug=fast", "trainer.accelerator=cpu")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")

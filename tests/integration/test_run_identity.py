@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.integration.commands import FAST, find_folders, run_here
 from un.reports.result import read_result
-from un.runtime.sweeps import expand
+from un.sweeps.launch import expand
 
 
 @pytest.fixture(autouse=True)

@@ -48,9 +48,9 @@ def test_the_table_of_a_sweep_with_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_the_program_stops_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import un.runtime.training
+    import un.training.train
 
-    train = un.runtime.training.train
+    train = un.training.train.train
     calls: list[int] = []
 
     def break_first(*arguments: Any) -> None:
@@ -59,7 +59,7 @@ def test_a_fault_of_the_program_stops_one_run(tmp_path: Path, monkeypatch: pytes
             raise RuntimeError("a fault of the program")
         train(*arguments)
 
-    monkeypatch.setattr(un.runtime.training, "train", break_first)
+    monkeypatch.setattr(un.training.train, "train", break_first)
     outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, "seed=0,1")
     assert outcome.code == 2, outcome
     assert "Traceback" in outcome.errors

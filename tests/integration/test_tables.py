@@ -9,7 +9,7 @@ import pytest
 from tests.integration.commands import run, run_here
 from tests.reports.runs import make_measurement, make_run, write_curve
 from un.reports.measurements import FOLDER, MODELS, plan_settings
-from un.runtime.listing import list_runs
+from un.sweeps.run_names import list_runs
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
 FAST = ("debug=fast", "trainer.accelerator=cpu")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.compilation import assert_compiled_training_agrees, make_mabn, make_unified
 from tests.norms.helpers import BUILDERS, paper_options
 from un import norms
-from un.norms.compiling import hold
+from un.norms.core.compiling import hold
 
 C = 8
 STEPS = 20

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from un.norms import Switches
-from un.norms.filtration import find_outliers, measure_gap, measure_threshold
+from un.norms.core.filtration import find_outliers, measure_gap, measure_threshold
 
 
 def population_threshold(ring, scope, factor=None):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.norms.helpers import BUILDERS, C, advance
-from un.norms import ChannelFirst
+from un.surgery import ChannelFirst
 
 SHAPES = {"rows": (7, C), "tokens": (4, 3, C), "maps": (2, 3, 2, C)}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.norms.helpers import BUILDERS, C, copy_state
 from un import norms
-from un.norms.updates import NormState, call_after_step, end_update, scale_gradient_state
+from un.norms.core.updates import NormState, call_after_step, end_update, scale_gradient_state
 
 COUNTING = {
     "un": lambda **k: norms.UnifiedNorm(C, warmup_steps=3, dtype=torch.float64, **k),

@@ -25,7 +25,7 @@ def test_messages_are_those_that_a_norm_sends() -> None:
     norm, sent = UnifiedNorm(6, sync=True), []
     distributed = mock.Mock(**{"is_initialized.return_value": True, "get_world_size.return_value": 2})
     distributed.all_reduce = lambda packed: sent.append(packed.numel() * packed.element_size())
-    with mock.patch("un.norms.moments.dist", distributed):
+    with mock.patch("un.norms.core.moments.dist", distributed):
         norm(torch.randn(5, 6, requires_grad=True)).sum().backward()
     assert sent == list_messages([6])
 

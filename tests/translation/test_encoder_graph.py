@@ -8,9 +8,9 @@ from torch import nn
 
 from tests.folding.helpers import randomize
 from tests.translation.tiny import draw_sentences, make_batch, make_model, make_unified
+from un.finished.onnx_graph import GraphSession, write_graph
 from un.folding import fold_norms
-from un.inference import GraphPart
-from un.runtime.onnx_graph import GraphSession, write_graph
+from un.tasks import GraphPart
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 

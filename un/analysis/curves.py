@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from un.analysis.runs import Run
+from un.analysis.runs import LoggedRun
 from un.analysis.style import COLORS, LINES, is_wide, make_figure, set_log_scale, thin_rows
 
 PREFIXES = ("train/", "val/")
@@ -17,7 +17,7 @@ COLUMNS, MOST_COLUMNS = 2, 3  # three panels fill one row, more fill rows of two
 LEGEND_COLUMN_LETTERS = 110  # of all entries of a legend's row
 
 
-def draw_curves(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Figure:
+def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figure:
     """A panel per metric; runs that differ only in their seed are one line, their mean, and a band from least to most.
 
     A cross marks the last value before a run diverged.
@@ -55,17 +55,17 @@ def draw_curves(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_runs(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
     """Runs by what differs beside the seed; the experiment is named only where there are several."""
     several = len({run.experiment for run in runs}) > 1
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[LoggedRun]] = {}
     for run in runs:
         label = f"{run.experiment}/{run.setting}" if several else run.setting
         groups.setdefault(label, []).append(run)
     return groups
 
 
-def average_seeds(runs: Sequence[Run], metric: str) -> pd.DataFrame:
+def average_seeds(runs: Sequence[LoggedRun], metric: str) -> pd.DataFrame:
     """Mean, least and most of a metric at every step where any of the runs has a finite value; index step."""
     columns = {}
     for place, run in enumerate(runs):
@@ -76,7 +76,7 @@ def average_seeds(runs: Sequence[Run], metric: str) -> pd.DataFrame:
     return pd.DataFrame({"mean": table.mean(axis=1), "least": table.min(axis=1), "most": table.max(axis=1)})
 
 
-def _draw_line(axes: Axes, runs: Sequence[Run], metric: str, color: str, line: str) -> None:
+def _draw_line(axes: Axes, runs: Sequence[LoggedRun], metric: str, color: str, line: str) -> None:
     table = average_seeds(runs, metric)
     if table.empty:
         return
@@ -90,7 +90,7 @@ def _draw_line(axes: Axes, runs: Sequence[Run], metric: str, color: str, line: s
                 axes.plot(values.index[-1], values.iloc[-1], "x", color=color, markersize=8, markeredgewidth=2)
 
 
-def _choose_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+def _choose_metrics(runs: Sequence[LoggedRun], wanted: Sequence[str]) -> list[str]:
     known = dict.fromkeys(name for run in runs for name in run.metrics.columns if name not in ("epoch", "step"))
     for name in wanted:
         if name not in known:
@@ -102,7 +102,7 @@ def _choose_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _name_figure(groups: dict[str, list[Run]]) -> str:
+def _name_figure(groups: dict[str, list[LoggedRun]]) -> str:
     experiments = dict.fromkeys(run.experiment for members in groups.values() for run in members)
     several = any(len(members) > 1 for members in groups.values())
     return ", ".join(experiments) + (": mean over seeds, band from least to most" if several else "")

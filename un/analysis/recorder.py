@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from un.analysis.sites import Site
+from un.analysis.recorded_norms import RecordedNorm
 from un.analysis.statistics import Observation, measure_fluctuation, measure_gradient, measure_square, observe
 
 MOMENT_PERCENTS = tuple(range(0, 101, 5))  # fine enough to draw a histogram from
@@ -33,7 +33,7 @@ VECTORS: dict[str, tuple[int, ...]] = {
 SCALARS = ("peak", "gap", "threshold")  # see `un.analysis.statistics.Observation`
 COUNTERS = {"calls": "iters", "filtered_calls": "skip_counter", "nonfinite_calls": "nonfinite_counter"}
 
-Row = dict[str, Any]
+StatisticsRow = dict[str, Any]
 
 
 class Recorder:
@@ -43,7 +43,7 @@ class Recorder:
         sites: of one model.
     """
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[RecordedNorm]) -> None:
         self.sites = list(sites)
         self._handles: list[RemovableHandle] = []
         self._previous: dict[str, Tensor] = {}
@@ -67,12 +67,12 @@ class Recorder:
             handle.remove()
         self._handles = []
 
-    def collect(self, step: int) -> list[Row]:
+    def collect(self, step: int) -> list[StatisticsRow]:
         """One row per norm that was called since `attach(full=True)`, to be called when the gradients are there.
 
         Costs one transfer from the device per number of channels.
         """
-        rows: list[Row] = []
+        rows: list[StatisticsRow] = []
         widths = sorted({len(seen.moment) for seen, _ in self._seen.values()})
         for width in widths:
             sites = [site for site in self.sites if site.name in self._seen]
@@ -89,7 +89,7 @@ class Recorder:
 
     @torch.no_grad()
     def _look(
-        self, site: Site, full: bool, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, site: RecordedNorm, full: bool, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
         x, pad_mask = _read_call(module, arguments, keywords)
         if x.numel() == 0:
@@ -107,7 +107,7 @@ class Recorder:
         self._seen[site.name] = (seen, fluctuation)
 
     @torch.no_grad()
-    def _sum_up(self, step: int, sites: Sequence[Site]) -> list[Row]:
+    def _sum_up(self, step: int, sites: Sequence[RecordedNorm]) -> list[StatisticsRow]:
         """Rows of norms with equally many channels, whose quantiles are taken together."""
         vectors, scalars = [], []
         for site in sites:
@@ -141,8 +141,8 @@ def _fill(values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
     return [torch.full_like(like, math.nan).float() if value is None else value.float() for value in values]
 
 
-def _name_values(step: int, site: Site, channels: int, values: Sequence[float]) -> Row:
-    row: Row = {"step": step, "layer": site.layer, "site": site.name, "channels": channels}
+def _name_values(step: int, site: RecordedNorm, channels: int, values: Sequence[float]) -> StatisticsRow:
+    row: StatisticsRow = {"step": step, "layer": site.layer, "site": site.name, "channels": channels}
     width = len(MOMENT_PERCENTS)
     for place, (name, percents) in enumerate(VECTORS.items()):
         quantiles = dict(zip(MOMENT_PERCENTS, values[place * width : (place + 1) * width], strict=True))

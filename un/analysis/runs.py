@@ -12,7 +12,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """One run folder, `<experiment>/<setting>/seed=<n>`.
 
     Attributes:
@@ -55,7 +55,7 @@ def find_run_folders(patterns: Iterable[str]) -> list[Path]:
     return list(folders)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> LoggedRun:
     """Reads a run, finished or not.
 
     Raises:
@@ -72,4 +72,4 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path} is empty: nothing was logged yet") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from None
-    return Run(folder, metrics, diverged_step)
+    return LoggedRun(folder, metrics, diverged_step)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from un.analysis.sites import Site
+from un.analysis.recorded_norms import RecordedNorm
 from un.norms import Norm
-from un.norms.moments import Moments, measure_moments
-from un.norms.transaction import preview
+from un.norms.core.moments import Moments, measure_moments
+from un.norms.core.transaction import preview
 
 
 class Observation(NamedTuple):
@@ -28,12 +28,12 @@ class Observation(NamedTuple):
     num_rows: int | Tensor
 
 
-def measure_square(site: Site, x: Tensor, pad_mask: Tensor | None) -> Tensor:
+def measure_square(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Tensor:
     """The second moment q (C,) around zero of one process's batch."""
     return measure_moments(site.prepare(x), _flatten(pad_mask)).square
 
 
-def observe(site: Site, x: Tensor, pad_mask: Tensor | None) -> Observation:
+def observe(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Observation:
     """Everything about one call; to be called before the norm, whose state it leaves alone.
 
     Args:
@@ -81,7 +81,7 @@ def measure_fluctuation(moment: Tensor, previous: Tensor, eps: float) -> Tensor:
     return ((moment + eps).log() - (previous + eps).log()).abs()
 
 
-def measure_gradient(site: Site, num_rows: int | Tensor) -> Tensor | None:
+def measure_gradient(site: RecordedNorm, num_rows: int | Tensor) -> Tensor | None:
     """The gradient statistic p = mean over rows of weight D z, (C,), from the weight's gradient; None without one.
 
     D is the upstream gradient and z what the weight multiplies, so that this is p of UN (step B2) where its switches

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from un.analysis.recorder import Row
+from un.analysis.recorder import StatisticsRow
 from un.files import replace_file
 
 NAME = "activation_stats"
@@ -33,7 +33,7 @@ class StatisticsFiles:
         self.parts = folder / NAME
         self.whole = folder / f"{NAME}.parquet"
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[StatisticsRow]) -> None:
         """Writes rows as a part of their own."""
         if rows:
             self.parts.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class StatisticsFiles:
         return [*whole, *sorted(self.parts.glob("*.parquet"))]
 
 
-def make_frame(rows: Sequence[Row]) -> pd.DataFrame:
+def make_frame(rows: Sequence[StatisticsRow]) -> pd.DataFrame:
     """Rows as a table; NaN and infinities are kept, which tell a diverging layer from one without the statistic."""
     frame = pd.DataFrame(rows)
     numbers = [name for name in frame.columns if name not in {*INTEGERS, "site"}]

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from un.norms.probing import copy_computed
+from un.surgery.probing import copy_computed
 
 
 def copy_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

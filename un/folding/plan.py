@@ -13,10 +13,10 @@ from un.folding.graph import Graph
 from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
 from un.folding.scale_shift import PassOn, ScaleShift
-from un.folding.sites import Site, read_dtype, remove_affine
+from un.folding.sites import FoldSite, read_dtype, remove_affine
 from un.folding.solver import Solver
-from un.norms.attachments import carry_hooks
-from un.norms.fused_kernels import avoid_fused_kernels
+from un.surgery.attachments import carry_hooks
+from un.surgery.fused_kernels import avoid_fused_kernels
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
         obstacle: why not in float64, where it was not.
     """
 
-    sites: list[Site]
+    sites: list[FoldSite]
     solver: Solver
     forms: dict[int, Form]
     reasons: dict[int, str]

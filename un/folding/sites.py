@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from un.norms.attachments import make_plain
-from un.norms.base import Norm, statistics_dtype
-from un.norms.layout import find_inner
-from un.norms.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
-from un.norms.probing import ALL, Probe, ProbeError, compare, find_axis
-from un.norms.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
+from un.norms.core.base import Norm, statistics_dtype
+from un.surgery.attachments import make_plain
+from un.surgery.layout import find_inner
+from un.surgery.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
+from un.surgery.probing import ALL, Probe, ProbeError, compare, find_axis
+from un.surgery.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
 
 MAX_VECTORS = 4  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
 SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale makes, be it computed in float32
 
 
 @dataclass(frozen=True)
-class Site:
+class FoldSite:
     """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale.
 
     Attributes:
@@ -60,7 +60,7 @@ class Site:
         return text if inner is self.norm else f"ChannelFirst({text})"
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+def find_sites(model: nn.Module) -> list[FoldSite]:
     """Every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
     names: dict[nn.Module, list[str]] = {}
     traits: dict[nn.Module, NormTraits | int] = {}
@@ -99,10 +99,10 @@ def find_scaled_axis(module: nn.Module) -> int | None:
         return None
 
 
-def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int) -> Site:
+def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int) -> FoldSite:
     if isinstance(traits, int):
         factor = next(norm.parameters()).detach().double()
-        return Site(names, norm, factor, torch.zeros_like(factor), True, traits, is_layer_scale=True)
+        return FoldSite(names, norm, factor, torch.zeros_like(factor), True, traits, is_layer_scale=True)
     inner, obstacle = find_inner(norm), traits.obstacle
     scale, shift = (
         torch.full((traits.num_features,), neutral, dtype=torch.float64) if value is None else value.detach().double()
@@ -113,7 +113,7 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
         affine = None if plain is None else plain.affine()
         if affine is not None:
             scale, shift = (value.detach().double() for value in affine)
-        return Site(names, norm, scale, shift, affine is not None, traits.axis, obstacle)
+        return FoldSite(names, norm, scale, shift, affine is not None, traits.axis, obstacle)
     if traits.rest:
         obstacle = f"applies {', '.join(type(part).__name__ for part in traits.rest)} to its result"
     neutral = None
@@ -122,7 +122,7 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
             scale, neutral = _separate(inner, traits.axis if inner is norm else -1, scale, shift)
         except ProbeError as error:
             obstacle = str(error)
-    return Site(names, norm, scale, shift, False, traits.axis, obstacle, neutral=neutral)
+    return FoldSite(names, norm, scale, shift, False, traits.axis, obstacle, neutral=neutral)
 
 
 def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[float, ...] | None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from un.folding.frames import NOBODY, Fill, Form, Frames, is_same
 from un.folding.graph import Catalog, Graph, LinearUse, NormCall, Padding, Sum
-from un.folding.sites import Site
+from un.folding.sites import FoldSite
 
 MAX_CONDITION = 1e4  # of a scale carried through a residual stream, spec R8
 
@@ -32,7 +32,7 @@ class Solver:
     """
 
     def __init__(
-        self, graph: Graph, catalog: Catalog, sites: Sequence[Site], max_condition: float = MAX_CONDITION
+        self, graph: Graph, catalog: Catalog, sites: Sequence[FoldSite], max_condition: float = MAX_CONDITION
     ) -> None:
         self.graph, self.catalog, self.max_condition = graph, catalog, max_condition
         self.sites = sites

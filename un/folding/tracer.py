@@ -20,7 +20,7 @@ from un.folding.inputs import Inputs
 from un.folding.moves import MOVES
 from un.folding.padding import PaddingTracer
 from un.folding.recorder import Recorder
-from un.folding.sites import Site
+from un.folding.sites import FoldSite
 from un.folding.watching import note_unreached, watch_modules
 
 aten = torch.ops.aten
@@ -107,7 +107,7 @@ class Tracer(TorchDispatchMode):
         return not answer if self.num_decisions - 1 == self.flipped else answer
 
 
-def trace(model: nn.Module, sites: Sequence[Site], inputs: Inputs, dtype: torch.dtype | None) -> Graph:
+def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: torch.dtype | None) -> Graph:
     """Runs a disposable copy of a model and records what its channels meet.
 
     Beside the example the model is run on inputs of other sizes, and as if each of the first truth values that it asks

@@ -9,12 +9,14 @@ from torch import Tensor, jit, nn
 
 from un.folding.graph import LinearUse, Read
 from un.folding.recorder import ModuleCall, Recorder
-from un.folding.sites import Site
+from un.folding.sites import FoldSite
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves; which of their modules do is up to the model's code
 
 
-def watch_modules(recorder: Recorder, run_unseen: Callable[..., Any], model: nn.Module, sites: Sequence[Site]) -> None:
+def watch_modules(
+    recorder: Recorder, run_unseen: Callable[..., Any], model: nn.Module, sites: Sequence[FoldSite]
+) -> None:
     """Replaces the forward of every module by one that is watched.
 
     Args:
@@ -50,7 +52,7 @@ def _watch_module(recorder: Recorder, run_unseen: Callable[..., Any], module: nn
     module.forward = watched
 
 
-def _watch_norm(recorder: Recorder, run_unseen: Callable[..., Any], name: str, index: int, site: Site) -> None:
+def _watch_norm(recorder: Recorder, run_unseen: Callable[..., Any], name: str, index: int, site: FoldSite) -> None:
     forward: Callable[..., Tensor] = site.norm.forward
 
     def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

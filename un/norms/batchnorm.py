@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from un.norms.base import Norm, flatten_rows
-from un.norms.moments import divide, is_distributed, measure_moments, sum_over_processes
-from un.norms.options import check_flags, check_fraction
-from un.norms.passes import Coefficients, Upstream, normalize
-from un.norms.transaction import Batch, take_batch
-from un.norms.window import as_type
+from un.norms.core.base import Norm, flatten_rows
+from un.norms.core.moments import divide, is_distributed, measure_moments, sum_over_processes
+from un.norms.core.options import check_flags, check_fraction
+from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.transaction import Batch, take_batch
+from un.norms.core.window import as_type
 
 
 class Call(NamedTuple):

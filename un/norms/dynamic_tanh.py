@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from un.norms.base import Norm, statistics_dtype
+from un.norms.core.base import Norm, statistics_dtype
 
 
 class DynamicTanh(Norm):

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, flatten_rows
-from un.norms.moments import divide, is_distributed, measure_moments, sum_over_processes
-from un.norms.options import check_at_least, check_flags, check_fraction, make_windows
-from un.norms.passes import Coefficients, Upstream, normalize
-from un.norms.schedule import RATIO_LIMITS, Schedule
-from un.norms.transaction import Batch, take_batch, take_gradient
-from un.norms.updates import BACKWARD, FORWARD, push_entry, register_count
-from un.norms.window import average_slots, move_average
+from un.norms.core.base import Norm, flatten_rows
+from un.norms.core.moments import divide, is_distributed, measure_moments, sum_over_processes
+from un.norms.core.options import check_at_least, check_flags, check_fraction, make_windows
+from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.schedule import RATIO_LIMITS, Schedule
+from un.norms.core.transaction import Batch, take_batch, take_gradient
+from un.norms.core.updates import BACKWARD, FORWARD, push_entry, register_count
+from un.norms.core.window import average_slots, move_average
 
 
 class Call(NamedTuple):

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, flatten_rows, statistics_dtype
-from un.norms.moments import Moments, divide, is_distributed, measure_moments, sum_moments, sum_over_processes
-from un.norms.options import check_at_least, check_flags, check_fraction
-from un.norms.passes import Coefficients, Upstream, normalize
-from un.norms.transaction import Batch, take_batch, take_gradient
-from un.norms.updates import register_count
-from un.norms.window import as_type, move_average
+from un.norms.core.base import Norm, flatten_rows, statistics_dtype
+from un.norms.core.moments import Moments, divide, is_distributed, measure_moments, sum_moments, sum_over_processes
+from un.norms.core.options import check_at_least, check_flags, check_fraction
+from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.transaction import Batch, take_batch, take_gradient
+from un.norms.core.updates import register_count
+from un.norms.core.window import as_type, move_average
 
 
 class Call(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from un.norms.base import Norm, flatten_rows, statistics_dtype
 from un.norms.batchnorm import RepBatchNorm
-from un.norms.options import check_at_least, check_choice, check_fraction
+from un.norms.core.base import Norm, flatten_rows, statistics_dtype
+from un.norms.core.options import check_at_least, check_choice, check_fraction
 from un.norms.rmsnorm import RMSNorm
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from un.norms.base import Norm, statistics_dtype
+from un.norms.core.base import Norm, statistics_dtype
 
 
 class RMSNorm(Norm):

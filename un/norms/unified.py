@@ -14,7 +14,7 @@
     inference   y = γ x / sqrt(v + ε) + β                          an affine map, which folds into a linear layer
 
 Where the paper differs, and every other switch: `un.norms.unified_variants`. Batches that are empty or not finite:
-`un.norms.transaction`. F1 to F11 and B1 to B8 number the steps of the official code (docs/algorithm.md).
+`un.norms.core.transaction`. F1 to F11 and B1 to B8 number the steps of the official code (docs/algorithm.md).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import Norm, flatten_rows
-from un.norms.moments import measure_moments
-from un.norms.options import check_at_least, check_flags, make_fractions, make_windows
-from un.norms.passes import Coefficients, Upstream, normalize
-from un.norms.schedule import RATIO_LIMITS, Schedule
-from un.norms.transaction import Batch, take_batch, take_gradient
-from un.norms.window import average_geometrically, average_slots, choose, move_average, write_slot
+from un.norms.core.base import Norm, flatten_rows
+from un.norms.core.moments import measure_moments
+from un.norms.core.options import check_at_least, check_flags, make_fractions, make_windows
+from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.schedule import RATIO_LIMITS, Schedule
+from un.norms.core.transaction import Batch, take_batch, take_gradient
+from un.norms.core.window import average_geometrically, average_slots, choose, move_average, write_slot
 
 
 class Call(NamedTuple):

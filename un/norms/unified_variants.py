@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.base import flatten_rows
-from un.norms.filtration import find_outliers, measure_gap, measure_threshold
-from un.norms.moments import divide, is_distributed, measure_moments, sum_over_processes
-from un.norms.passes import Coefficients, Upstream, normalize
-from un.norms.schedule import Phase, Schedule
-from un.norms.switches import Switches, build_switches
-from un.norms.transaction import Batch, take_batch, take_gradient
-from un.norms.unified import UnifiedNorm
-from un.norms.updates import BACKWARD, FORWARD, count_calls, merge_entry, push_entry, register_count
-from un.norms.window import (
+from un.norms.core.base import flatten_rows
+from un.norms.core.filtration import find_outliers, measure_gap, measure_threshold
+from un.norms.core.moments import divide, is_distributed, measure_moments, sum_over_processes
+from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.schedule import Phase, Schedule
+from un.norms.core.switches import Switches, build_switches
+from un.norms.core.transaction import Batch, take_batch, take_gradient
+from un.norms.core.updates import BACKWARD, FORWARD, count_calls, merge_entry, push_entry, register_count
+from un.norms.core.window import (
     average_geometrically,
     average_harmonically,
     average_slots,
@@ -31,6 +30,7 @@ from un.norms.window import (
     read_slot,
     write_slot,
 )
+from un.norms.unified import UnifiedNorm
 
 # S13; `last` is no smoothing.
 AVERAGES = {"geometric": average_geometrically, "arithmetic": average_slots, "harmonic": average_harmonically}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from un.reports.measurements import BATCHES, Measurement, Setting, plan_settings
 from un.reports.runs import Run, group_by_setting, name_reference
-from un.reports.specification import Published, Row, Table
+from un.reports.specification import Published, Table, TableRow
 from un.reports.statistics import Difference, Summary, compare_paired, summarise
 
 LAYERNORM = "layernorm"
@@ -176,7 +176,7 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     return Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting)
 
 
-def _fill_line(table: Table, row: Row, found: Measurement | None) -> Line:
+def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:
     cells = []
     for column, published in zip(table.columns, row.published, strict=True):
         gain = found.get_gain(str(column.metric)) if found else None

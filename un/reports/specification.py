@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table file.
 
     Attributes:
@@ -73,7 +73,7 @@ class Table:
     name: str
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     runs: tuple[str, ...] = ()
     digits: int = 2
     paper_setting: bool = False
@@ -128,7 +128,7 @@ def _parse_column(entry: Any, where: str) -> Column:
     return Column(str(entry.get("label", "")), _parse_texts(entry, "arguments", where), entry.get("metric"))
 
 
-def _parse_row(entry: Any, columns: int, source: str | None, where: str) -> Row:
+def _parse_row(entry: Any, columns: int, source: str | None, where: str) -> TableRow:
     _check_keys(entry, ROW_KEYS, f"{where}: a row")
     label = entry.get("label")
     where = f"{where}: row {label}"
@@ -145,10 +145,10 @@ def _parse_row(entry: Any, columns: int, source: str | None, where: str) -> Row:
             raise ValueError(f"{where}: published {value} has no source")
         published.append(None if value is None else Published(float(value), str(source)))
     arguments = _parse_texts(entry, "arguments", where)
-    return Row(None if label is None else str(label), arguments, tuple(published), entry.get("model"))
+    return TableRow(None if label is None else str(label), arguments, tuple(published), entry.get("model"))
 
 
-def _check_measured(rows: Iterable[Row], columns: Iterable[Column], where: str) -> None:
+def _check_measured(rows: Iterable[TableRow], columns: Iterable[Column], where: str) -> None:
     for row in rows:
         if row.model not in MODELS or row.label is None or row.arguments:
             raise ValueError(

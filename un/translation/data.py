@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from un.loading import BatchLoader, ResumableDataModule
+from un.datasets import BatchLoader, ResumableDataModule
 from un.translation.batches import Batch, PairBatches, TokenSampler
 from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary

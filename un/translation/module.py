@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from un.inference import GraphPart
-from un.loading import count_updates
+from un.datasets import count_updates
+from un.tasks import GraphPart
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 from un.translation.losses import sum_cross_entropy

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from un.loading import find_split, load_dataset, require_split
+from un.datasets import find_split, load_dataset, require_split
 from un.translation.text import find_language
 
 PHRASEBOOK = "phrasebook"

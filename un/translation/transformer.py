@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from un.norms import share_pad_mask
+from un.surgery import share_pad_mask
 from un.translation.fairseq_library import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_REGISTRY,

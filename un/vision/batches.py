@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from un.loading import derive_seed
+from un.datasets import derive_seed
 from un.vision.sources import ImageSplit
 from un.vision.transforms import BatchTransform, ImageTransform
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from un.loading import BatchLoader, ResumableDataModule, require_split
+from un.datasets import BatchLoader, ResumableDataModule, require_split
 from un.vision.batches import Batch, BatchSource, EpochSampler, MemoryBatches, WorkerBatches
 from un.vision.preprocessor import ImagePreprocessor
 from un.vision.sources import ImageSplit, generate_source, list_label_names, open_split, read_source

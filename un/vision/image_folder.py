@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from un.loading import find_split, is_usual_split
+from un.datasets import find_split, is_usual_split
 
 LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")  # by archives of macOS, by Synology's stores; other such names begin with "."
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats whose endings Pillow knows and whose pixels it does not read

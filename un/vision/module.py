@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from un.inference import GraphPart
-from un.loading import count_updates
-from un.norms.updates import call_after_step
+from un.datasets import count_updates
+from un.norms.core.updates import call_after_step
+from un.tasks import GraphPart
 from un.vision.batches import Batch
 
 FOLD_EXAMPLES = 4  # images that a fold is checked on

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from un.loading import load_dataset, require_split
+from un.datasets import load_dataset, require_split
 from un.vision.image_folder import read_class_folders
 from un.vision.pixels import decode_image
 

@@ -1,0 +1,202 @@
+"""From table files to runs and numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reports.runs import make_measurement, make_run
+from un.command.errors import UserError
+from un.reports.rendering import list_rows
+from un.reports.runs import find_runs
+from un.reports.specification import Table, parse_table
+from un.sweeps.launch import expand
+from un.sweeps.run_names import list_runs
+from un.sweeps.tables import (
+    compare_known,
+    describe_ablation,
+    fill_table,
+    find_on_disk,
+    list_tables,
+    plan_table,
+    read_table,
+)
+from un.training.run_folder import read_overrides
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+EXPERIMENTS = {path.stem for path in (CONFIGS / "experiment").glob("*.yaml")}
+ABLATIONS = {path.stem for path in (CONFIGS / "ablation").glob("*.yaml")}
+# Models beside which stands the abstract's claim, which names none.
+ABSTRACT = ("ViT-S", "T2T-ViT-14", "IWSLT14 Transformer, encoder", "IWSLT14 Transformer, beam search")
+# Figures seen in the official readmes and abstracts; (row, column) -> value.
+PUBLISHED = {
+    "iwslt14": {("LayerNorm", 0): 35.3, ("BatchNorm", 0): 31.1, ("UN", 0): 35.4, ("PowerNorm", 0): 35.87},
+    "imagenet_t2t_vit_14": {("LayerNorm", 0): 81.5, ("BatchNorm", 0): 79.8, ("UN", 0): 80.9},
+    "cifar_transfer": {
+        **{("LayerNorm", 0): 98.3, ("BatchNorm", 0): 96.6, ("UN", 0): 98.3},
+        **{("LayerNorm", 1): 88.4, ("BatchNorm", 1): 88.2, ("UN", 1): 88.9},
+    },
+    "efficiency": {
+        ("Swin-T", 0): 31.2,
+        **{(label, 0): 31.0 for label in ABSTRACT},
+        **{(label, 1): 18.0 for label in ABSTRACT},
+    },
+}
+
+
+def get_experiments(table: Table) -> set[str]:
+    arguments = {argument for column in table.columns for argument in column.arguments}
+    return {argument.removeprefix("experiment=") for argument in arguments}
+
+
+@pytest.mark.parametrize("name", list_tables())
+def test_published_figures_are_those_and_no_others(name: str) -> None:
+    rows = read_table(name).rows
+    figures = {(row.label, i): figure.value for row in rows for i, figure in enumerate(row.published) if figure}
+    assert figures == PUBLISHED.get(name, {})
+
+
+def test_every_ablation_has_a_table() -> None:
+    asked = {row.arguments for name in list_tables() for row in read_table(name).rows}
+    assert {(f"ablation={name}",) for name in ABLATIONS} <= asked
+
+
+@pytest.mark.parametrize("name", [name for name in list_tables() if not read_table(name).models])
+def test_runs_of_a_table_are_those_that_the_command_would_start(name: str, tmp_path: Path) -> None:
+    table = read_table(name)
+    missing = get_experiments(table) - EXPERIMENTS
+    if missing:
+        pytest.skip(f"there is no experiment {missing}")
+    plan = plan_table(table, [f"paths.runs={tmp_path}"])
+    last = [cell[-1] for cell in plan.rows[-1].runs if cell]
+    assert len(last) == len(table.columns)
+    for run in last:
+        (planned,) = expand(run.arguments)
+        assert planned.folder == run.folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=digits_vit", "ablation=un_filtration", "seed=4"],
+        ["ablation=un_window", "seed=range(2)", "norm.window=[4,8],2"],
+        ["norm=un,layernorm", "optimizer.lr=1e-3,0.01", "paths.runs=/some/where"],
+        ["norm=un", 'init_weights="${paths.runs}/x/norm=un/best.ckpt"', "experiment=cifar10_transfer", "debug=fast"],
+        ["experiment=imagenet_t2t_vit_14", "data.path='a b=c'", "trainer=ddp", "trainer.precision=16-mixed"],
+        ["data=image_folder", "data.path='a b=c',/x/a,'~/Ä [1]'", "trainer.devices=2"],
+    ],
+    ids=" ".join,
+)
+def test_lists_what_the_sweep_would_run(arguments: list[str]) -> None:
+    listed = list_runs(arguments)
+    assert len(listed) > 0
+    assert [run.folder for run in listed] == [run.folder for run in expand(arguments)]
+
+
+def test_rows_of_an_ablation_are_labelled_by_what_differs() -> None:
+    plan = plan_table(describe_ablation("un_window"), ["seed=0,1"])
+    labels = [row.label for row in plan.rows]
+    assert len(set(labels)) == len(labels)
+    assert all(label.startswith("window=") for label in labels)
+    assert all(len(cell) == 2 for row in plan.rows for cell in row.runs)
+    assert {row.label for row in plan_table(describe_ablation("norms")).rows} >= {"un", "un_paper", "layernorm"}
+
+
+def test_options_that_change_together_are_told(tmp_path: Path) -> None:
+    labels = [row.label for row in plan_table(describe_ablation("un_filtration")).rows]
+    assert "filtration=true filter_decision=channel threshold_scope=channel" in labels
+
+
+def test_another_experiment_takes_the_place_of_all_columns() -> None:
+    plan = plan_table(read_table("cifar_transfer"), ["experiment=digits_vit", "seed=0"])
+    assert [column.label for column in plan.table.columns] == ["digits_vit"]
+    assert {run.key[0] for run in plan.runs} == {"digits_vit"}
+    assert not any(figure for row in plan.rows for figure in row.published)
+
+
+def test_fills_from_disk(tmp_path: Path) -> None:
+    table = parse_table("t", {"title": "T", "rows": [{"arguments": ["norm=layernorm,un"]}], "runs": ["seed=range(2)"]})
+    for seed in (0, 1):
+        make_run(tmp_path, "norm=layernorm", seed, 50.0)
+        make_run(tmp_path, "norm=un", seed, 52.0 if seed else None)
+    comparison = fill_table(plan_table(table, [f"paths.runs={tmp_path}"]), find_on_disk)
+    rows = list_rows(comparison).set_index("row")
+    assert (rows.loc["layernorm", "mean"], rows.loc["layernorm", "n"]) == (50.0, 2)
+    assert (rows.loc["un", "to_layernorm"], rows.loc["un", "diverged"], rows.loc["un", "n"]) == (2.0, 1, 1)
+
+
+def test_known_runs_fill_their_tables_wherever_they_lie(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "far", name, seed) for name in ("norm=layernorm", "norm=un") for seed in (0, 1)]
+    tables = {comparison.name: comparison for comparison in compare_known(runs)}
+    assert "norms" in tables
+    assert "cifar10_small" not in tables
+    assert tables["norms"].columns == ("digits",)
+    cells = {row.label: row.cells[0] for row in tables["norms"].rows}
+    assert [len(cells[name].runs) for name in ("layernorm", "un", "mabn")] == [2, 2, 0]
+    assert compare_known(runs[:2]) == []  # LayerNorm alone answers no question
+
+
+def test_measurements_fill_their_table_beside_runs(tmp_path: Path) -> None:
+    measurement = make_measurement(tmp_path, "vit_small", batch=8)
+    runs = [make_run(tmp_path, name) for name in ("norm=layernorm", "norm=un")]
+    assert [comparison.name for comparison in compare_known(runs, [measurement])][-1] == "efficiency"
+    assert "efficiency" not in [comparison.name for comparison in compare_known(runs)]
+    (efficiency,) = compare_known([], [measurement])
+    filled = [row.label for row in efficiency.rows if row.cells[0].ours.n]
+    assert filled == ["ViT-S, eager, batch 8, a CPU (2 threads)"]
+    assert len(efficiency.rows) == len(ABSTRACT) + 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["trainer=ddp"], ["debug=fast", "seed=0,1", "optimizer.lr=0.1"], ["data.path=/cifar", "paths.runs=/far"]],
+    ids=" ".join,
+)
+def test_runs_start_from_the_run_of_their_row(arguments: list[str]) -> None:
+    """Whatever changes its name; seeds and the place of the data are not those of the run they start from."""
+    kept = [argument for argument in arguments if not argument.startswith(("seed=", "data.path="))]
+    origins = {row.label: row.runs[0] for row in plan_table(read_table("imagenet_t2t_vit_14"), kept).rows}
+    plan = plan_table(read_table("cifar_transfer"), arguments)
+    assert len(plan.starts) == len(plan.rows) == 3
+    for row in plan.rows:
+        ((origin,), cells) = origins[row.label], [run for cell in row.runs for run in cell]
+        assert {run.start.folder for run in cells if run.start} == {origin.folder}
+        for run in cells:
+            weights = read_overrides(run.arguments)["init_weights"]
+            assert weights == f"{origin.folder}/checkpoints/best.ckpt"
+    assert cells[0].folder == expand(cells[0].arguments)[0].folder
+
+
+def test_weights_of_ones_own_take_the_place_of_other_runs() -> None:
+    plan = plan_table(read_table("cifar_transfer"), ["init_weights=/mine=1/best.ckpt", "seed=0"])
+    assert plan.starts == []
+    assert {read_overrides(run.arguments)["init_weights"] for run in plan.runs} == {"/mine=1/best.ckpt"}
+    assert plan_table(read_table("cifar_transfer"), ["experiment=digits_vit"]).starts == []
+
+
+def test_a_row_without_a_run_to_start_from() -> None:
+    content = {"title": "T", "needs": ["imagenet_t2t_vit_14"], "rows": [{"label": "none", "arguments": ["norm=un"]}]}
+    with pytest.raises(UserError, match="table t, row none: starts from one run of imagenet_t2t_vit_14, got 0"):
+        plan_table(parse_table("t", content))
+
+
+def test_runs_that_start_from_others_are_known_too(tmp_path: Path) -> None:
+    plan = plan_table(read_table("cifar_transfer"), [f"paths.runs={tmp_path}", "seed=0"])
+    for run in plan.runs:
+        experiment, setting, _ = run.key
+        make_run(tmp_path, setting, 0, experiment=experiment)
+    runs, problems = find_runs([tmp_path])
+    (comparison,) = compare_known(runs)
+    assert (len(runs), problems) == (6, [])
+    assert all(len(cell.runs) == 1 for cell in comparison.cells)
+
+
+def test_a_cell_never_mixes_settings() -> None:
+    with pytest.raises(UserError, match=r"row LayerNorm: a cell can sweep seeds only, got .*lr=0.1.*lr=0.2"):
+        plan_table(read_table("cifar10_small"), ["optimizer.lr=0.1,0.2"])
+    labels = [row.label for row in plan_table(describe_ablation("un_centering"), ["optimizer.lr=0.1,0.2"]).rows]
+    assert len(set(labels)) == 6
+
+
+def test_unknown_table() -> None:
+    with pytest.raises(UserError, match="table=iwslt15 is unknown; did you mean 'iwslt14'"):
+        read_table("iwslt15")

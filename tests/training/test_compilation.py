@@ -1,0 +1,89 @@
+"""Runs with `compile`: the same numbers as without, and one line where it cannot work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.integration.commands import run_here
+from tests.training.test_train import run
+from tests.training.toy import make_config
+from un.command.checks import check_config
+from un.command.errors import UserError
+from un.training.compilation import compile_in_training
+from un.training.run_folder import name_run
+from un.training.weights import read_checkpoint
+
+
+def test_a_compiled_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    eager = run(tmp_path / "eager")
+    compiled = run(tmp_path / "compiled", "compile.backend=aot_eager", "compile.fullgraph=true")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-5)
+    states = [
+        read_checkpoint(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("eager", "compiled")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # a C++ compiler takes about a minute
+def test_a_compiled_run_of_the_embedded_default(tmp_path: Path) -> None:
+    common = ["debug=fast", f"paths.runs={tmp_path}", "trainer.accelerator=cpu"]
+    outcome = run_here("train.py", *common, "compile={dynamic: true}")
+    assert outcome.code == 0, outcome
+    assert list(tmp_path.glob("digits_vit/norm=un,compile.dynamic=True,debug=fast/seed=0/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        (3, "compile=3 must be true, null or options"),
+        ("yes", "must be true, null or options"),
+        ({"speed": 3}, "no option 'speed'; it takes fullgraph"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_built(tmp_path: Path, wanted: Any, part: str) -> None:
+    config = OmegaConf.merge(make_config(tmp_path), {"compile": wanted})
+    with pytest.raises(UserError, match=part):
+        check_config(config)
+
+
+def test_a_recorder_sees_nothing_in_compiled_norms(tmp_path: Path) -> None:
+    config = OmegaConf.merge(make_config(tmp_path), {"compile": True, "callbacks": {"activation_stats": {}}})
+    with pytest.raises(UserError, match="exclude each other"):
+        check_config(config)
+
+
+class Branching(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"backend": "fast"}, "Invalid backend"),
+        ({"mode": "fast"}, "Unrecognized mode"),
+        ({"backend": "eager", "fullgraph": True}, "Data-dependent branching"),
+    ],
+)
+def test_what_cannot_be_compiled_is_one_line(options: dict[str, Any], part: str) -> None:
+    model = Branching()
+    with pytest.raises(UserError, match=part) as caught, compile_in_training(model, options):
+        model(torch.ones(2))
+    assert "\n" not in str(caught.value)
+    assert "compile=null" in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    model = Branching()
+    with pytest.raises(RuntimeError, match="out of memory"), compile_in_training(model, {"backend": "eager"}):
+        raise RuntimeError("out of memory")
+
+
+def test_the_folder_says_so() -> None:
+    assert name_run("e", "un", ["compile=true"], 4) == "e/norm=un,compile=True/seed=4"

@@ -1,0 +1,159 @@
+"""Optimizer steps through Lightning: accumulation, loss scaling, averages, and models that recompute activations."""
+
+import contextlib
+from typing import Any
+from unittest import mock
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tests.training.toy import ToyData, ToyModel, ToyTask
+from un.norms import UnifiedNorm
+from un.surgery import replace_norms
+from un.training.callbacks.divergence import SKIPPED_STEPS, DivergedError, DivergenceStop
+from un.training.callbacks.norm_updates import NormUpdates
+from un.vision.module import ImageClassification
+
+FIRST_SCALE = 2.0**10
+OVERFLOWS = (3, 4, 11)  # global steps
+SMALL: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 24, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1), "embed_dim": 12, "num_heads": (2, 2), "window_size": 4},
+}
+
+
+def make_model(**options: Any) -> ToyModel:
+    torch.manual_seed(0)
+    model = ToyModel(3)
+    model.drop.p = 0.0
+    replace_norms(model, lambda c, **k: UnifiedNorm(c, window=2, warmup_steps=2, **k, **options))
+    return model
+
+
+def fit(module: LightningModule, data: Any = None, *callbacks: Callback, **options: Any) -> Trainer:
+    options = {"max_epochs": 3, "limit_val_batches": 0, **options}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        enable_model_summary=False,
+        callbacks=[NormUpdates(), *callbacks],
+        **quiet,
+        **options,  # type: ignore[arg-type]
+    )
+    trainer.fit(module, datamodule=data or ToyData(0))
+    return trainer
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.01)
+
+
+@pytest.mark.parametrize("count", ["calls", "updates"])
+def test_accumulated_gradients(count: str) -> None:
+    """Fifteen batches of three epochs make six updates of up to three calls: 3 + 2, three times."""
+    model = make_model(count=count)
+    trainer = fit(ToyTask(model, sgd), accumulate_grad_batches=3)
+    assert trainer.global_step == 6
+    assert model.norm.iters.item() == {"calls": 15, "updates": 6}[count]
+
+
+class OverflowingTask(ToyTask):
+    """Its gradients are infinite at some steps, which are skipped, or it never meets those batches."""
+
+    def __init__(self, *args: Any, healthy: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.healthy = healthy
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.inf if not self.healthy and self.global_step in OVERFLOWS else loss
+
+
+class SelectedData(ToyData):
+    """The batches at which nothing overflows."""
+
+    def train_dataloader(self) -> Any:
+        batches = enumerate(super().train_dataloader())
+        return DataLoader([batch for number, batch in batches if number not in OVERFLOWS], batch_size=None)  # type: ignore[arg-type]
+
+
+def train_in_half_precision(healthy: bool, fused: bool) -> tuple[ToyModel, float]:
+    model = make_model()
+    optimizer = (lambda p: torch.optim.AdamW(p, 0.01, fused=True)) if fused else sgd
+    task = OverflowingTask(model, optimizer, healthy=healthy)
+    scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    data = (SelectedData if healthy else ToyData)(0, num_batches=15)
+    fit(task, data, max_epochs=1, plugins=[plugin])
+    return model, scaler.get_scale()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflowed_step_leaves_no_trace(fused: bool) -> None:
+    (model, scale), (clean, clean_scale) = (train_in_half_precision(healthy, fused) for healthy in (False, True))
+    assert (scale, clean_scale) == (FIRST_SCALE / 2 ** len(OVERFLOWS), FIRST_SCALE)
+    assert model.norm.iters.item() == 15 - len(OVERFLOWS)
+    expected = clean.state_dict()
+    for name, value in model.state_dict().items():
+        factor = clean_scale / scale if name.endswith(("ema_gz", "buffer_gz")) else 1
+        if not name.endswith("nonfinite_counter"):
+            assert torch.equal(value * factor, expected[name]), name
+
+
+def test_the_moving_average_skips_skipped_steps() -> None:
+    class Task(ImageClassification):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.inf if self.global_step in OVERFLOWS else loss
+
+    model = make_model()
+    model.num_classes = 3  # type: ignore[assignment]
+    module = Task(model, lambda m: torch.optim.SGD(m.parameters(), 0.01), ema_decay=0.5)
+    assert module.ema is not None
+    with mock.patch.object(module.ema, "update", wraps=module.ema.update) as update:
+        scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
+        fit(module, ToyData(0, num_batches=15), max_epochs=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert update.call_count == 15 - len(OVERFLOWS)
+    assert module.ema.module.norm.iters.item() == 15 - len(OVERFLOWS)  # counters are those of the last step
+    assert all(buffer.isfinite().all() for buffer in module.ema.buffers())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_recomputed_activations_of_timm(name: str) -> None:
+    outcomes = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        sizes = (
+            {"depth": 2, "embed_dim": 24} if "vit" in name else {"depths": (1, 1), "embed_dim": 12, "window_size": 4}
+        )
+        model = timm.create_model(name, img_size=32, num_classes=3, num_heads=(3 if "vit" in name else (2, 2)), **sizes)
+        replace_norms(model, lambda c, **k: UnifiedNorm(c, window=2, warmup_steps=2, filtration=True, **k))
+        model.double().train().set_grad_checkpointing(recomputes)
+        for seed in range(5):
+            x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            model.zero_grad()
+            torch.manual_seed(seed)
+            model(x).square().mean().backward()
+        outcomes.append([*(p.grad for p in model.parameters()), *model.buffers()])
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("lasts", [3, 20])
+def test_only_lasting_overflows_are_a_divergence(lasts: int) -> None:
+    """Loss scaling skips a step with a non-finite loss; without a finite one in sight the run has diverged."""
+
+    class Task(ToyTask):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.nan if 2 <= self.global_step < 2 + lasts else loss
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
+    options = {"max_epochs": 1, "plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+    ends = pytest.raises(DivergedError) if lasts > SKIPPED_STEPS else contextlib.nullcontext()
+    with ends:
+        fit(Task(make_model(), sgd), ToyData(0, num_batches=25), DivergenceStop(every_n_steps=1), **options)

@@ -1,0 +1,162 @@
+"""A run killed anywhere ends, after the same command, as one that never stopped; Lightning's restart logic included."""
+
+import hashlib
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from tests.training.toy import make_config, make_identity
+from un.command import signals
+from un.reports.result import read_result
+from un.training import train as training
+from un.training.assembly import build_trainer
+from un.training.callbacks.checkpoints import list_epoch_checkpoints
+from un.training.run_folder import RunFolder
+from un.training.start import open_folder
+
+HOOKS = {"on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_validation_end"}
+HOOKS |= {"on_train_epoch_start", "on_train_epoch_end", "on_train_end", "on_test_batch_end"}
+SETTINGS = {
+    "epochs": [],
+    "max_steps inside an epoch": ["trainer.max_epochs=-1", "trainer.max_steps=7"],
+    "max_steps at the end of an epoch": ["trainer.max_steps=5"],
+    "two validations per epoch": ["trainer.val_check_interval=0.5"],
+    "validation every other epoch": ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
+    "accumulated gradients": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
+    "averaged epochs": ["average_checkpoints=2", "trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=3"],
+    "limited batches": ["trainer.limit_train_batches=4", "callbacks.checkpoints.every_n_steps=3"],
+}
+
+
+class SnapshotPoint(Checkpoint):
+    """Copies the run folder at every hook; being a Checkpoint, it comes after the one that saves.
+
+    A copy is what a process killed there leaves behind. Equal copies are kept once.
+    """
+
+    def __init__(self, folder: Path, target: Path) -> None:
+        self.folder, self.target, self.copies = folder, target, dict[str, Path]()
+
+    def __getattribute__(self, name: str) -> Any:
+        return self.take if name in HOOKS else super().__getattribute__(name)
+
+    def take(self, *arguments: Any, **keywords: Any) -> None:
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".log")
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        if digest not in self.copies:
+            self.copies[digest] = self.target / str(len(self.copies))
+            shutil.copytree(self.folder, self.copies[digest])
+
+
+def run(folder: Path, overrides: list[str]) -> None:
+    config = make_config(folder, "trainer.max_epochs=2", *overrides)
+    open_folder(RunFolder(folder), config)
+    training.train(config, make_identity(folder))
+
+
+def run_with_snapshots(folder: Path, target: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Runs once and returns what the run folder was at every hook."""
+    point = SnapshotPoint(folder, target)
+
+    def build_watched(*arguments: Any) -> Any:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.append(point)
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "build_trainer", build_watched)
+        run(folder, overrides)
+    return list(point.copies.values())
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, except times."""
+    result = read_result(folder / "result.json")
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    return {
+        "metrics.csv": (folder / "metrics.csv").read_text(),
+        "result": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
+        "weights and norm state": flatten(checkpoint["state_dict"]),
+        "optimizer": flatten(checkpoint["optimizer_states"]),
+        "scheduler": checkpoint["lr_schedulers"],
+        "best": flatten(best["state_dict"]),
+        "epochs": {
+            path.name: flatten(torch.load(path, weights_only=True)["state_dict"])
+            for path in list_epoch_checkpoints(RunFolder(folder).checkpoints)
+        },
+    }
+
+
+def flatten(node: Any) -> Any:
+    if isinstance(node, torch.Tensor):
+        return node.tolist()
+    if isinstance(node, dict):
+        return {key: flatten(value) for key, value in node.items()}
+    return [flatten(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_killed_anywhere(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = SETTINGS[setting]
+    copies = run_with_snapshots(tmp_path / "whole", tmp_path, overrides, monkeypatch)
+    expected = read_outcome(tmp_path / "whole")
+    assert len(copies) > 3
+    for copy in copies:
+        assert not (copy / "result.json").exists()
+        run(copy, overrides)
+        outcome = read_outcome(copy)
+        for part in expected:
+            assert outcome[part] == expected[part], f"{part} after a kill at state {copy.name}"
+
+
+def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = SETTINGS["two validations per epoch"]
+    copies = run_with_snapshots(tmp_path / "whole", tmp_path / "first", overrides, monkeypatch)
+    for number in range(3):  # killed in the middle of what was left
+        folder = tmp_path / f"killed{number}"
+        shutil.copytree(copies[len(copies) // 2], folder)
+        copies = run_with_snapshots(folder, tmp_path / f"copies{number}", overrides, monkeypatch)
+    assert read_outcome(folder) == read_outcome(tmp_path / "whole")
+
+
+class Interruption(Callback):
+    """Sends a signal before the first batch of every process."""
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_stopped_at_every_batch(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the run goes on to the next place where it may stop, and at least one batch further."""
+    overrides = [*SETTINGS[setting], "callbacks.checkpoints.every_n_steps=100"]
+    run(tmp_path / "whole", overrides)
+    folder, steps, places = tmp_path / "stopped", [0], list[str]()
+
+    def build_interrupted(*arguments: Any) -> Any:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.insert(0, Interruption())
+        return trainer
+
+    monkeypatch.setattr(training, "build_trainer", build_interrupted)
+    with signals.listening():
+        while not (folder / "result.json").exists():
+            signals.forget()
+            try:
+                run(folder, overrides)
+            except signals.StoppedError as stop:
+                steps.append(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+                places.append(stop.where)
+    signals.forget()
+    for place, step in zip(places, steps[1:], strict=True):
+        assert place in (f" at step {step}", "")  # nothing where the training had just ended
+    assert steps == sorted(steps)
+    assert len(steps) > 3
+    assert read_outcome(folder) == read_outcome(tmp_path / "whole")

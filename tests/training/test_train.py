@@ -1,0 +1,290 @@
+"""Assembly and training of the toy task; runs of the real task are in tests/integration."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from tests.training.toy import ToyModel, make_config, make_identity
+from un.command.checks import check_config
+from un.command.errors import UserError
+from un.norms import UnifiedNorm
+from un.reports.result import Result, read_result
+from un.training import loggers
+from un.training.assembly import build, build_norm_factory
+from un.training.loggers import GuardedLogger, build_loggers, choose_wandb_mode
+from un.training.run_folder import RunFolder
+from un.training.start import open_folder
+from un.training.train import train
+from un.training.weights import read_model_weights
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    config = make_config(folder, *overrides)
+    open_folder(RunFolder(folder), config)
+    train(config, make_identity(folder))
+    return read_result(folder / "result.json")
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_result_is_of_the_best_checkpoint(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    scores = [float(row["val/acc1"]) for row in read_rows(tmp_path) if row["val/acc1"]]
+    assert result.metrics["val/acc1"] == max(scores)
+    assert result.best_epoch == scores.index(max(scores))
+    assert result.best_step == 5 * (result.best_epoch + 1)
+    assert result.steps == 15
+    assert result.parameters == sum(parameter.numel() for parameter in ToyModel(3).parameters())
+    module = build(make_config(tmp_path))[1]
+    module.load_state_dict(torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)["state_dict"])
+    module.eval()
+    batches = list(build(make_config(tmp_path))[0].test_dataloader())
+    correct = sum((module.model(inputs).argmax(1) == labels).sum().item() for inputs, labels in batches)
+    assert result.metrics["test/acc1"] == pytest.approx(100 * correct / 24)
+
+
+def test_rows_of_norms_and_losses(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.log_every_n_steps=5", "callbacks.watch_norms.every_n_steps=4")
+    rows = read_rows(tmp_path)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [5, 10, 15]
+    assert [int(row["step"]) for row in rows if row["norm/norm/window_ratio"]] == [4, 8, 12]
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows if row["val/loss"]] == [(0, 5), (1, 10), (2, 15)]
+
+
+def test_diverged_run_is_a_result(tmp_path: Path) -> None:
+    result = run(tmp_path, "task.explode_at=8")
+    assert (result.status, result.diverged_step, result.steps) == (
+        "diverged",
+        8,
+        8,
+    )  # seen before step 8 would have been saved
+    assert result.best_epoch == 0
+    assert set(result.metrics) == {"val/loss", "val/acc1"}
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    results = [run(tmp_path / name, f"seed={seed}") for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    rows = [read_rows(tmp_path / name) for name in "abc"]
+    assert results[0].metrics == results[1].metrics
+    assert rows[0] == rows[1]
+    assert rows[0] != rows[2]
+
+
+def test_layernorm_leaves_the_model_untouched(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    config.norm = {"_target_": None}
+    model = build(config)[1].model
+    torch.manual_seed(0)
+    from lightning.pytorch import seed_everything
+
+    seed_everything(config.seed, verbose=False)
+    expected = ToyModel(3)
+    assert type(model.norm) is nn.LayerNorm
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
+
+
+class PaddedModel(ToyModel):
+    """Notes what it is told about masks."""
+
+    told: bool | None = None
+
+    def use_pad_mask(self, enabled: bool) -> None:
+        assert isinstance(self.norm, UnifiedNorm)  # told when the norms are in place
+        self.told = enabled
+
+
+@pytest.mark.parametrize(("norm", "value", "told"), [("un", True, True), ("un", False, False), ("none", True, None)])
+def test_models_with_padding_are_told_whether_norms_see_it(
+    norm: str, value: bool, told: bool | None, tmp_path: Path
+) -> None:
+    target = "tests.training.test_train.PaddedModel"
+    config = make_config(tmp_path, f"surgery.pad_mask={value}", f"model._target_={target}")
+    if norm == "none":
+        config.norm = {"_target_": None}
+    assert build(config)[1].model.told is told
+
+
+def save(path: Path, content: Any) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def test_outside_weights_come_before_the_norms(tmp_path: Path) -> None:
+    outside = ToyModel(3)
+    nn.init.uniform_(outside.norm.weight)
+    path = save(tmp_path / "weights.pth", {"model": outside.state_dict()})
+    model = build(make_config(tmp_path, f"init_weights={path}"))[1].model
+    assert isinstance(model.norm, UnifiedNorm)
+    assert torch.equal(model.norm.weight, outside.norm.weight)
+    assert torch.equal(model.body.weight, outside.body.weight)
+
+
+def test_weights_with_norm_state_come_after_the_norms(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    best = tmp_path / "first/checkpoints/best.ckpt"
+    saved = read_model_weights(best)
+    model = build(make_config(tmp_path, f"init_weights={best}"))[1].model
+    assert torch.equal(model.norm.running_var, saved["norm.running_var"])
+    assert model.norm.iters.item() > 0
+    model = build(make_config(tmp_path, f"init_weights={best}", "surgery.reset_steps=true"))[1].model
+    assert model.norm.iters.item() == 0
+
+
+def test_head_for_other_classes_is_left_out(tmp_path: Path) -> None:
+    outside = ToyModel(7)
+    path = save(tmp_path / "weights.pth", outside.state_dict())
+    model = build(make_config(tmp_path, f"init_weights={path}"))[1].model
+    assert model.head.weight.shape == (3, 8)
+    assert torch.equal(model.body.weight, outside.body.weight)
+    path = save(tmp_path / "wide.pth", ToyModel(7, width=16).state_dict())
+    with pytest.raises(
+        UserError, match=r"another model: it has other shapes for body.weight \(16, 8\) instead of \(8, 8\)"
+    ):
+        build(make_config(tmp_path, f"init_weights={path}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"a": torch.zeros(2)},
+            "of another model: it lacks body.weight, body.bias, norm.weight and 10 more, has unknown a",
+        ),
+        ({"epoch": 3}, "holds no weights"),
+        ([1], "it holds a list"),
+        (UserError, r"is refused: it holds un.command.errors.UserError, no tensor .* can run any code"),
+    ],
+)
+def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.pth", content)
+    with pytest.raises(UserError, match=message) as error:
+        build(make_config(tmp_path, f"init_weights={path}"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"root:x:0:0:root:/root:/bin/sh\n", b"", b"PK\x03\x04 cut", b"\x80\x02."])
+def test_foreign_bytes_are_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cut short or no checkpoint") as error:
+        read_model_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    state = {"model.a": torch.zeros(1), "ema.module.a": torch.ones(1)}
+    assert read_model_weights(Path(save(tmp_path / "a.ckpt", {"state_dict": state}))) == {"a": torch.ones(1)}
+    published = {"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": {"a": torch.ones(1)}}
+    assert read_model_weights(Path(save(tmp_path / "b.pth", published))) == {"a": torch.ones(1)}
+
+
+def test_checkpoint_of_another_model(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    config = make_config(tmp_path, "model.width=4")
+    with pytest.raises(UserError, match=r"last[.]ckpt is of another model"):
+        train(config, make_identity(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        (
+            {"_target_": "un.norms.UnifiedNorm", "_partial_": True, "window": 0},
+            "norm: window must be at least 1, got 0",
+        ),
+        ({"_target_": "torch.nn.LayerNorm", "_partial_": True, "epsilon": 1}, "norm: .*'epsilon'"),
+    ],
+)
+def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_norm_factory(OmegaConf.create(norm))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed=1.5 must be an integer of at least 0"),
+        ("trainer.max_steps=0", "trainer.max_steps=0 must be an integer of at least 1 or -1"),
+        ("trainer.max_epochs=true", "trainer.max_epochs=True must be"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be a number of at least 0 or null"),
+        ("trainer.max_epochs=-1", "both unlimited"),
+        ("average_checkpoints=-1", "average_checkpoints=-1 must be an integer of at least 0 or null"),
+    ],
+)
+def test_values_are_checked_first(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(make_config(tmp_path, override))
+
+
+def test_part_without_target_and_misspelt_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="task has no _target_"):
+        build(OmegaConf.merge(make_config(tmp_path), {"task": {"_target_": None}}))
+    with pytest.raises(UserError, match="model has no option 'widht'; did you mean 'width'"):
+        build(make_config(tmp_path, "model.widht=3"))
+
+
+def fail(**keywords: Any) -> None:
+    raise RuntimeError("service\nis down")
+
+
+class BreakingLogger(loggers.TensorBoardLogger):
+    def log_metrics(self, *arguments: Any, **keywords: Any) -> None:
+        raise OSError("disk full")
+
+
+def build_breaking(identity: Any) -> BreakingLogger:
+    return BreakingLogger(identity.folder)
+
+
+def test_broken_loggers_cost_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(tmp_path, "trainer.max_epochs=1")
+    config.logger = {
+        "down": {"_target_": "tests.training.test_train.fail"},
+        "absent": {"_target_": "no.such.package"},
+        "full": {"_target_": "tests.training.test_train.build_breaking"},
+    }
+    open_folder(RunFolder(tmp_path), config)
+    train(config, make_identity(tmp_path))
+    assert read_result(tmp_path / "result.json").status == "finished"
+    for text in ("logger=down does not start, going on without it", "logger=absent", "logger=full broke"):
+        assert sum(text in record.getMessage() for record in caplog.records) == 1, text
+
+
+def test_wandb_stays_offline_unless_logged_in(tmp_path: Path) -> None:
+    missing = {"NETRC": str(tmp_path / "none")}
+    assert choose_wandb_mode(missing) == "offline"
+    assert choose_wandb_mode({**missing, "WANDB_API_KEY": "k"}) == "online"
+    assert choose_wandb_mode({**missing, "WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}) == "disabled"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
+    assert choose_wandb_mode({"NETRC": str(tmp_path / "netrc")}) == "online"
+
+
+def test_tensorboard_and_offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config: DictConfig = make_config(tmp_path, "trainer.max_epochs=1")
+    folder = Path(__file__).parents[2] / "configs/logger"
+    config.logger = OmegaConf.merge(*(OmegaConf.load(folder / f"{name}.yaml") for name in ("wandb", "tensorboard")))
+    open_folder(RunFolder(tmp_path), config)
+    train(config, make_identity(tmp_path))
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert list(tmp_path.glob("tensorboard/events*"))
+    assert (tmp_path / "metrics.csv").exists()
+
+
+def test_guard_passes_on(tmp_path: Path) -> None:
+    built = build_loggers(OmegaConf.merge(make_config(tmp_path), {"logger": {}}), make_identity(tmp_path))
+    assert built == []
+    guarded = GuardedLogger("x", loggers.TensorBoardLogger(tmp_path, name="n", version="v"))
+    assert (guarded.name, guarded.version) == ("n", "v")

@@ -1,0 +1,97 @@
+"""Weights & Biases: what a page shows, offline folders, and that nothing of it stops or holds up a run."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from tests.sweeps.test_launch import RESULT
+from un.reports.result import Result
+from un.training import loggers
+from un.training.loggers import GuardedLogger, build_loggers, build_wandb_logger
+from un.training.run_folder import RunIdentity
+
+PROJECT = {"project": "p", "entity": None, "group": None}
+
+
+@pytest.fixture(autouse=True)
+def _wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_TAGS", raising=False)
+
+
+def make_identity(runs: Path, **choices: str) -> RunIdentity:
+    folder = runs / "digits_vit/norm=un,norm.window=2/seed=3"
+    folder.mkdir(parents=True)
+    return RunIdentity(folder, "digits_vit", {"norm": "un", **choices}, ("norm.window=2", "seed=3"))
+
+
+def test_a_page_shows_what_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "cifar10_small")
+    identity = make_identity(tmp_path, ablation="un_window")
+    (identity.folder / "figures").mkdir()
+    Figure().savefig(identity.folder / "figures/outliers.png")
+    logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=["mine"], **PROJECT))
+    page = logger.logger.experiment  # type: ignore[attr-defined]
+    assert (page.group, page.name) == ("digits_vit/un_window", "norm=un,norm.window=2/seed=3")
+    assert set(page.tags) == {"mine", "cifar10_small"}
+    logger.log_result(Result(**RESULT), identity.folder)
+    assert {key: page.summary[key] for key in ("status", "steps")} == {"status": "finished", "steps": 1}
+    assert page.summary["metrics"]["test/acc1"] == 12.5
+    assert page.summary["figures/outliers"]["_type"] == "image-file"
+    logger.close()
+    (folder,) = identity.folder.glob("wandb/offline-run-*")
+    assert list(folder.glob("files/media/images/figures/outliers*.png"))
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(folder)]
+    synced = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Would sync 1 run" in synced.stdout + synced.stderr
+
+
+def test_the_group_without_an_ablation_and_as_asked_for(tmp_path: Path) -> None:
+    identity = make_identity(tmp_path)
+    for asked, group in ((None, "digits_vit"), ("mine", "mine")):
+        logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=[], **{**PROJECT, "group": asked}))
+        assert logger.logger.experiment.group == group  # type: ignore[attr-defined]
+        logger.close()
+
+
+def test_a_server_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(loggers, "WANDB_PATIENCE", 2)
+    begin = time.perf_counter()
+    logger = GuardedLogger("wandb", build_wandb_logger(make_identity(tmp_path), tags=[], **PROJECT))
+    logger.log_metrics({"x": 1.0}, step=1)
+    logger.log_result(Result(**RESULT), tmp_path)
+    logger.close()
+    assert time.perf_counter() - begin < 60
+    assert "does not reach its server, so the run is kept offline" in caplog.text
+    assert "broke" not in caplog.text
+    assert list(tmp_path.rglob("offline-run-*"))
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file = Path(__file__).parents[2] / "configs/logger/wandb.yaml"
+    config = OmegaConf.create({"logger": OmegaConf.load(file)})
+    assert build_loggers(config, make_identity(tmp_path)) == []
+    assert "logger=wandb does not start, going on without it" in caplog.text
+
+
+def test_a_summary_that_breaks_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    identity = make_identity(tmp_path)
+    (identity.folder / "figures").mkdir()
+    (identity.folder / "figures/torn.png").write_bytes(b"no picture")
+    logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=[], **PROJECT))
+    logger.log_result(Result(**RESULT), identity.folder)
+    logger.close()
+    assert "logger=wandb broke, going on without it" in caplog.text

@@ -1,0 +1,1 @@
+"""What every program shares: its command line, mistakes in one line, signals, the console."""

@@ -1,0 +1,121 @@
+"""Opens finished runs: the config, data and weights that a run was tested with, from nothing but its folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from un.command.checks import check_config
+from un.command.console import quiet_libraries
+from un.command.errors import UserError
+from un.reports.result import Result, read_result
+from un.tasks import InferenceData
+from un.training.assembly import build, build_trainer
+from un.training.averaging import load_tested
+from un.training.callbacks.checkpoints import list_epoch_checkpoints
+from un.training.preprocessors import check_changes, require_preprocessor
+from un.training.run_folder import RunFolder
+
+RUN_FORM = "run=runs/<experiment>/norm=<choice>/seed=<n>"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that can be used again.
+
+    Attributes:
+        folder: of the run.
+        recorded: its result.
+        config: its config with the changes.
+        changes: what differs from the config of the run, dotted key -> value.
+        data: of the config, with the preprocessor of the run.
+        module: of the task, with the tested weights.
+        tested: names of the checkpoints that these are of.
+    """
+
+    folder: RunFolder
+    recorded: Result
+    config: DictConfig
+    changes: dict[str, Any]
+    data: LightningDataModule
+    module: LightningModule
+    tested: list[str]
+
+    @property
+    def inference_data(self) -> InferenceData:
+        """The data as what needs no example of them."""
+        return require_preprocessor(self.data)
+
+    def build_trainer(self, folder: Path) -> Trainer:
+        """Builds a trainer for testing; the task writes its own files to the folder."""
+        return build_trainer(self.config, folder, loggers=[])
+
+    def test(self, trainer: Trainer) -> dict[str, float]:
+        """Returns the test metrics of what the module infers with now."""
+        return {k: float(v) for k, v in trainer.test(self.module, datamodule=self.data, verbose=False)[0].items()}
+
+
+def open_run(config: DictConfig) -> FinishedRun:
+    """Rebuilds a run.
+
+    Args:
+        config: on configs/finished.yaml; what is not null in `data`, `task`, `trainer` and `average_checkpoints`
+            replaces the value in the run's config.
+
+    Raises:
+        UserError: no run folder, or one whose run is unfinished or diverged; an average over epochs of which none
+            was kept.
+    """
+    quiet_libraries()
+    if OmegaConf.is_missing(config, "run"):
+        raise UserError(f"run is missing: say which, as in {RUN_FORM}")
+    folder = RunFolder(Path(str(config.run)))
+    recorded = read_finished(folder)
+    run_config = OmegaConf.create(folder.read_config())
+    for key, value in recorded.execution.get("norm", {}).items():
+        OmegaConf.update(run_config, f"norm.{key}", value)
+    before = copy.deepcopy(run_config)
+    changes = _list_changes(config)
+    for key, value in changes.items():
+        OmegaConf.update(run_config, key, value)
+    check_config(run_config)
+    check_changes(before, run_config)
+    count = run_config.get("average_checkpoints")
+    if config.average_checkpoints and not list_epoch_checkpoints(folder.checkpoints):
+        raise UserError(f"average_checkpoints={count}: {folder.path} kept no epochs, as it was trained without it")
+    run_config.init_weights = None  # the checkpoints hold all weights
+    run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
+    data, module = build(run_config, folder)
+    tested = load_tested(folder, module, count)
+    return FinishedRun(folder, recorded, run_config, changes, data, module, tested)
+
+
+def read_finished(folder: RunFolder) -> Result:
+    """Reads the result of a run that has a model.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.path.is_dir():
+        raise UserError(f"{folder.path}: no such folder; give one as in {RUN_FORM}")
+    folder.read_config()
+    if not folder.result.exists():
+        raise UserError(f"{folder.path} is not finished: start the same train.py command again to complete it")
+    result = read_result(folder.result)
+    if result.status == "diverged":
+        raise UserError(f"{folder.path} diverged at step {result.diverged_step}: there is no model to evaluate")
+    return result
+
+
+def _list_changes(config: DictConfig) -> dict[str, Any]:
+    """Returns what is to differ from the run's config."""
+    groups: Mapping[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    changes = {f"{group}.{key}": value for group in ("data", "task", "trainer") for key, value in groups[group].items()}
+    changes["average_checkpoints"] = groups["average_checkpoints"]
+    return {key: value for key, value in changes.items() if value is not None}

@@ -1,0 +1,238 @@
+"""What every norm shares: parameters, input checks and buffers that never become half precision.
+
+Shape letters, here and in the other files: B batch, N tokens, C channels, M window, R rows (leading axes flattened).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from un.norms.core.derivatives import refuse_transforms
+from un.norms.core.options import check_at_least
+from un.norms.core.recomputation import CallNotes
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+OWN_COUNTERS = ("nonfinite_counter", "update_calls")  # buffers that checkpoints of the official code lack
+
+
+class Norm(nn.Module):
+    """Base of the norms: `norm(x, pad_mask=None)` with channel-last x (..., C).
+
+    Args:
+        num_features: C.
+        eps: added inside the square root.
+        affine: whether there is a learnable weight (and bias).
+        bias: whether there is a bias beside the weight.
+        device: where parameters and buffers are created.
+        dtype: of the parameters; buffers have it too unless it is half precision, then they are float32.
+
+    Raises:
+        ValueError: for num_features < 1 or a negative eps.
+    """
+
+    # What a class declares of itself; buffers by their names.
+    overwritten: tuple[str, ...] = ()  # those that a refused batch would change, see `un.norms.core.transaction`
+    gradient_state: tuple[str, ...] = ()  # those that a backward moves; in units of the upstream gradient
+    running_moment = "running_var"  # the second moment that inference uses
+    filtration: bool | None = None  # of outliers, on or off; None where there is none
+    average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
+    shown: tuple[str, ...] = ()  # options in its repr()
+    variant: type[Norm] | None = None  # the subclass for options which the class does not have itself
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    shared_pad_mask: Tensor | None  # used where no mask is passed; set by `un.surgery.masking`
+    count = "calls"  # what windows and warm-up count; set by `un.norms.core.updates`
+    update_calls: Tensor
+    running_var: Tensor  # the names of the state are those of the official code
+    ema_gz: Tensor
+    buffer_x2: Tensor
+    buffer_gz: Tensor
+    iters: Tensor
+    nonfinite_counter: Tensor
+    skip_counter: Tensor
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Creates a norm of the class, or of its variant where the options ask for it.
+
+        Raises:
+            ValueError: for options of a variant on a subclass, which has none.
+        """
+        variant: Any = cls.variant
+        if variant is None or issubclass(cls, variant) or not variant.is_asked_for(options):
+            return super().__new__(cls)
+        if not issubclass(variant, cls):
+            raise ValueError(f"{cls.__name__} must derive from {variant.__name__} to have its options")
+        return super().__new__(variant)
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float,
+        affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        check_at_least("eps", eps, 0)
+        self.num_features = num_features
+        self.eps = eps
+        self.shared_pad_mask = None  # here, not in the class: an attribute that appears later is compiled anew
+        self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
+        self._initial_state: dict[str, float] = {}
+        self.notes = CallNotes()
+        for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
+            value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, value)
+
+    @classmethod
+    def is_asked_for(cls, options: Mapping[str, Any]) -> bool:
+        """Whether options of the class that this is the `variant` of ask for this one."""
+        return False
+
+    def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
+        """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""
+        dtype = torch.int64 if integer else self._state_dtype
+        self.register_buffer(name, torch.full(shape, fill, device=self._state_device, dtype=dtype))
+        self._initial_state[name] = fill
+
+    def register_counters(self, *names: str) -> None:
+        """Registers buffers (1,) that count from 0."""
+        for name in names:
+            self.register_state(name, 0, 1, integer=True)
+
+    def reset_parameters(self) -> None:
+        """Sets parameters and buffers to their initial values, e.g. after `to_empty` from the meta device."""
+        for value, fill in ((self.weight, 1.0), (self.bias, 0.0)):
+            if value is not None:
+                nn.init.constant_(value, fill)
+        for name, fill in self._initial_state.items():
+            getattr(self, name).fill_(fill)
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether there is a step counter, and so a warm-up."""
+        return "iters" in self._buffers
+
+    def reset_steps(self) -> None:
+        """Enters warm-up anew, where there is one, and keeps all statistics (official advice before fine-tuning)."""
+        if self.counts_steps:
+            self.iters.zero_()
+
+    @property
+    def source(self) -> Norm:
+        """The norm whose statistics this one uses at inference: itself, unless it holds another."""
+        return self
+
+    def read_running(self) -> tuple[Any, Any]:
+        """Returns the running second moment and mean, (C,) each, that inference uses; None where there is none."""
+        moment = self._buffers.get(self.running_moment)
+        if moment is not None and moment.dim() > 1:
+            moment = moment.view(-1)
+        return moment, self._buffers.get("running_mean")
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Returns what the norm takes its statistics of, for an input x (..., C)."""
+        return x
+
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none."""
+        return None
+
+    def watch(self) -> dict[str, Tensor]:
+        """Returns scalars worth logging during training, as tensors without axes on the norm's device.
+
+        The fraction of calls filtered, the calls refused as non-finite, and the mean ratio of window to running moment.
+        """
+        buffers, scalars = dict(self.named_buffers(recurse=False)), {}
+        if "skip_counter" in buffers:
+            scalars["filtered_fraction"] = (buffers["skip_counter"] / buffers["iters"].clamp_min(1)).squeeze()
+        if "nonfinite_counter" in buffers:
+            scalars["nonfinite_count"] = buffers["nonfinite_counter"].squeeze()
+        if "buffer_x2" in buffers:
+            smooth, running = type(self).average_window(buffers["buffer_x2"]), buffers[self.running_moment].view(-1)
+            scalars["window_ratio"] = ((smooth + self.eps) / (running + self.eps)).mean()
+        return scalars
+
+    def apply_affine(self, x: Tensor) -> Tensor:
+        """Applies the inference map to x (..., C) in statistics precision and returns x's type."""
+        scale, shift = self.affine()  # type: ignore[misc]
+        return torch.addcmul(shift, x, scale).to(x.dtype)
+
+    def combine_affine(self, scale: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the map weight * scale * (x - mean) + bias as (scale, shift), each (C,)."""
+        shift = torch.zeros_like(scale) if self.bias is None else self.bias
+        if self.weight is not None:
+            scale = scale * self.weight
+        return scale, shift if mean is None else shift - mean * scale
+
+    def copy_affine(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Copies the weight and bias of a norm that this one replaces, as far as it has them itself."""
+        for own, value in ((self.weight, weight), (self.bias, bias)):
+            if own is not None and value is not None:
+                own.data.copy_(value)
+
+    def check_input(self, x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns x, contiguous as it is after nn.LayerNorm, and the mask to use: the one passed, or the shared one.
+
+        Raises:
+            ValueError: where x is not (..., C) or the mask is not a boolean (...).
+            RuntimeError: in training, see `refuse_transforms`.
+        """
+        if x.dim() == 0 or x.shape[-1] != self.num_features:
+            raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
+        if self.training and self._buffers:
+            refuse_transforms(x, self.weight, self.bias)
+        if pad_mask is None:
+            pad_mask = self.shared_pad_mask
+        if pad_mask is None:
+            return x.contiguous(), None
+        if pad_mask.dtype != torch.bool:
+            raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
+        if pad_mask.shape != x.shape[:-1]:
+            raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
+        return x.contiguous(), pad_mask
+
+    def extra_repr(self) -> str:
+        """Returns channels, eps, whether weight and bias are there, and the options that the class shows."""
+        affine = "" if self.weight is not None else ", affine=False"
+        return f"{self.num_features}, eps={self.eps}{affine}" + "".join(
+            f", {name}={_shorten_pair(getattr(self, name))}" for name in self.shown
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():  # a trip through half precision must not round the statistics
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype in HALF_TYPES and old.dtype not in HALF_TYPES:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in OWN_COUNTERS:
+            if name in self._buffers:
+                state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _shorten_pair(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+
+
+def flatten_rows(x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns x (..., C) as rows (R, C), without gradient, and its mask (...) as (R,)."""
+    return x.detach().view(-1, x.shape[-1]), None if pad_mask is None else pad_mask.reshape(-1)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,16 @@
+"""Finds the norms of any built model, by what they do, and replaces them in place."""
+
+from un.surgery.layout import ChannelFirst
+from un.surgery.masking import share_pad_mask
+from un.surgery.recognition import is_norm
+from un.surgery.replacement import NormFactory, SurgeryReport, replace_norms, reset_norm_steps
+
+__all__ = [
+    "ChannelFirst",
+    "NormFactory",
+    "SurgeryReport",
+    "is_norm",
+    "replace_norms",
+    "reset_norm_steps",
+    "share_pad_mask",
+]

@@ -1,0 +1,73 @@
+"""What a launcher calls for each run of a sweep, in this process or in one of its own. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from unittest import mock
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from un.command import signals
+from un.command.cli import ReportedError, prepare_process, report_error
+from un.command.console import log_to_files
+from un.command.errors import CONFIG_FOLDER
+from un.training.start import start_run
+
+ENTRY_POINT = CONFIG_FOLDER.parent / "train.py"
+
+
+def start_job(config: DictConfig) -> float | None:
+    """Runs one composed config of a sweep and prints its error, if it ends with one.
+
+    Raises:
+        ReportedError: for Hydra and the launcher, after the error was printed; also in a process of the launcher's own
+            that was asked to stop, for this run and all later ones.
+        StoppedError: in the process of the whole sweep, when that was asked to stop.
+    """
+    prepare_process()
+    is_own_process = not signals.is_listening()
+    if is_own_process and signals.is_stopping():
+        raise ReportedError("stopped before it began")
+    with _act_as_command(), signals.listening():
+        try:
+            return start_run(config)
+        except signals.StoppedError as stop:
+            log_to_files(str(stop))
+            if not is_own_process:
+                raise
+            print(stop, file=sys.stderr)
+            signals.hand_on()
+            raise ReportedError(str(stop)) from None
+        except Exception as error:
+            report_error(error)
+            raise ReportedError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _act_as_command() -> Iterator[None]:
+    """Makes the process look like `python train.py <overrides of this run>`, and undoes it.
+
+    Lightning starts further processes of a run by repeating the command line, which is that of the whole sweep, or of
+    a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
+    own, and stays connected to them after they have ended.
+    """
+    arguments = [str(ENTRY_POINT), *HydraConfig.get().overrides.task]
+    with (
+        mock.patch.object(sys, "argv", arguments),
+        mock.patch.object(sys.modules["__main__"], "__spec__", None),
+        mock.patch.dict(os.environ),
+    ):
+        try:
+            yield
+        finally:
+            _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    distributed = sys.modules.get("torch.distributed")  # a finished run does not import torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,288 @@
+"""Tables from their files to their numbers: which runs a cell needs, which of them there are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from un.command.errors import CONFIG_FOLDER, UserError, suggest
+from un.command.overrides import quote_override
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements, fill_cell
+from un.reports.measurements import Measurement
+from un.reports.result import read_result
+from un.reports.runs import Run
+from un.reports.specification import Column, Published, Table, TableRow, parse_table
+from un.sweeps.recipes import BEST, list_departures
+from un.sweeps.run_names import TableRun, list_runs, parse, read_choices
+
+Find = Callable[[TableRun], Run | None]
+UNLABELLED = ("experiment", "ablation", "seed")  # keys that say nothing in the label of a row
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row with the runs of each of its cells."""
+
+    label: str
+    published: tuple[Published | None, ...]
+    runs: tuple[tuple[TableRun, ...], ...]
+
+    @property
+    def norm(self) -> str:
+        """The norm of the runs; empty without any."""
+        names = (read_choices(run.arguments).get("norm") for cell in self.runs for run in cell)
+        return next(filter(None, names), "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table, what it was asked with, and its rows."""
+
+    table: Table
+    rows: tuple[PlannedRow, ...]
+
+    @property
+    def runs(self) -> list[TableRun]:
+        """Every run once, row by row."""
+        runs = {run.folder: run for row in self.rows for cell in row.runs for run in cell}
+        return list(runs.values())
+
+    @property
+    def starts(self) -> list[TableRun]:
+        """The runs that these begin with the weights of, each once."""
+        starts = {run.start.folder: run.start for run in self.runs if run.start is not None}
+        return list(starts.values())
+
+
+def read_table(name: str) -> Table:
+    """Reads configs/table/<name>.yaml.
+
+    Raises:
+        UserError: there is none of that name.
+        ValueError: it says something that no table can.
+    """
+    names = list_tables()
+    if name not in names:
+        raise UserError(f"table={name} is unknown{suggest(name, names) or '.'} Allowed: {', '.join(names)}")
+    content = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "table" / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    return parse_table(name, {str(key): value for key, value in content.items()})
+
+
+def list_tables() -> list[str]:
+    """Returns the names of all table files."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / "table").glob("*.yaml"))
+
+
+def describe_ablation(name: str) -> Table:
+    """Returns the table of an ablation that has no table file: a row for each of its settings."""
+    return Table(name, f"ablation={name}", (Column(""),), (TableRow(None, (f"ablation={name}",), (None,)),))
+
+
+def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
+    """Lists the runs of every cell.
+
+    Args:
+        table: to plan.
+        arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
+            and of what was published. Whether the setting is the paper's is told by the runs, when they are there.
+    """
+    arguments = [quote_override(argument, is_sweep=True) for argument in arguments]
+    for override in parse(tuple(arguments)):
+        if override.key_or_group == "experiment":
+            table = _change_experiment(table, override.get_value_element_as_str())
+        elif override.key_or_group == "init_weights":
+            table = replace(table, needs=())
+    starts = _plan_starts(table, arguments)
+    rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments, starts.get(row.label))]
+    return Plan(table, tuple(rows))
+
+
+def fill_table(plan: Plan, find: Find) -> Comparison:
+    """Computes the cells from those runs that `find` knows."""
+    table = plan.table
+    pairs = [[[(planned, find(planned)) for planned in cell] for cell in row.runs] for row in plan.rows]
+    found = [[[run for _, run in cell if run is not None] for cell in row] for row in pairs]
+    references = [_find_reference([row[index] for row in found]) for index in range(len(table.columns))]
+    rows = []
+    for row, groups, planned in zip(plan.rows, found, pairs, strict=True):
+        cells: list[Cell] = []
+        for index, column in enumerate(table.columns):
+            cell = fill_cell(
+                groups[index],
+                references[index],
+                planned=len(row.runs[index]),
+                metric=column.metric,
+                published=row.published[index],
+                paper_setting=table.paper_setting,
+                departures=_list_departures(planned[index], find) if table.paper_setting else (),
+            )
+            cells.append(cell)
+        rows.append(Line(row.label, row.norm, tuple(cells)))
+    columns = tuple(column.label for column in table.columns)
+    has_published = any(figure for row in plan.rows for figure in row.published)
+    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, table.setting, has_published)
+
+
+def find_on_disk(run: TableRun) -> Run | None:
+    """Reads a run's result; None where it has not ended.
+
+    Raises:
+        ValueError: the result is damaged.
+    """
+    path = run.folder / "result.json"
+    return Run(run.folder, read_result(path)) if path.is_file() else None
+
+
+def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> list[Comparison]:
+    """Fills every table for which these runs or measurements were made, wherever their files lie.
+
+    LayerNorm alone makes no table.
+    """
+    known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
+    there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
+    experiments = there & {run.result.experiment for run in runs}
+    roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
+    arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
+    comparisons, measured = [], []
+    for name in list_tables():
+        table = read_table(name)
+        if any(measurement.setting.model in table.models for measurement in measurements):
+            measured.append(compare_measurements(table, measurements))
+        table = _keep_columns(table, experiments)
+        if table.columns:
+            comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
+    return [*filter(_says_something, comparisons), *measured]
+
+
+def _list_departures(cell: Sequence[tuple[TableRun, Run | None]], find: Find) -> list[str]:
+    """Returns, each once, what the runs with a number depart from the recipe in."""
+    finished = [(planned, run) for planned, run in cell if run is not None and run.result.status == "finished"]
+    return list(dict.fromkeys(text for planned, run in finished for text in list_departures(planned, run, find)))
+
+
+def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, TableRun]:
+    """Returns for each row the run of another table, in its row of the same label, that the row's runs begin with.
+
+    Arguments are for these runs, too, but for seeds and the place of the data, which are not the same there.
+
+    Raises:
+        UserError: there is not one such run for a row.
+    """
+    others = [text for text, override in zip(arguments, parse(tuple(arguments)), strict=True) if _is_common(override)]
+    plans = [plan_table(read_table(name), others) for name in table.needs]
+    starts: dict[str | None, TableRun] = {}
+    for label in [row.label for row in table.rows if plans]:
+        runs = [run for plan in plans for row in plan.rows if row.label == label for cell in row.runs for run in cell]
+        if len(runs) != 1:
+            names = ", ".join(table.needs)
+            raise UserError(f"table {table.name}, row {label}: starts from one run of {names}, got {len(runs)}")
+        starts[label] = runs[0]
+    return starts
+
+
+def _start_from(run: TableRun) -> str:
+    path = str(run.folder.joinpath(*BEST)).replace("'", "\\'")
+    return f"init_weights='{path}'"  # it holds equals signs and commas
+
+
+def _is_common(override: Override) -> bool:
+    return override.key_or_group not in ("seed", "data.path")
+
+
+def _restore(own: Sequence[str], arguments: Sequence[str], job: Sequence[str]) -> tuple[str, ...]:
+    """Returns a job of the table's own and further arguments as the table alone asks for it; seeds do not matter."""
+    changed = {override.key_or_group for override in parse(tuple(arguments))}
+    kept = [text for text, override in zip(job, parse(tuple(job)), strict=True) if override.key_or_group not in changed]
+    given = zip(own, parse(tuple(own)), strict=True)
+    kept += [text for text, override in given if override.key_or_group in changed and not override.is_sweep_override()]
+    return tuple(text for text in kept if not text.startswith(("hydra", "seed=")))
+
+
+def _plan_row(table: Table, row: TableRow, arguments: Sequence[str], start: TableRun | None) -> Iterable[PlannedRow]:
+    """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
+    groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
+    for index, column in enumerate(table.columns):
+        own = [quote_override(argument, is_sweep=True) for argument in (*table.runs, *column.arguments, *row.arguments)]
+        own += [_start_from(start)] if start is not None else []
+        given = parse((*table.runs, *column.arguments, *arguments))
+        common = {override.key_or_group for override in given if not override.is_sweep_override()}
+        for run in list_runs([*own, *arguments]):
+            key = None if row.label is not None else _describe(run.arguments, common)
+            planned = replace(run, recipe=_restore(own, arguments, run.arguments), start=start)
+            groups.setdefault(key, [[] for _ in table.columns])[index].append(planned)
+    for cell in (cell for cells in groups.values() for cell in cells):
+        settings = sorted({run.key[1] for run in cell})
+        if len(settings) > 1:
+            raise UserError(f"table {table.name}, row {row.label}: a cell can sweep seeds only, got {settings}")
+    if row.label is not None:
+        cells = groups.get(None, [[] for _ in table.columns])
+        yield PlannedRow(row.label, row.published, tuple(map(tuple, cells)))
+        return
+    labels = _label([key for key in groups if key is not None])
+    for label, cells in zip(labels, groups.values(), strict=True):
+        yield PlannedRow(label, row.published, tuple(map(tuple, cells)))
+
+
+def _describe(arguments: Sequence[str], common: Iterable[str]) -> tuple[str, ...]:
+    """Returns those settings of a run, `key=value` each, that tell it from those of other rows."""
+    hidden = {*UNLABELLED, *common}
+    settings = []
+    for override in parse(tuple(arguments)):
+        key, value = override.key_or_group, override.value()
+        if key in hidden or key.startswith(("hydra", "paths.")):
+            continue
+        if isinstance(value, dict):  # +norm={window: 2}
+            settings += [f"{key}.{name}={_write(part)}" for name, part in value.items()]
+        else:
+            settings.append(f"{key}={override.get_value_element_as_str()}")
+    return tuple(settings)
+
+
+def _label(settings: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns a label for each setting: what not all have in common, without the prefix of the norm."""
+    shared = set.intersection(*map(set, settings)) if len(settings) > 1 else set()
+    labels = []
+    for setting in settings:
+        parts = [part for part in setting if part not in shared]
+        labels.append(" ".join(part.removeprefix("norm=").removeprefix("norm.") for part in parts) or "as configured")
+    return labels
+
+
+def _find_reference(rows: Sequence[Sequence[Run]]) -> Sequence[Run]:
+    """Returns the runs of the first row with LayerNorm."""
+    return next((runs for runs in rows if runs and all(run.norm == LAYERNORM for run in runs)), ())
+
+
+def _change_experiment(table: Table, experiment: str) -> Table:
+    column = Column(experiment, (f"experiment={experiment}",))
+    rows = tuple(TableRow(row.label, row.arguments, (None,)) for row in table.rows)
+    return replace(table, columns=(column,), rows=rows, paper_setting=False, setting="", needs=())
+
+
+def _says_something(comparison: Comparison) -> bool:
+    norms = {run.norm for cell in comparison.cells for run in cell.runs}
+    return bool(norms - {LAYERNORM}) or any(cell.published and cell.runs for cell in comparison.cells)
+
+
+def _keep_columns(table: Table, experiments: set[str]) -> Table:
+    """Drops columns of other experiments; with a published figure they stay, unless no column has runs."""
+    named = [read_choices(column.arguments).get("experiment") for column in table.columns]
+    if experiments.isdisjoint(filter(None, named)):
+        return replace(table, columns=())
+    kept = [
+        index
+        for index, experiment in enumerate(named)
+        if experiment in experiments or any(row.published[index] for row in table.rows)
+    ]
+    rows = tuple(replace(row, published=tuple(row.published[index] for index in kept)) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[index] for index in kept), rows=rows)
+
+
+def _write(value: Any) -> str:
+    """Returns a value of an override as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

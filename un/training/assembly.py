@@ -1,0 +1,212 @@
+"""Builds what a config names, in the one order that is right.
+
+Data, model, outside weights, norms, step counters; then the task's module, whose optimizer and averaged weights see the
+final parameters. Our checkpoint is loaded by the caller once the module stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from un.command.errors import UserError, suggest
+from un.command.value_types import check_kinds
+from un.surgery import NormFactory, replace_norms, reset_norm_steps
+from un.training.callbacks.checkpoints import AtomicCheckpointIO
+from un.training.callbacks.progress import ProgressBar
+from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
+from un.training.run_folder import RunFolder
+from un.training.weights import check_state, drop_other_head, read_model_weights
+
+PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
+# What constructors of libraries raise for values they cannot use.
+LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+log = logging.getLogger(__name__)
+
+
+def build(config: DictConfig, finished: RunFolder | None = None) -> tuple[LightningDataModule, LightningModule]:
+    """Builds data and task module, the norms replaced.
+
+    Args:
+        config: with the groups of configs/train.yaml.
+        finished: run whose preprocessor the data work with; None makes one from the training data.
+
+    Raises:
+        UserError, ValueError: a wrong value or name; nothing heavy is built before the values are checked.
+    """
+    factory = build_norm_factory(config.norm)
+    seed_everything(config.seed, verbose=False)
+    data = build_part(config, "data")
+    if finished is not None:
+        use_kept_preprocessor(data, finished)
+    data.prepare_data()
+    data.setup("fit")
+    if config.init_weights is not None:
+        check_initial_weights(data, Path(str(config.init_weights)))
+    model = build_model(config, data.model_arguments(), factory)
+    parts = {name: build_part(config, name) for name in ("optimizer", "scheduler") if config.get(name) is not None}
+    return data, build_part(config, "task", model=model, **parts)
+
+
+def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormFactory | None) -> nn.Module:
+    """Builds the model with its norms and starting weights.
+
+    Outside weights are loaded before the norms are replaced, so that these carry the trained scale and shift over;
+    weights that were saved with such norms in place hold their state and are loaded after. A model that knows padding
+    has `use_pad_mask(enabled)`, which says whether the new norms are told where it is.
+    """
+    model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
+    weights = None
+    if config.init_weights is not None:
+        path = Path(str(config.init_weights))
+        weights = drop_other_head(model, read_model_weights(path))
+        if factory is None or model.state_dict().keys() >= weights.keys():
+            check_state(model, weights, path)
+            model.load_state_dict(weights)
+            weights = None
+    if factory is not None:
+        surgery = config.surgery
+        report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
+        log.info("%s", report)
+        if hasattr(model, "use_pad_mask"):
+            model.use_pad_mask(bool(surgery.pad_mask))
+    else:
+        log.info("the model is left untouched")
+    if weights is not None:
+        check_state(model, weights, path)
+        model.load_state_dict(weights)
+    if config.surgery.reset_steps:
+        log.info("step counters of %d norms start over", reset_norm_steps(model))
+    return model
+
+
+def build_norm_factory(config: DictConfig) -> NormFactory | None:
+    """Returns the norm's constructor with its options, tried once without memory; None leaves the model untouched."""
+    if config.get("_target_") is None:
+        return None
+    factory = _read_partial("norm", config)
+    check_kinds("norm", factory.func, factory.keywords)
+    try:
+        factory(PROBE_FEATURES, device="meta")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"norm: {error}") from None
+    return factory
+
+
+def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
+    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
+    callbacks: list[Callback] = [
+        build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
+    ]
+    has_bar = config.trainer.enable_progress_bar and sys.stdout.isatty()
+    if not has_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    trainer: Trainer = build_part(
+        config,
+        "trainer",
+        callbacks=callbacks,
+        logger=list(loggers) or False,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=has_bar,
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,  # a validation before the first step would be one more state to resume from
+        enable_model_summary=False,
+    )
+    # Lightning's answer to SIGTERM is to leave without a checkpoint; ours is in `un.command.signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
+    """Builds one node of the config and hands it objects which a config cannot hold.
+
+    Raises:
+        UserError: the node has no `_target_`, or arguments which the target does not take.
+    """
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
+        raise UserError(f"{key} has no _target_, so nothing can be built from it: {node}")
+    _check_nested(key, OmegaConf.to_container(node, resolve=True))
+    partial = _read_partial(key, node)
+    if node.get("_partial_", False):
+        _check_arguments(key, partial.func, partial.keywords)
+        return functools.partial(_call, key, partial)
+    _check_arguments(key, partial.func, partial.keywords, objects)
+    return _call(key, partial, **objects)
+
+
+def _read_partial(key: str, node: DictConfig) -> functools.partial[Any]:
+    """Returns what a node names with its arguments, not called yet, whatever its own `_partial_` is.
+
+    Raises:
+        UserError: that is neither true nor false.
+    """
+    flag = node.get("_partial_", False)
+    if not isinstance(flag, bool):
+        raise UserError(f"{key}._partial_={flag} must be true or false")
+    partial: functools.partial[Any] = instantiate(node, _partial_=True, _convert_="all")
+    return partial
+
+
+def _call(key: str, partial: functools.partial[Any], *arguments: Any, **objects: Any) -> Any:
+    """Calls what a node names; libraries meet a wrong value with whatever they make it do.
+
+    Raises:
+        UserError: names the node; its cause is the library's error, which the run's log shows.
+    """
+    is_ours = partial.func.__module__.partition(".")[0] == "un"
+    try:
+        return partial(*arguments, **objects)
+    except LIBRARY_ERRORS as error:
+        if is_ours and not isinstance(error, TypeError):
+            raise
+        raise UserError(f"{key}: {error}") from error
+
+
+def _check_nested(key: str, node: Any) -> None:
+    """Checks the nodes inside a node, which are built before it."""
+    for name, child in node.items():
+        if isinstance(child, dict) and child.get("_target_") is not None:
+            if not isinstance(child["_target_"], str):
+                raise UserError(f"{key}.{name}._target_={child['_target_']} must be the name of a class or function")
+            _check_nested(f"{key}.{name}", child)
+            plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
+            _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
+
+
+def _check_arguments(
+    key: str, target: Callable[..., Any], arguments: Mapping[str, Any], objects: Mapping[str, Any] | None = None
+) -> None:
+    """Compares arguments with the signature, so that a wrong name is told with the right one, and a wrong kind at once.
+
+    Args:
+        key: of the node.
+        target: what takes them.
+        arguments: of the config.
+        objects: the other arguments; None where they are not known yet.
+    """
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # a target written in C, as datetime.timedelta, tells nothing about itself
+        return
+    names = list(signature.parameters)
+    open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())
+    unknown = [] if open_ended else [name for name in arguments if name not in names]
+    if unknown:
+        raise UserError(f"{key} has no option '{unknown[0]}'{suggest(unknown[0], names) or f'; it takes {names}'}")
+    try:
+        (signature.bind_partial if objects is None else signature.bind)(**{**arguments, **(objects or {})})
+    except TypeError as error:
+        raise UserError(f"{key}: {error}") from None
+    check_kinds(key, target, arguments)

@@ -1,0 +1,86 @@
+"""Which weights a finished training is tested with: the best checkpoint's, or the mean of the last epochs'."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from un.command.errors import UserError
+from un.training.callbacks.checkpoints import list_epoch_checkpoints
+from un.training.run_folder import RunFolder
+from un.training.weights import check_state, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def load_tested(folder: RunFolder, module: LightningModule, count: int | None) -> list[str]:
+    """Loads into the module what is tested.
+
+    Not by `Trainer.test(ckpt_path=...)`, which would take the callbacks back to that time, too.
+
+    Args:
+        folder: of the run.
+        module: of the run's task and model.
+        count: the mean of this many last epoch checkpoints, or of all where there are fewer; None, 0 or no epoch
+            checkpoint at all (a training which ended in its first epoch) for best.ckpt.
+
+    Returns:
+        Names of the checkpoints that went into it.
+
+    Raises:
+        UserError: a file is missing, cut short or of another model.
+    """
+    paths = list_epoch_checkpoints(folder.checkpoints)[-count:] if count else []
+    if count and len(paths) < count:
+        found = f"the mean of the {len(paths)} there are" if paths else "best.ckpt"
+        log.warning("average_checkpoints=%d, but %s has %d: %s is tested", count, folder.path, len(paths), found)
+    paths = paths or [folder.best]
+    states = (_read_state(path, module) for path in paths)
+    module.load_state_dict(average_states(states) if len(paths) > 1 else next(states))
+    return [path.name for path in paths]
+
+
+def average_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the mean of state dicts with the same names, shapes and types; one state at a time is in memory.
+
+    Floating-point entries, running statistics included: arithmetic mean, summed in float64. Integer entries: summed and
+    floor-divided, as in the official scripts. Entries that are no tensors: those of the last state.
+    """
+    sums: dict[str, Tensor] = {}
+    last: Mapping[str, Any] = {}
+    count = 0
+    for count, last in enumerate(states, 1):  # noqa: B007  both are used after the loop
+        for name, value in last.items():
+            if isinstance(value, Tensor):
+                wide = value.to(_choose_wide(value.dtype))
+                sums[name] = sums[name] + wide if name in sums else wide
+    return {
+        name: _divide(sums[name], count).to(value.dtype) if isinstance(value, Tensor) else value
+        for name, value in last.items()
+    }
+
+
+def _choose_wide(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def _divide(total: Tensor, count: int) -> Tensor:
+    return total // count if total.dtype == torch.int64 else total / count
+
+
+def _read_state(path: Path, module: LightningModule) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise UserError(f"{path} is no checkpoint of a run")
+    module.on_load_checkpoint(checkpoint)
+    check_state(module, checkpoint["state_dict"], path)
+    state: dict[str, Any] = checkpoint["state_dict"]
+    return state

@@ -1,0 +1,69 @@
+"""Tells the norms of a model about optimizer steps, and takes back what a skipped one left in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from un.norms.core.updates import NormState, call_after_step, end_update, scale_gradient_state
+
+
+class NormUpdates(Callback):
+    """Ends an update of norms with `count=updates`; under float16 keeps their state whole.
+
+    Loss scaling skips a step whose gradients overflowed. The batches of that step then leave no trace in any norm, but
+    for their number in `nonfinite_counter`; and what norms keep about gradients follows the scale (the official code
+    leaves both as they are).
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._step_before = 0
+        self._state: NormState | None = None
+        self._scale = 1.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to the optimizer; its norms and their state are in place by now."""
+        for optimizer in trainer.optimizers:
+            call_after_step(optimizer, self._note_step)
+        self._step_before = -1
+        self._state = NormState(_get_model(pl_module)) if _get_scaler(trainer) is not None else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keeps the state before the first batch of an update."""
+        if trainer.global_step == self._step_before:
+            return
+        self._step_before, self._taken = trainer.global_step, False
+        if self._state is not None:
+            self._state.keep()
+            self._scale = _get_scaler(trainer).get_scale()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch of an update: ends it, or restores the state kept before it."""
+        if trainer.global_step == self._step_before:
+            return
+        model = _get_model(pl_module)
+        if self._taken or self._state is None:
+            end_update(model)
+        else:
+            self._state.restore()
+        if self._state is not None and (scale := _get_scaler(trainer).get_scale()) != self._scale:
+            scale_gradient_state(model, scale / self._scale)
+
+    def _note_step(self) -> None:
+        self._taken = True
+
+
+def _get_model(pl_module: LightningModule) -> nn.Module:
+    model = getattr(pl_module, "model", pl_module)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _get_scaler(trainer: Trainer) -> Any:
+    """The GradScaler; None where gradients are not scaled."""
+    return getattr(trainer.precision_plugin, "scaler", None)

@@ -1,0 +1,116 @@
+"""Keeps what a run's data mean to its model in the run folder, and reads it there: see `un.tasks.Preprocessor`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from lightning import LightningDataModule
+from omegaconf import DictConfig, OmegaConf
+
+from un.command.errors import UserError
+from un.files import replace_folder
+from un.tasks import InferenceData, Preprocessor
+from un.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def require_preprocessor(module: LightningDataModule) -> InferenceData:
+    """Returns the data module as what keeps a preprocessor with its runs.
+
+    Raises:
+        UserError: it does not offer one.
+    """
+    missing = [name for name in ("preprocessor_class", "use_preprocessor") if not hasattr(module, name)]
+    if missing:
+        raise UserError(f"data {type(module).__name__} cannot be kept with a run: it has no {', '.join(missing)}")
+    data: Any = module
+    return data
+
+
+def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
+    """Writes the preprocessor of a training that starts, or compares it with the one that the training started with.
+
+    Args:
+        module: data of the training.
+        folder: of the run.
+        resumes: whether the training goes on.
+        writes: whether this process is the one that writes.
+
+    Raises:
+        UserError: the training went on with words or classes that are others than before.
+    """
+    data = require_preprocessor(module)
+    if not resumes or not folder.preprocessor.exists():  # runs that were started before this was kept have none
+        if writes:
+            save_preprocessor(data, folder.preprocessor)
+        return
+    difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
+    if difference:
+        raise UserError(
+            f"{folder.path} was started with other data (they have {difference} now): use force=true to start over or "
+            "another paths.runs"
+        )
+
+
+def save_preprocessor(data: InferenceData, path: Path) -> None:
+    """Writes the preprocessor into a folder that is there whole or not at all."""
+    with replace_folder(path) as folder:
+        data.preprocessor.save(folder)
+
+
+def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> None:
+    """Lets the data of a finished run work with the preprocessor of its training, whatever the training data are now.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    data = require_preprocessor(module)
+    if folder.preprocessor.exists():
+        data.use_preprocessor(read_preprocessor(data, folder.preprocessor))
+    else:
+        log.warning("%s is of a version that kept no preprocessor: it is made anew from the training data", folder.path)
+
+
+def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
+    """Reads a preprocessor of the kind that the data have.
+
+    Raises:
+        UserError: it is damaged or of another kind.
+    """
+    try:
+        return data.preprocessor_class.load(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
+    """Compares the data with those that outside weights were trained on, if these are a run's that kept them.
+
+    Raises:
+        UserError: the weights are no start for these data.
+    """
+    trained = RunFolder(weights.resolve().parent.parent).preprocessor
+    if not trained.is_dir():
+        return
+    data = require_preprocessor(module)
+    try:
+        data.preprocessor.check_initial_weights(read_preprocessor(data, trained))
+    except ValueError as error:
+        raise UserError(f"init_weights={weights} cannot be used: {error}") from error
+
+
+def check_changes(run_config: DictConfig, changed: DictConfig) -> None:
+    """Checks that the config of a finished run has kept what its preprocessor decides.
+
+    Raises:
+        UserError: names the key, its value and that of the run.
+    """
+    data: Any = get_object(run_config.data._target_)
+    for name in getattr(data, "fixed_arguments", ()):
+        old, new = (OmegaConf.select(config, f"data.{name}") for config in (run_config, changed))
+        if old != new:
+            raise UserError(f"data.{name}={new} comes too late: the run was trained with data.{name}={old}")

@@ -1,0 +1,292 @@
+"""The folder of a run: its name, what it holds, and whether a config may continue in it.
+
+Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
+execution.json, train.log, metrics.csv,
+checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what the task writes (translations/),
+result.json (written last), and wandb/ or tensorboard/ where asked for; eval.json and evaluation/ are of eval.py,
+checkpoints/folded.* of scripts/fold.py, exports/ of scripts/export.py. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from un.command.errors import UserError
+from un.files import replace_file
+from un.training.config_keys import flatten, is_recorder, is_science, pins_precision
+from un.training.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
+
+DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
+# Choices whose values are found by their keys, where they change anything.
+NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
+LEFT_BY_RUNS = (
+    *("result.json", "eval.json", "metrics.csv", "config.yaml", "fingerprint.json", "execution.json"),
+    *("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
+    *("activation_stats", "activation_stats.parquet", "figures"),
+)
+MAX_NAME_LENGTH = 150  # bytes of one folder name; file systems allow 255
+HASH_LENGTH = 10
+SHOWN_DIFFERENCES = 3
+DELETED = object()  # the value of an override with a tilde
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What Hydra knows about a run and its config does not say.
+
+    Attributes:
+        folder: the run folder.
+        experiment: name of the experiment.
+        choices: chosen option by config group, e.g. {"norm": "un"}.
+        overrides: the overrides as typed.
+    """
+
+    folder: Path
+    experiment: str
+    choices: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def from_hydra(cls) -> RunIdentity:
+        """Reads the identity of the running job."""
+        hydra = HydraConfig.get()
+        choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None}
+        return cls(
+            Path(hydra.runtime.output_dir),
+            choices.get("experiment", DEFAULT_EXPERIMENT),
+            choices,
+            tuple(hydra.overrides.task),
+        )
+
+
+def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, data: str = "") -> str:
+    """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science.
+
+    Args:
+        experiment: name of the experiment.
+        norm: the norm's choice.
+        overrides: as typed.
+        seed: of the run.
+        data: the choice of data, where `overrides` do not make it.
+    """
+    values = read_overrides(overrides)
+    parts = {
+        key: _sanitise(key) if value is DELETED else f"{_sanitise(key)}={_show(value)}"
+        for key, value in values.items()
+        if (is_science(key.lstrip("+~")) and key not in NOT_NAMED)
+        or (key.lstrip("+") == "trainer.precision" and pins_precision(experiment))
+    }
+    path = next((value for key, value in values.items() if key.lstrip("+") == "data.path"), DELETED)
+    choice = str(values.get("data", data))
+    if choice and path is not DELETED and (own := name_data(choice, path)):
+        parts["data.path"] = f"data.path={own}"
+    middle = ",".join([f"norm={norm}", *(parts[key] for key in sorted(parts))])
+    encoded = middle.encode()
+    if len(encoded) > MAX_NAME_LENGTH:
+        digest = hashlib.sha256(encoded).hexdigest()[:HASH_LENGTH]
+        middle = f"{encoded[: MAX_NAME_LENGTH - HASH_LENGTH - 1].decode(errors='ignore')}-{digest}"
+    return f"{_sanitise(experiment)}/{middle}/seed={seed}"
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns key -> value, the last where there are several; keys keep their plus, deleted ones their tilde.
+
+    An override with a mapping is one for each of its entries: +norm={a:1,b:2} sets norm.a and norm.b, +norm={} nothing.
+    """
+    values: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, dict):
+            values |= flatten(value, key.lstrip("+")) if value else ()
+        else:
+            values[key] = DELETED if override.is_delete() else value
+    return values
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        path: the folder; it is created by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = path / "../../.."
+        self.config = path / "config.yaml"
+        self.fingerprint = path / "fingerprint.json"
+        self.execution = path / "execution.json"
+        self.result = path / "result.json"
+        self.evaluation = path / "eval.json"
+        self.evaluation_files = path / "evaluation"
+        self.metrics = path / "metrics.csv"
+        self.preprocessor = path / "preprocessor"
+        self.log = path / "train.log"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Takes the folder for this process until it ends.
+
+        Raises:
+            UserError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
+        _locks.add(self._lock)
+
+    def holds_run(self) -> bool:
+        """Tells whether there is anything to go on from; a run that failed before its first checkpoint left nothing."""
+        return self.result.exists() or any(self.checkpoints.glob("*.ckpt"))
+
+    @property
+    def status(self) -> Literal["interrupted", "failed", "missing"]:
+        """Of a folder without a result: whether a run has begun here, has failed before it began, or was never started.
+
+        An interrupted run was killed, broke off or is still running.
+        """
+        if self.config.exists():
+            return "interrupted"
+        return "failed" if self.log.exists() else "missing"
+
+    def forget_start(self) -> None:
+        """Takes back that a run has begun, where nothing was trained; its log stays."""
+        if not self.holds_run() and not self.metrics.exists():
+            for path in (self.config, self.fingerprint, self.execution):
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Removes what an earlier run left, except the log."""
+        for name in LEFT_BY_RUNS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes the resolved config, after checking that the folder does not hold a run of another one.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.config.exists() and self.holds_run():
+            self._check_same(self.read_config(), config)
+            return
+        with replace_file(self.config) as file:
+            OmegaConf.save(OmegaConf.create(dict(config)), file)
+
+    def write_fingerprint(self, path: Any) -> None:
+        """Writes the fingerprint of the data, after checking that the folder does not hold a run of others.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.holds_run():
+            self.check_data(path)
+        else:
+            write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
+
+    def check_data(self, path: Any) -> None:
+        """Compares data with those of the run; runs of early versions kept nothing to compare with.
+
+        Raises:
+            UserError: they differ.
+        """
+        if not self.fingerprint.is_file():
+            return
+        before, now = read_fingerprint(self.fingerprint), take_fingerprint(path, self.runs)
+        if now.digest != before.digest:
+            raise UserError(
+                f"{self.path} holds a run of other data, by names and sizes of their files ({before}; now {now}): use "
+                "force=true to start over, another paths.runs, or the data as they were"
+            )
+
+    def list_unrecorded(self, config: Mapping[str, Any]) -> list[str]:
+        """Returns what a config would have recorded and the run here did not, e.g. `callbacks.activation_stats`."""
+        if not self.config.is_file():
+            return []
+        before = dict(flatten(self.read_config()))
+        asked = [
+            key
+            for key, value in flatten(config)
+            if value not in (None, {}) and value != before.get(key) and is_recorder(key)
+        ]
+        return sorted({".".join(key.split(".")[:2]) for key in asked})
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads the resolved config.
+
+        Raises:
+            UserError: there is none, so the folder is no run folder.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+        loaded = OmegaConf.to_container(OmegaConf.load(self.config))
+        if not isinstance(loaded, dict):
+            raise UserError(f"{self.config} is no config: delete the folder or use force=true")
+        return {str(key): value for key, value in loaded.items()}
+
+    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        before, now = dict(flatten(old)), dict(flatten(new))
+        keys = sorted(key for key in before.keys() | now.keys() if is_science(key))
+        changed = [key for key in keys if before.get(key) != now.get(key)]
+        if (before.get("data.path") is None) != (now.get("data.path") is None):
+            changed.append("data.path")  # generated data are not those of a folder
+        if changed:
+            listed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:SHOWN_DIFFERENCES]]
+            more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+            raise UserError(
+                f"{self.path} holds a run of another config ({'; '.join(listed)}{more}): "
+                "use force=true to start over or another paths.runs"
+            )
+
+
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # held by this process
+# A forked process, as a data loader's, would hold them for some seconds after this one was killed.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
+
+
+def _sanitise(text: str) -> str:
+    """Leaves only characters that are harmless in a folder name."""
+    return re.sub(r"[^\w.,=+~@-]+", "_", text).strip("_")
+
+
+def _show(value: Any) -> str:
+    """Returns an override's value as in the jobs of a sweep, e.g. 0.001 for 1e-3."""
+    return _sanitise(value if isinstance(value, str) else Override._get_value_element_as_str(value))
+
+
+def _resolve_run_name(*, _root_: DictConfig) -> str:
+    choices, overrides = _root_.hydra.runtime.choices, list(_root_.hydra.overrides.task)
+    experiment, data = choices.get("experiment") or DEFAULT_EXPERIMENT, choices.get("data") or ""
+    return name_run(experiment, choices.get("norm"), overrides, _root_.seed, data)
+
+
+def _resolve_experiment(*, _root_: DictConfig) -> str:
+    return RunIdentity.from_hydra().experiment if HydraConfig.initialized() else DEFAULT_EXPERIMENT
+
+
+# When imported, because the processes of a parallel sweep import this module but do not start in `run_main`.
+OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)

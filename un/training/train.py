@@ -1,0 +1,172 @@
+"""One training run, from config to result.json."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from un.command import signals
+from un.command.console import quiet_libraries
+from un.command.errors import UserError
+from un.reports.result import Result, write_result
+from un.training import environment
+from un.training.assembly import build, build_trainer
+from un.training.averaging import load_tested
+from un.training.callbacks.checkpoints import Checkpoints
+from un.training.callbacks.divergence import DivergedError
+from un.training.callbacks.stopwatch import Stopwatch
+from un.training.compilation import compile_in_training
+from un.training.execution import Execution, apply_execution, describe_start, keep_execution, plan_execution
+from un.training.loggers import build_loggers
+from un.training.preprocessors import keep_preprocessor
+from un.training.run_folder import RunFolder, RunIdentity
+from un.training.weights import check_state, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, identity: RunIdentity) -> None:
+    """Trains, tests and writes result.json; resumes where an earlier process was killed.
+
+    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
+    training with a checkpoint; before and after it, at once.
+
+    Args:
+        config: composed from configs/train.yaml.
+        identity: of the run; its folder is ready (`un.training.start`).
+    """
+    quiet_libraries()
+    folder = RunFolder(identity.folder)
+    loggers = build_loggers(config, identity)
+    try:
+        trainer = build_trainer(config, folder.path, loggers)
+        execution = _settle_execution(config, identity, folder, trainer)
+        config = apply_execution(config, execution)
+        data, module = build(config)
+        with compile_in_training(module.model, config.get("compile")):
+            result = _run(config, identity, folder, data, module, trainer, execution)
+        if trainer.is_global_zero:
+            write_result(result, folder.result)
+            for logger in loggers:
+                logger.log_result(result, folder.path)
+    finally:
+        for logger in loggers:
+            logger.close()
+    if trainer.is_global_zero:
+        log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
+
+
+def _settle_execution(config: DictConfig, identity: RunIdentity, folder: RunFolder, trainer: Trainer) -> Execution:
+    """Lets the trainer accumulate what the recipe's global batch needs, and says what was done."""
+    execution = plan_execution(config, identity.overrides, trainer.world_size, str(trainer.precision))
+    resumes = folder.last.exists() and not config.force
+    keep_execution(folder.execution, execution, resumes, writes=trainer.is_global_zero)
+    trainer.accumulate_grad_batches = execution.accumulate_grad_batches
+    line, is_recipe = describe_start(config, identity.experiment, execution)
+    if line and trainer.is_global_zero:
+        log.log(logging.INFO if is_recipe else logging.WARNING, "%s", line)
+    return execution
+
+
+def _run(
+    config: DictConfig,
+    identity: RunIdentity,
+    folder: RunFolder,
+    data: LightningDataModule,
+    module: LightningModule,
+    trainer: Trainer,
+    execution: Execution,
+) -> Result:
+    """Fits and tests; a divergence ends both."""
+    resumes = folder.last.exists() and not config.force
+    keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
+    resume = _check_last(folder, module) if resumes else None
+    metrics: dict[str, float] = {}
+    details: dict[str, str] = {}
+    divergence: DivergedError | None = None
+    checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
+    try:
+        with signals.deferring():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
+            trainer.validate(module, datamodule=data, verbose=False)
+        tested = load_tested(folder, module, config.average_checkpoints)
+        metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+        details = describe_metrics(module, tested)
+    except DivergedError as error:
+        divergence = error
+        unknown = not error.is_finite and error.layer is None
+        hint = "; trainer.detect_anomaly=true makes it another run, which names the operation" if unknown else ""
+        log.warning("stopped: %s%s", error, hint)
+    facts = _describe_config(config, identity)
+    return Result(
+        status="finished" if divergence is None else "diverged",
+        **facts,
+        metrics={**checkpoints.best_metrics, **metrics},
+        metric_details=details,
+        best_epoch=checkpoints.best_epoch,
+        best_step=checkpoints.best_step,
+        diverged_step=None if divergence is None else divergence.step,
+        diverged_layer=None if divergence is None else divergence.layer,
+        steps=trainer.global_step,
+        execution=execution.describe(),
+        wall_time_seconds=stopwatch.seconds,
+        train_samples_per_second=stopwatch.samples_per_second,
+        parameters=_count_parameters(module.model),
+        peak_memory_bytes=environment.measure_peak_memory(),
+        git=environment.describe_git(),
+        packages=environment.list_packages(),
+        hardware=environment.describe_hardware(),
+    )
+
+
+def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, str]:
+    """Returns what a task says about its metrics, and under `test/*` which checkpoints were averaged if any were."""
+    describe: Any = getattr(module, "metric_details", dict)
+    averaged = {"test/*": f"weights averaged over {', '.join(tested)}"} if len(tested) > 1 else {}
+    return {**describe(), **averaged}
+
+
+def _check_last(folder: RunFolder, module: LightningModule) -> str:
+    """Returns the path of last.ckpt after making sure that it can be loaded."""
+    checkpoint = read_checkpoint(folder.last)
+    check_state(module, checkpoint.get("state_dict", {}), folder.last)
+    log.info("resuming %s after step %d", folder.path, checkpoint["global_step"])
+    return str(folder.last)
+
+
+def _describe_config(config: DictConfig, identity: RunIdentity) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
+    for group in ("norm", "model", "data"):
+        options = OmegaConf.to_container(config[group], resolve=True)
+        assert isinstance(options, dict)
+        plain = {str(key): value for key, value in options.items() if not str(key).startswith("_")}
+        groups[group] = {"choice": identity.choices.get(group, ""), **plain}
+    return {
+        "task": config.task._target_,
+        "experiment": identity.experiment,
+        "seed": config.seed,
+        "overrides": list(identity.overrides),
+        **groups,
+    }
+
+
+def _describe_metrics(result: Result) -> str:
+    if result.status == "diverged":
+        where = f", first in {result.diverged_layer}" if result.diverged_layer else ""
+        return f"at step {result.diverged_step}{where}"
+    return "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if value is not None)
+
+
+def _count_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _find(trainer: Trainer, kind: type[Any]) -> Any:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, kind):
+            return callback
+    raise UserError(f"callbacks lacks {kind.__name__}, without which no run can be kept")
