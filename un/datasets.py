@@ -132,7 +132,7 @@ class Sampler(Protocol):
 
     epoch: int
 
-    def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
+    def set_epoch(self, epoch: int) -> None: ...
 
     def __len__(self) -> int: ...
 

@@ -46,8 +46,8 @@ class Result:
             names the checkpoints that were averaged. Missing in files of early runs.
         execution: {"processes", "batch_size" of one of them, "accumulate_grad_batches", "global_batch_size": their
             product, "precision", "norm": its options that follow from the accumulation}. Empty in files of early runs.
-        diverged_layer: the first norm that counted a non-finite statistic at that step, or the first layer whose weights
-            were not finite; None where neither is known, and in files of early runs.
+        diverged_layer: the first norm that counted a non-finite statistic at that step, or the first layer with weights
+            that were not finite; None where neither is known, and in files of early runs.
         schema_version: of this file format.
     """
 

@@ -113,7 +113,7 @@ class EpochSampler:
 class BatchSource(Protocol):
     """Makes the batches that a sampler lists, from number `start` on."""
 
-    def make_batches(self, sampler: EpochSampler, start: int) -> Iterable[Batch]: ...  # noqa: D102
+    def make_batches(self, sampler: EpochSampler, start: int) -> Iterable[Batch]: ...
 
 
 class MemoryBatches:
