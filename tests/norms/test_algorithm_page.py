@@ -10,7 +10,7 @@ import un.norms
 from tests.norms.helpers import ROOT
 
 PAGE = (ROOT / "docs" / "algorithm.md").read_text()
-MODULES = [importlib.import_module(f"un.norms.{entry.name}") for entry in pkgutil.iter_modules(un.norms.__path__)]
+MODULES = [importlib.import_module(entry.name) for entry in pkgutil.walk_packages(un.norms.__path__, "un.norms.")]
 NAMES = sorted(set(re.findall(r"`([A-Za-z_][\w.]*)`", PAGE)))
 
 
