@@ -1,4 +1,4 @@
-# The environment lives in .venv and is made on first use; a stamp file says which extras it holds.
+# The environment lives in .venv and is created on first use; a stamp file says which extras it holds.
 VENV    := .venv
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := $(VENV)/bin
@@ -20,12 +20,12 @@ demo: $(BASE)  ## train the embedded default (ViT with UN on handwritten digits)
 demo-translation: $(TRANSLATION)  ## train a small translator with UN on generated sentences, installing what is missing
 	$(BIN)/python train.py experiment=phrasebook_tiny
 
-translation: $(TRANSLATION)  ## install what translation needs; fairseq is compiled, which takes some minutes
+translation: $(TRANSLATION)  ## install what translation needs; compiling fairseq takes some minutes
 
 test: $(DEV)  ## run the tests, installing what is missing
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test-all: $(DEV)  ## run the tests, slow and gpu ones included
+test-all: $(DEV)  ## run all tests, including the slow ones and those for a GPU
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"
 
 lint: $(DEV)  ## check style and types
@@ -37,7 +37,7 @@ format: $(DEV)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:  ## remove the environment and the caches (runs are kept)
+clean:  ## remove the environment and the caches, but no runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
@@ -48,7 +48,7 @@ $(BASE): $(PINS) | $(BIN)/python
 	$(INSTALL) --editable .
 	@touch $@
 
-# fairseq-fixed comes as source and does not say what its build needs: that goes first.
+# fairseq-fixed comes as source and does not declare what its build needs, so that is installed first.
 $(TRANSLATION): $(PINS) | $(BASE)
 	$(INSTALL) numpy cython ninja wheel setuptools
 	$(INSTALL) --no-build-isolation --editable '.[translation]'

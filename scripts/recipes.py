@@ -14,14 +14,14 @@ PAGE = Path(__file__).parents[1] / "docs/recipes.md"
 RECIPES = PAGE.with_suffix("")
 HEAD = """# The recipes, value by value
 
-What is published beside what an experiment composes with `norm=un`; written by `python scripts/recipes.py` from the
-files in [recipes/](recipes), and a test fails where this page, a config or a named test no longer agrees. "Choice": no
-source says anything. What `norm=un` itself computes, and where that departs from the paper, is in
-[switches.md](switches.md).
+Published values beside those that an experiment composes with `norm=un`. `python scripts/recipes.py` writes this page
+from the files in [recipes/](recipes); a test fails where page, configs and named tests disagree. "Choice" means that
+no source gives a value. [switches.md](switches.md) says where `norm=un` itself differs from the paper.
 
-Sources: UN is hikvision-research/Unified-Normalization, T2T yitu-opensource/T2T-ViT with timm 0.3.4, DeiT
-facebookresearch/deit with timm 0.3.2, Swin microsoft/Swin-Transformer, FS facebookresearch/fairseq (1.0, as the UN code
-carries it, and its documentation). A file or program behind the name says where.
+Sources: UN is the official code (hikvision-research/Unified-Normalization), T2T is yitu-opensource/T2T-ViT with timm
+0.3.4, DeiT is facebookresearch/deit with timm 0.3.2, Swin is microsoft/Swin-Transformer, and FS is
+facebookresearch/fairseq (1.0, as included in the official code, and its documentation). The file or program follows
+the name.
 """
 
 
