@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import make_dictionary
 from un.folding import fold_norms
 from un.norms import UnifiedNorm
 from un.norms.core.base import Norm
@@ -21,7 +22,7 @@ from un.tasks import GraphPart
 VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
 ELEMENTARY, UNFOLDED, IDENTITY = "layernorm_elementary", "un", "identity"
 ARMS = (LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY)
-NUM_WORDS = 10148  # with the four special ones about the joint dictionary of IWSLT14 German-English
+NUM_WORDS = 10152  # about the joint dictionary of IWSLT14 German-English
 FOLD_EXAMPLES = 2
 BEAM = 5
 
@@ -131,13 +132,10 @@ def _build_translation(
     name: str, batch: int, options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Workload:
     from un.translation.encoder_graph import EncoderGraph
-    from un.translation.fairseq_library import Dictionary
     from un.translation.generation import BeamSearch
     from un.translation.transformer import build_transformer
 
-    words = Dictionary()
-    for number in range(NUM_WORDS):
-        words.add_symbol(f"word{number}")
+    words = make_dictionary(NUM_WORDS)
     form = {"encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True}
     source = torch.randint(words.nspecial, len(words), (max(batch, FOLD_EXAMPLES), options.length))
     source[:, -1] = words.eos()

@@ -14,12 +14,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.common import Row
-from un.command.errors import CONFIG_FOLDER
+from benchmarks.common import Row, compose_experiment
 from un.finished.timing import compare, time_interleaved
 from un.training.assembly import build_model, build_norm_factory, build_part
 
@@ -71,8 +69,7 @@ def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
 
 def make_arm(options: argparse.Namespace, overrides: tuple[str, ...]) -> Callable[[], None]:
     """A training step of the experiment's model on one of its batches."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", overrides=[f"experiment={options.experiment}", *overrides, *options.overrides])
+    config = compose_experiment(options.experiment, *overrides, *options.overrides)
     torch.manual_seed(0)
     data = build_part(config, "data")
     model = build_model(config, data.model_arguments(), build_norm_factory(config.norm))

@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from un.reports.rendering import format_table
+
 RECIPE_KEYS = ("title", "experiments", "setting", "values")
 VALUE_KEYS = ("value", "published", "key", "ours", "source", "test", "reason")
 HEADER = ("value", "published", "ours", "source", "comparison")
@@ -89,8 +91,7 @@ def render_recipe(recipe: Recipe, configs: Mapping[str, DictConfig]) -> str:
         ValueError: ours is not what is published and no reason is given, or one is given and it is.
     """
     rows = [_compare(value, [configs[name] for name in recipe.experiments]) for value in recipe.values]
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    table = format_table(HEADER, rows)
     commands = ", ".join(f"`experiment={name}`" for name in recipe.experiments)
     return "\n\n".join([f"## {recipe.title}", f"{commands}. {recipe.setting}".strip(), table]) + "\n"
 
