@@ -9,14 +9,15 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-# Okabe and Ito's colours, which remain apart in every common colour blindness; yellow is left out as too pale on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's colours, which the colour-blind can tell apart, without black and the yellow that white swallows.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", ":", "-.")
 DEPTH_MAP, DEPTH_END = "viridis", 0.9  # sequential and colour-blind-safe; its palest end is cut off
 HEAT_MAP = "cividis"
@@ -31,6 +32,7 @@ OPTIONS: Any = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(linestyle=LINES) * cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.3,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from un.reports.comparison import Comparison, compare_settings
-from un.reports.curves import draw_curves
 from un.reports.rendering import FIELDS, describe_cell, list_notes
 from un.reports.runs import Run, group_by_setting
 
+DrawCurves = Callable[[Mapping[str, Sequence[Path]], str, str], str | None]
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("result.json", "metrics.csv", "train.log", "config.yaml")
 MAX_NARROW_LABEL = 40  # characters
@@ -78,7 +79,12 @@ class Picture:
 
 
 def render_page(
-    tables: Sequence[Comparison], runs: Sequence[Run], folder: Path, problems: Sequence[str] = (), title: str = "Report"
+    tables: Sequence[Comparison],
+    runs: Sequence[Run],
+    folder: Path,
+    draw_curves: DrawCurves,
+    problems: Sequence[str] = (),
+    title: str = "Report",
 ) -> str:
     """Renders the page.
 
@@ -86,6 +92,7 @@ def render_page(
         tables: shown first, one after the other.
         runs: all of them; every setting is compared with LayerNorm below the tables.
         folder: of the page, from which links to the files of runs start.
+        draw_curves: see `un.analysis.curves.draw_svg`.
         problems: a line each, e.g. about files that could not be read.
         title: of the page.
     """
@@ -93,7 +100,8 @@ def render_page(
     groups = [group for settings in experiments.values() for group in settings.values()]
     anchors = {run.folder: f"setting-{number}" for number, group in enumerate(groups) for run in group}
     pictures = _find_pictures(runs)
-    table_entries = [_view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
+    view = partial(_view, draw_curves)
+    table_entries = [view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
     drawn = {run.folder for comparison in tables for cell in comparison.cells for run in cell.runs}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -101,7 +109,7 @@ def render_page(
     return environment.get_template("page.html").render(
         title=title,
         tables=table_entries,
-        overview=[_view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
+        overview=[view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
         runs=runs,
         experiments=experiments,
         settings=len(groups),
@@ -117,7 +125,7 @@ def render_page(
     )
 
 
-def _view(comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
+def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
     """Prepares a comparison; the curves of the drawn run folders are left out."""
     columns, curves = [], []
     for index, (label, metric) in enumerate(zip(comparison.columns, comparison.metrics, strict=True)):
@@ -127,7 +135,10 @@ def _view(comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
         fields = tuple(field for field in FIELDS if any(text[field] for text in texts))
         columns.append(ColumnView(label, metric, task, fields))
         new = {name: runs for name, runs in groups.items() if not (runs and all(run.folder in drawn for run in runs))}
-        svg = draw_curves(new, f"{anchor}-{index}")
+        curve = next((run.curve_metric for runs in new.values() for run in runs if run.main_metric), "val/loss")
+        svg = draw_curves(
+            {name: [run.folder for run in runs] for name, runs in new.items()}, curve, f"{anchor}-{index}"
+        )
         if svg:
             curves.append(
                 Curve(svg, f"{label or comparison.title}: mean over seeds, band from lowest to highest", task)

@@ -99,8 +99,8 @@ def render_markdown(comparison: Comparison, level: int = 2) -> str:
 def format_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """Returns a table in Markdown; floats have four digits."""
     names = list(header)
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(map(_format_cell, line))} |" for line in lines)
+    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(_format_cell(value) for value in line)} |" for line in lines)
 
 
 def _format_cell(value: object) -> str:
