@@ -72,6 +72,6 @@ def test_every_measurement_is_a_row_beside_what_was_published(tmp_path: Path) ->
 
 def test_the_page_shows_measurements_without_any_run(tmp_path: Path) -> None:
     comparison = compare_measurements(TABLE, [make_measurement(tmp_path)])
-    page = render_page([comparison], [], tmp_path)
+    page = render_page([comparison], [], tmp_path, lambda *_: None)
     assert "Swin, eager, batch 1, a CPU (2 threads)" in page.replace("<wbr>", "")
     assert "20.0 †" in page
