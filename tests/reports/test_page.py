@@ -47,7 +47,7 @@ def page(tmp_path: Path) -> Reader:
     (runs[0].folder / "figures/outliers.png").write_bytes(PIXEL)
     cells = (fill_cell(runs[:2], runs[2:4]), fill_cell(runs[-1:]))
     table = Comparison("window", "Windows", ("images", "text"), (Line("M = 4, 16", "un", cells),))
-    return Reader(render_page([table], runs, tmp_path / "report", draw_svg, ["x/result.json is no result file"]))
+    return Reader(render_page([table], runs, tmp_path / "report", draw_svg, ["x/result.json: Invalid JSON"]))
 
 
 def test_nothing_comes_from_outside(page: Reader) -> None:
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(page: Reader, tmp_path: Path) -> None:
 def test_numbers_and_problems_are_shown(page: Reader) -> None:
     for text in ("50.50 ± 0.71 †", "33.00 †", "diverged at step 7", "norm=<script>alert(1)<", "01234567"):
         assert text in page.texts
-    assert "x/result.json is no result file" in page.texts
+    assert "x/result.json: Invalid JSON" in page.texts
     assert "+1.50 [−4.85, +7.85]" in page.texts
 
 

@@ -92,7 +92,10 @@ def test_experiments_of_one_table_agree() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"value": "rate", "source": "UN", "publisched": 1}, r"a.yaml: rate has no key 'publisched'; allowed: value, "),
+        (
+            {"value": "rate", "source": "UN", "publisched": 1},
+            "a.yaml: there is no key values.0.publisched; did you mean 'published'",
+        ),
         ({"value": "rate", "source": "UN", "published": 1}, "a.yaml: rate needs a key, a test, or ours and the reason"),
     ],
 )

@@ -69,17 +69,16 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema_version is 99, this code reads 1"),
-        ({"status": "running"}, "status is 'running', allowed: finished, diverged"),
+        ({"schema_version": 99}, "schema_version is 99, expected 1"),
+        ({"status": "running"}, "status is 'running', expected 'finished' or 'diverged'"),
         ({"status": "diverged"}, "status is 'diverged' with diverged_step None"),
         ({"diverged_step": 3}, "status is 'finished' with diverged_step 3"),
-        ({"seed": "3"}, "seed is '3', expected"),
-        ({"seed": True}, "seed is True, expected"),
-        ({"metrics": {"test/acc1": "96"}}, "metrics.test/acc1 is '96', expected a number"),
-        ({"metric_details": {"test/bleu": 3}}, "metric_details.test/bleu is 3, expected a text"),
-        ({"metric_details": []}, "metric_details is [], expected"),
-        ({"colour": 1}, "has unknown colour"),
-        ({"steps": ...}, "lacks steps"),
+        ({"seed": "3"}, "seed is '3', expected a valid integer"),
+        ({"seed": True}, "seed is True, expected a valid integer"),
+        ({"metrics": {"test/acc1": "96"}}, "metrics.test/acc1 is '96', expected a valid number"),
+        ({"metric_details": {"test/bleu": 3}}, "metric_details.test/bleu is 3, expected a valid string"),
+        ({"colour": 1}, "there is no key colour; allowed: status, task"),
+        ({"steps": ...}, "steps is missing"),
     ],
 )
 def test_wrong_content(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -87,9 +86,9 @@ def test_wrong_content(change: dict[str, Any], message: str, tmp_path: Path) -> 
     write_result(RESULT, path)
     content = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-    with pytest.raises(ValueError, match=message.replace("[", r"\[")) as error:
+    with pytest.raises(ValueError, match=message) as error:
         read_result(path)
-    assert str(path) in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
@@ -97,10 +96,10 @@ def test_file_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_result(RESULT, path)
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match="is no result file"):
+    with pytest.raises(ValueError, match="Invalid JSON"):
         read_result(path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="it holds a list"):
+    with pytest.raises(ValueError, match="expected an object"):
         read_result(path)
 
 

@@ -6,23 +6,23 @@ code makes is held by a test, whose name is given.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic.dataclasses import dataclass
 
 from un.reports.rendering import format_table
+from un.reports.validation import STRICT, parse
 
-RECIPE_KEYS = ("title", "experiments", "setting", "values")
-VALUE_KEYS = ("value", "published", "key", "ours", "source", "test", "reason")
 HEADER = ("value", "published", "ours", "source", "comparison")
 CHOICE = "choice"  # in the place of a source where none says anything
 WORDS = {None: "off", True: "true", False: "false"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Value:
     """One value of a recipe.
 
@@ -45,7 +45,7 @@ class Value:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """A published recipe.
 
@@ -68,16 +68,12 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ValueError: an unknown key, or a value with neither a key nor a test nor a reason for another one.
     """
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    _check_keys(content, RECIPE_KEYS, path.name)
-    values = []
-    for entry in content["values"]:
-        _check_keys(entry, VALUE_KEYS, f"{path.name}: {entry.get('value')}")
-        value = Value(**entry)
+    content = json.dumps(OmegaConf.to_container(OmegaConf.load(path)))
+    recipe = parse(Recipe, content, path.name, {"values": Value})
+    for value in recipe.values:
         if value.key is None and value.test is None and (value.ours is None or value.reason is None):
             raise ValueError(f"{path.name}: {value.value} needs a key, a test, or ours and the reason for it")
-        values.append(value)
-    return Recipe(content["title"], tuple(content["experiments"]), tuple(values), content.get("setting", ""))
+    return recipe
 
 
 def render_recipe(recipe: Recipe, configs: Mapping[str, DictConfig]) -> str:
@@ -132,9 +128,3 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_keys(entry: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
-    for key in entry:
-        if key not in allowed:
-            raise ValueError(f"{where} has no key {key!r}; allowed: {', '.join(allowed)}")
