@@ -41,7 +41,6 @@ OPTIONS: Any = {
 
 
 def make_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure (inches) with a title."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure
@@ -55,13 +54,13 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def color_depths(count: int) -> list[tuple[float, ...]]:
-    """One colour per layer, dark for the first."""
+    """Returns one colour per layer, dark for the first."""
     places = np.linspace(0, DEPTH_END, max(count, 2))[:count]
     return [tuple(color) for color in matplotlib.colormaps[DEPTH_MAP](places)]
 
 
 def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    """A bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
+    """Adds a bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
     bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
     mappable = ScalarMappable(bounds, ListedColormap(color_depths(len(names))))
     shown = choose_spread(len(names), MAX_LABELS)
@@ -73,12 +72,12 @@ def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) ->
 
 
 def choose_spread(count: int, most: int) -> list[int]:
-    """At most `most` places out of `count`, evenly spread, first and last among them."""
+    """Returns at most `most` places out of `count`, evenly spread, first and last among them."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
 
 
 def is_wide(values: Any) -> bool:
-    """Whether positive values span so much that a logarithmic axis shows them better."""
+    """Returns whether all values are positive and span so much that a logarithmic axis shows them better."""
     numbers = _select_positive(values)
     return numbers.size > 0 and bool(numbers.max() / numbers.min() > LOG_RATIO) and bool(np.nanmin(values) > 0)
 
@@ -101,7 +100,7 @@ def _select_positive(values: Any) -> np.ndarray:
 
 
 def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:
-    """At most MAX_POINTS rows, each the mean (or another reduction) of as many neighbours; indexed by step."""
+    """Returns at most MAX_POINTS rows, each the mean (or another reduction) of as many neighbours."""
     if len(frame) <= MAX_POINTS:
         return frame
     groups = np.arange(len(frame)) * MAX_POINTS // len(frame)
