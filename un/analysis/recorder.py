@@ -112,11 +112,11 @@ class Recorder:
         vectors, scalars = [], []
         for site in sites:
             seen, fluctuation = self._seen[site.name]
-            gradient, running_gradient = measure_gradient(site, seen.num_rows), site.read_running_gradient()
+            gradient, running_gradient = measure_gradient(site, seen.num_rows), site.read_buffer("ema_gz")
             absolute = [None if value is None else value.abs() for value in (gradient, running_gradient)]
             vectors += _fill([seen.moment, fluctuation, seen.running_ratio, *absolute], seen.moment)
-            counters = [site.read_counter(name) for name in COUNTERS.values()]
-            scalars += _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)
+            counters = [site.read_buffer(name) for name in COUNTERS.values()]
+            scalars += [value.squeeze() for value in _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)]
         levels = torch.tensor(MOMENT_PERCENTS, dtype=torch.float32, device=vectors[0].device) / 100
         quantiles = torch.stack(vectors).quantile(levels, dim=1).T  # (sites x vectors, levels)
         flat = torch.cat([quantiles.reshape(len(sites), -1), torch.stack(scalars).view(len(sites), -1)], dim=1)

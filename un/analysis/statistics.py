@@ -30,7 +30,7 @@ class Observation(NamedTuple):
 
 def measure_square(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Tensor:
     """The second moment q (C,) around zero of one process's batch."""
-    return measure_moments(site.prepare(x), _flatten(pad_mask)).square
+    return measure_moments(site.flatten(x), _flatten(pad_mask)).square
 
 
 def observe(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Observation:
@@ -41,17 +41,16 @@ def observe(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Observati
         x: its input.
         pad_mask: of the input's shape without the channels, True = padding, which is left out.
     """
-    rows, mask = site.prepare(x), _flatten(pad_mask)
-    moments = measure_moments(rows, mask, centered=site.is_centered)
+    rows, mask = site.flatten(x), _flatten(pad_mask)
+    running, running_mean = site.read_running()
+    moments = measure_moments(rows, mask, centered=running_mean is not None)
     moment = moments.square if moments.mean is None else moments.square + moments.mean.square()
     low, high = torch.aminmax(rows if mask is None else rows.masked_fill(mask.unsqueeze(-1), 0))
     peak = torch.maximum(-low, high).to(moment.dtype) / moment.mean().sqrt()
     scaled = site.scale_rows(rows)
     own = moments if scaled is None else measure_moments(scaled, mask)
-    running, ratio = site.read_running(), None
-    if running is not None:
-        ratio = (own.square + site.eps) / (running + site.eps)
-    gap, threshold = (None, None)
+    ratio = None if running is None else (own.square + site.eps) / (running + site.eps)
+    gap, threshold = None, None
     if isinstance(site.source, Norm) and site.source.filtration is not None:
         gap, threshold = measure_outlier(site.source, own)
     return Observation(moment, ratio, peak, gap, threshold, moments.num_rows)

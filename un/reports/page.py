@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,9 +23,8 @@ MAX_NARROW_LABEL = 40  # characters
 MAX_PICTURES = 40  # embedded; a page of hundreds of megabytes helps nobody
 
 
-@dataclass(frozen=True)
-class ColumnView:
-    """A column of a comparison on the page, with those fields in which something stands."""
+class ColumnView(NamedTuple):
+    """A column of a comparison on the page; `fields` are those in which something stands."""
 
     label: str
     metric: str
@@ -33,49 +32,35 @@ class ColumnView:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A drawing of a column."""
-
-    svg: str
-    caption: str
-    task: str
-
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A comparison on the page.
 
     Attributes:
         anchor: where links to it lead.
         comparison: itself.
         columns: with the fields that are shown.
-        notes: a line each.
-        curves: one per column with curves.
-        tasks: of its runs, separated by blanks.
+        curves: one per column with curves; each has `svg`, `caption` and `task`.
     """
 
     anchor: str
     comparison: Comparison
-    columns: tuple[ColumnView, ...]
-    notes: tuple[str, ...]
-    curves: tuple[Curve, ...]
-    tasks: str
+    columns: Sequence[ColumnView]
+    curves: Sequence[Mapping[str, str]]
+
+    @property
+    def notes(self) -> list[str]:
+        return list_notes(self.comparison)
+
+    @property
+    def tasks(self) -> str:
+        """Separated by blanks, for the page's filter."""
+        return " ".join(sorted({column.task for column in self.columns} - {""}))
 
     @property
     def is_wide(self) -> bool:
         """Whether the table leaves no room for a drawing beside it."""
         has_long_label = any(len(row.label) > MAX_NARROW_LABEL for row in self.comparison.rows)
         return len(self.columns) > 1 or "published" in self.columns[0].fields or has_long_label or not self.curves
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of a run as a data address."""
-
-    run: Run
-    name: str
-    data: str
 
 
 def render_page(
@@ -99,7 +84,7 @@ def render_page(
     experiments = group_by_setting(runs)
     groups = [group for settings in experiments.values() for group in settings.values()]
     anchors = {run.folder: f"setting-{number}" for number, group in enumerate(groups) for run in group}
-    pictures = _find_pictures(runs)
+    pictures = [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
     view = partial(_view, draw_curves)
     table_entries = [view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
     drawn = {run.folder for comparison in tables for cell in comparison.cells for run in cell.runs}
@@ -129,22 +114,21 @@ def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: S
     """Prepares a comparison; the curves of the drawn run folders are left out."""
     columns, curves = [], []
     for index, (label, metric) in enumerate(zip(comparison.columns, comparison.metrics, strict=True)):
-        groups = {row.label: row.cells[index].runs for row in comparison.rows}
-        texts = [describe_cell(row.cells[index], comparison) for row in comparison.rows]
-        task = next((run.task for runs in groups.values() for run in runs), "")
-        fields = tuple(field for field in FIELDS if any(text[field] for text in texts))
-        columns.append(ColumnView(label, metric, task, fields))
-        new = {name: runs for name, runs in groups.items() if not (runs and all(run.folder in drawn for run in runs))}
-        curve = next((run.curve_metric for runs in new.values() for run in runs if run.main_metric), "val/loss")
-        svg = draw_curves(
-            {name: [run.folder for run in runs] for name, runs in new.items()}, curve, f"{anchor}-{index}"
+        cells = {row.label: row.cells[index] for row in comparison.rows}
+        texts = [describe_cell(cell, comparison) for cell in cells.values()]
+        runs = [run for cell in cells.values() for run in cell.runs]
+        task = runs[0].task if runs else ""
+        columns.append(
+            ColumnView(label, metric, task, tuple(field for field in FIELDS if any(t[field] for t in texts)))
         )
+        folders = {name: [run.folder for run in cell.runs] for name, cell in cells.items()}
+        new = {name: found for name, found in folders.items() if not found or set(found) - drawn}
+        shown = next((run.curve_metric for run in runs if run.main_metric and run.folder not in drawn), "val/loss")
+        svg = draw_curves(new, shown, f"{anchor}-{index}")
         if svg:
-            curves.append(
-                Curve(svg, f"{label or comparison.title}: mean over seeds, band from lowest to highest", task)
-            )
-    tasks = " ".join(sorted({column.task for column in columns} - {""}))
-    return Entry(anchor, comparison, tuple(columns), tuple(list_notes(comparison)), tuple(curves), tasks)
+            caption = f"{label or comparison.title}: mean over seeds, band from lowest to highest"
+            curves.append({"svg": svg, "caption": caption, "task": task})
+    return Entry(anchor, comparison, columns, curves)
 
 
 def _make_linker(page: Path) -> Callable[[Run], Sequence[tuple[str, str]]]:
@@ -157,10 +141,6 @@ def _make_linker(page: Path) -> Callable[[Run], Sequence[tuple[str, str]]]:
     return list_files
 
 
-def _find_pictures(runs: Sequence[Run]) -> list[tuple[Run, Path]]:
-    return [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
-
-
-def _embed(run: Run, path: Path) -> Picture:
+def _embed(run: Run, path: Path) -> dict[str, object]:
     content = base64.b64encode(path.read_bytes()).decode()
-    return Picture(run, path.stem.replace("_", " "), f"data:image/png;base64,{content}")
+    return {"run": run, "name": path.stem.replace("_", " "), "data": f"data:image/png;base64,{content}"}
