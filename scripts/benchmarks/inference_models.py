@@ -71,15 +71,12 @@ class Workload:
     items: tuple[str, int]
 
     def cut_graph(self, arm: str) -> GraphPart:
-        """What the exporter takes."""
+        """Returns what the exporter takes."""
         assert self.dynamic is not None
-        return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[: self.count_outputs(arm)])
-
-    def count_outputs(self, arm: str) -> int:
-        """Number of tensors that a model returns."""
         with torch.inference_mode():
-            out = self.run(self.models[arm])
-        return len(out) if isinstance(out, tuple) else 1
+            output = self.run(self.models[arm])
+        count = len(output) if isinstance(output, tuple) else 1
+        return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[:count])
 
 
 def build_workload(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Workload:
@@ -104,12 +101,8 @@ def build_workload(name: str, batch: int, options: argparse.Namespace, device: t
 def build_arms(build: Callable[[], nn.Module], fold_inputs: tuple[Any, ...] | dict[str, Any]) -> dict[str, nn.Module]:
     """Builds a model in all arms."""
     models: dict[str, nn.Module] = {}
-    for arm, factory in {
-        LAYER_NORM: None,
-        ELEMENTARY: ElementaryLayerNorm,
-        UNFOLDED: UnifiedNorm,
-        IDENTITY: nn.Identity,
-    }.items():
+    factories = {LAYER_NORM: None, ELEMENTARY: ElementaryLayerNorm, UNFOLDED: UnifiedNorm, IDENTITY: nn.Identity}
+    for arm, factory in factories.items():
         torch.manual_seed(0)
         models[arm] = build().eval()
         if factory is not None:

@@ -32,7 +32,7 @@ ROWS = "rows.json"
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Steps per second of every arm, and what its norms communicate in a step; DDP's gradients come on top.
+    """Returns steps per second of every arm, and what its norms communicate in a step; DDP's gradients come on top.
 
     The processes of an arm start each step together; the arms take turns.
     """
