@@ -49,9 +49,7 @@ def parse_options() -> argparse.Namespace:
     add("loader", "images per second of a loader alone", 200, "batches", "cifar10_vit_tiny")
     add("recorder", "training with callbacks=activation_stats", 40, "intervals between two records", "digits_vit")
     add("translation", "train.py against fairseq-train", 3, "runs of each arm", "multi30k_small")
-    processes = add(
-        "processes", "training steps of several processes under DDP", 100, "steps of each arm", "digits_vit"
-    )
+    processes = add("processes", "training steps of processes under DDP", 100, "steps of each arm", "digits_vit")
     processes.add_argument("--processes", type=read_count, default=4, help="on the CPU; they share --threads")
 
     training = commands.add_parser("compile", parents=[common], help="training steps of norms, eager and compiled")

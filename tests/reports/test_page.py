@@ -34,20 +34,25 @@ class Reader(HTMLParser):
         return [attributes[name] for _, attributes in self.tags if name in attributes]
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Reader:
-    runs = [make_run(tmp_path / "runs dir", "norm=un,norm.window=4,16", seed, 50.0 + seed) for seed in (0, 1)]
-    runs += [make_run(tmp_path / "runs dir", "norm=layernorm", seed, 49.0) for seed in (0, 1)]
-    runs += [make_run(tmp_path / "runs dir", "norm=<script>alert(1)<", value=None)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Reader:
+    runs = [make_run(folder / "runs dir", "norm=un,norm.window=4,16", seed, 50.0 + seed) for seed in (0, 1)]
+    runs += [make_run(folder / "runs dir", "norm=layernorm", seed, 49.0) for seed in (0, 1)]
+    runs += [make_run(folder / "runs dir", "norm=<script>alert(1)<", value=None)]
     bleu = {"experiment": "phrases", "task": "un.translation.module.Translation", "metrics": {"test/bleu": 33.0}}
-    runs += [make_run(tmp_path / "runs dir", "norm=un", **bleu)]
+    runs += [make_run(folder / "runs dir", "norm=un", **bleu)]
     for run in runs[:4]:
         write_curve(run, [10.0, 20.0, 30.0 + run.result.seed])
     (runs[0].folder / "figures").mkdir()
     (runs[0].folder / "figures/outliers.png").write_bytes(PIXEL)
     cells = (fill_cell(runs[:2], runs[2:4]), fill_cell(runs[-1:]))
     table = Comparison("window", "Windows", ("images", "text"), (Line("M = 4, 16", "un", cells),))
-    return Reader(render_page([table], runs, tmp_path / "report", draw_svg, ["x/result.json: Invalid JSON"]))
+    return Reader(render_page([table], runs, folder / "report", draw_svg, ["x/result.json: Invalid JSON"]))
 
 
 def test_nothing_comes_from_outside(page: Reader) -> None:
@@ -57,8 +62,8 @@ def test_nothing_comes_from_outside(page: Reader) -> None:
     assert not [tag for tag, attributes in page.tags if tag in ("script", "link") and attributes]
 
 
-def test_links_lead_somewhere(page: Reader, tmp_path: Path) -> None:
-    (tmp_path / "report").mkdir()
+def test_links_lead_somewhere(page: Reader, folder: Path) -> None:
+    (folder / "report").mkdir()
     identifiers = page.list_values("id")
     assert len(identifiers) == len(set(identifiers))
     links = page.list_values("href")
@@ -66,7 +71,7 @@ def test_links_lead_somewhere(page: Reader, tmp_path: Path) -> None:
     assert inner <= set(identifiers)
     files = [link for link in links if not link.startswith("#")]
     assert len(files) == 6 * 2 + 4  # folder and result.json of every run, and four metrics.csv
-    assert all((tmp_path / "report" / unquote(link)).exists() for link in files)
+    assert all((folder / "report" / unquote(link)).exists() for link in files)
 
 
 def test_numbers_and_problems_are_shown(page: Reader) -> None:
