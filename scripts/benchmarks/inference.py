@@ -1,7 +1,7 @@
 """Inference of whole models: folded UN against LayerNorm, and identity instead of every norm as the lower bound.
 
-Every combination of model, engine, device and batch is one JSON file in the folder, so that the table can be measured
-piece by piece; the table and the figure show all files that are there. Before arms are timed, folded and unfolded
+Every combination of model, engine, device and batch is one JSON file in the folder, so the table can be measured piece
+by piece; the table and the figure show all files of the folder. Before arms are timed, folded and unfolded
 outputs are compared within the engine, and with those of eager PyTorch.
 """
 

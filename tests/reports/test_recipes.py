@@ -11,9 +11,8 @@ from un.reports.recipes import Recipe, Value, read_recipe, render_recipe
 ROOT = Path(__file__).parents[2]
 OURS = {"digits_vit", "cifar10_vit_tiny", "phrasebook_tiny", "multi30k_small"}
 FILES = sorted((ROOT / "docs/recipes").glob("*.yaml"))
-CONFIG = OmegaConf.create(
-    {"lr": 5e-4, "clip": None, "betas": [0.9, 0.98], "mixup": {"prob": 1.0, "mode": "batch", "cut": True}}
-)
+MIXUP = {"prob": 1.0, "mode": "batch", "cut": True}
+CONFIG = OmegaConf.create({"lr": 5e-4, "clip": None, "betas": [0.9, 0.98], "mixup": MIXUP})
 
 
 def render(**fields: Any) -> list[str]:

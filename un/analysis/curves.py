@@ -1,4 +1,4 @@
-"""Training curves: the mean over seeds with a band from least to most, and a cross where a run diverged."""
+"""Training curves: the mean over seeds with a band from lowest to highest, and a cross where a run diverged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
     columns = len(names) if len(names) <= MOST_COLUMNS else COLUMNS
     rows = -(-len(names) // columns)
     title = ", ".join(dict.fromkeys(run.experiment for run in runs))
-    title += ": mean over seeds, band from least to most" if len(groups) < len(runs) else ""
+    title += ": mean over seeds, band from lowest to highest" if len(groups) < len(runs) else ""
     figure = make_figure(4.7 * columns, 1.3 + 2.9 * rows + 0.18 * len(groups), title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
@@ -105,7 +105,7 @@ def draw_lines(axes: Axes, groups: Mapping[str, Sequence[LoggedRun]], metric: st
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
-    """Returns runs by what differs beside the seed; the experiment is named only where there are several."""
+    """Groups runs that differ in nothing but the seed; the experiment is named only where there are several."""
     several = len({run.experiment for run in runs}) > 1
     groups: dict[str, list[LoggedRun]] = {}
     for run in runs:

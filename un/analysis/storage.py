@@ -22,7 +22,7 @@ INTEGERS = {"step": "int64", "layer": "int32", "channels": "int32"}
 
 
 class StatisticsFiles:
-    """Writes rows so that a kill at any time leaves whole files.
+    """Writes rows in such a way that a kill at any time leaves whole files.
 
     Args:
         folder: of the run.

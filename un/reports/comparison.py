@@ -1,4 +1,4 @@
-"""Comparisons: cells with our runs beside the published figure, and beside LayerNorm of the same seeds."""
+"""Comparisons of our runs with published figures, and with LayerNorm on the same seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `scripts/benchmark.py inference` measures: what is planned, what is there and what it says."""
+"""What `scripts/benchmark.py inference` measures: what is planned, what its files say, and what UN gains."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Arm:
     """One of the models that are compared: medians of its calls."""
 
     seconds: float = Field(gt=0)
-    peak_megabytes: float | None = Field(gt=0)  # most that a call holds beside the weights
+    peak_megabytes: float | None = Field(gt=0)  # the most that a call holds, weights not counted
 
 
 @dataclass(frozen=True, config=FILE_CONFIG)
@@ -115,7 +115,7 @@ def find_obstacle(model: str, engine: str, device: str, dtype: str) -> str:
     if model == "iwslt_beam5" and engine != "eager":
         return "a search with a growing cache is not a fixed graph"
     if engine == "onnxruntime" and device != "cpu":
-        return "onnxruntime is measured on the CPU"
+        return "onnxruntime is only measured on the CPU"
     if engine == "onnxruntime" and dtype != "float32":
         return "graphs are exported in float32"
     return ""

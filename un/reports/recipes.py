@@ -1,7 +1,7 @@
-"""Published recipes, value by value, beside what our experiments compose: the page docs/recipes.md.
+"""Compares published recipes, value by value, with what our experiments compose: the page docs/recipes.md.
 
-What is published stands in docs/recipes/*.yaml. A value that a config sets is read from there and compared; one that
-code makes is held by a test, whose name is given.
+docs/recipes/*.yaml hold what is published. A value that a config sets is read from it and compared; a value that code
+sets is guarded by a test, which is named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from un.reports.rendering import format_table
 from un.reports.validation import STRICT, parse
 
 HEADER = ("value", "published", "ours", "source", "comparison")
-CHOICE = "choice"  # in the place of a source where none says anything
+CHOICE = "choice"  # instead of a source, where no source says anything
 WORDS = {None: "off", True: "true", False: "false"}
 
 
@@ -32,8 +32,8 @@ class Value:
         published: as the config would have it if there is a key, else a text.
         key: dotted key of the composed config.
         ours: a text, where there is no key; None for the published one.
-        test: the test that holds a value without a key, `<file>::<name>`.
-        reason: why ours is another one; None where it is the same.
+        test: the test that guards a value without a key, `<file>::<name>`.
+        reason: why ours differs; None where it does not.
     """
 
     value: str
@@ -53,7 +53,7 @@ class Recipe:
         title: of its section.
         experiments: that follow it and agree in all its values.
         values: in the order of the table.
-        setting: what a reader must know beside them; perhaps nothing.
+        setting: what else a reader must know.
     """
 
     title: str

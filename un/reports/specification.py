@@ -45,7 +45,7 @@ class TableRow:
         label: of the row; None for one row per setting that the arguments expand to, as with `ablation=<name>`.
         arguments: of train.py, for every cell of the row.
         published: a figure or None for each column; in the file a number, or a list of them.
-        model: of `scripts/benchmark.py inference`, which fills the row in the place of runs: a row per measurement.
+        model: of `scripts/benchmark.py inference`, which fills the row instead of runs: one row per measurement.
         source: of the published figures; None for the table's.
     """
 
@@ -96,7 +96,7 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     """Checks and converts the content of a table file.
 
     Raises:
-        ValueError: one line with the table, the key and what is allowed; a published figure without a source, too.
+        ValueError: one line with the table, the key and what is allowed; also for a published figure without a source.
     """
     where = f"table {name}"
     if "name" in content:
@@ -134,4 +134,4 @@ def _check_measured(table: Table, where: str) -> None:
             raise ValueError(f"{where}: row {row.label}: expected a model in every row, with a label and no arguments")
     for column in table.columns:
         if column.metric not in METRICS:
-            raise ValueError(f"{where}: metric is {column.metric!r}, allowed beside model: {', '.join(METRICS)}")
+            raise ValueError(f"{where}: metric is {column.metric!r}, allowed with model: {', '.join(METRICS)}")
