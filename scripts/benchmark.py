@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import keep_freed_memory, print_rows
 from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
-from benchmarks.scaling import add_options as add_scaling_options
 
 from un.command.cli import CommandParser, end_on_mistake, read_count
 from un.command.errors import UserError
@@ -59,7 +58,7 @@ def parse_options() -> argparse.Namespace:
     add_inference_options(inference)
 
     scaling = commands.add_parser("scaling", parents=[common], help="what UN costs on many GPUs, counted and predicted")
-    add_scaling_options(scaling)
+    scaling.add_argument("--update", type=Path, help="Markdown file whose results block is replaced by the tables")
     options = parser.parse_args()
     if hasattr(options, "overrides"):
         options.overrides = [quote_override(override) for override in options.overrides]

@@ -47,16 +47,19 @@ class Workload(NamedTuple):
     """A model with the batch of one GPU."""
 
     title: str
-    batch: str
     channels: list[int]  # of each norm
     values: int  # that pass through all norms in one forward
     step: float  # seconds on one GPU without norms
     parameters: int
     norm_bytes: int  # of the norms' buffers
 
+    @property
+    def messages(self) -> list[int]:
+        """The bytes of each all-reduce of synchronised UN: C sums and a count forward, 2 C and a count backward."""
+        return [FLOAT * count for width in self.channels for count in (width + 1, 2 * width + 1)]
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced by the tables")
+    def show_share(self, seconds: float) -> str:
+        return f"{1e3 * seconds:.2f} ms, {seconds / self.step:.1%}"
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -97,12 +100,8 @@ def count_model(experiment: str) -> Workload:
         size, unit, values, operations = data.batch_size, "images", sum(sizes), counter.get_total_flops()
     step = 3 * size * operations / (PEAK * SUSTAINED)  # the backward takes two operations for each of the forward
     norm_bytes = sum(buffer.nbytes for norm in norms for buffer in norm.buffers())
-    return Workload(MODELS[experiment], f"{size} {unit}", channels, size * values, step, parameters, norm_bytes)
-
-
-def list_messages(channels: list[int]) -> list[int]:
-    """Returns the bytes of each all-reduce of synchronised UN: C sums and a count forward, 2 C and a count backward."""
-    return [FLOAT * count for width in channels for count in (width + 1, 2 * width + 1)]
+    title = f"{MODELS[experiment]}, {size} {unit}"
+    return Workload(title, channels, size * values, step, parameters, norm_bytes)
 
 
 def predict(one: Workload, gpus: int) -> dict[str, float]:
@@ -110,7 +109,7 @@ def predict(one: Workload, gpus: int) -> dict[str, float]:
 
     NCCL reduces small messages along a tree, and sends DDP's broadcasts of buffers (floats, counters) around a ring.
     """
-    nodes, messages = math.ceil(gpus / GPUS_PER_NODE), list_messages(one.channels)
+    nodes, messages = math.ceil(gpus / GPUS_PER_NODE), one.messages
     slower = SPANNING if nodes > 1 else 1
     tree = TREE_START + 2 * ((gpus // nodes - 1) * TREE_INSIDE * slower + math.log2(nodes) * TREE_OUTSIDE)
     ring = RING_START + (gpus - nodes) * RING_INSIDE * slower + (nodes - 1) * RING_OUTSIDE
@@ -124,7 +123,7 @@ def predict(one: Workload, gpus: int) -> dict[str, float]:
 def render_tables(workloads: list[Workload]) -> str:
     """Returns all tables in Markdown, each with a heading."""
     predictions = [
-        {"": f"{one.title}: {part}"} | {gpus: show_share(predict(one, gpus)[part], one.step) for gpus in GPUS}
+        {"": f"{one.title}: {part}"} | {gpus: one.show_share(predict(one, gpus)[part]) for gpus in GPUS}
         for one in workloads
         for part in predict(one, 2)
     ]
@@ -140,20 +139,15 @@ def render_tables(workloads: list[Workload]) -> str:
 
 
 def describe_model(one: Workload) -> Row:
-    messages = list_messages(one.channels)
     more = {name: one.values * (size - LAYER_NORM) / MEMORY for name, size in TRAFFIC.items()}
     return {
-        "model, batch of a GPU": f"{one.title}, {one.batch}",
+        "model, batch of a GPU": one.title,
         "norms": len(one.channels),
         "state, MB": f"{one.norm_bytes / 1e6:.2f}",
-        "messages with sync": len(messages),
-        "these, MB": f"{sum(messages) / 1e6:.2f}",
+        "messages with sync": len(one.messages),
+        "these, MB": f"{sum(one.messages) / 1e6:.2f}",
         "gradients, MB": round(FLOAT * one.parameters / 1e6),
         "values normed, millions": round(one.values / 1e6),
         "predicted step without norms": f"{1e3 * one.step:.0f} ms",
-        **{f"more for {name}": show_share(seconds, one.step) for name, seconds in more.items()},
+        **{f"more for {name}": one.show_share(seconds) for name, seconds in more.items()},
     }
-
-
-def show_share(seconds: float, step: float) -> str:
-    return f"{1e3 * seconds:.2f} ms, {seconds / step:.1%}"

@@ -65,14 +65,14 @@ def test_the_page_is_what_the_benchmark_writes_and_predictions_are_those_done_by
 
 
 def test_messages_are_those_that_a_norm_sends() -> None:
-    from benchmarks.scaling import list_messages
+    from benchmarks.scaling import Workload
 
     norm, sent = UnifiedNorm(6, sync=True), []
     distributed = mock.Mock(**{"is_initialized.return_value": True, "get_world_size.return_value": 2})
     distributed.all_reduce = lambda packed: sent.append(packed.numel() * packed.element_size())
     with mock.patch("un.norms.core.moments.dist", distributed):
         norm(torch.randn(5, 6, requires_grad=True)).sum().backward()
-    assert sent == list_messages([6])
+    assert sent == Workload("", [6], 0, 0, 0, 0).messages
 
 
 def test_traffic_is_that_of_the_operators() -> None:

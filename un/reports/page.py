@@ -106,7 +106,7 @@ def render_page(
         hidden_pictures=max(len(pictures) - MAX_PICTURES, 0),
         describe=describe_cell,
         anchor=lambda run: anchors[run.folder],
-        list_files=_make_linker(folder),
+        list_files=partial(_list_files, folder),
     )
 
 
@@ -131,14 +131,10 @@ def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: S
     return Entry(anchor, comparison, columns, curves)
 
 
-def _make_linker(page: Path) -> Callable[[Run], Sequence[tuple[str, str]]]:
-    """Returns a function that lists names and addresses, relative to the page, of a run's files."""
-
-    def list_files(run: Run) -> Sequence[tuple[str, str]]:
-        base = quote(os.path.relpath(run.folder, page))
-        return [("folder", f"{base}/"), *((name, f"{base}/{name}") for name in FILES if (run.folder / name).is_file())]
-
-    return list_files
+def _list_files(page: Path, run: Run) -> list[tuple[str, str]]:
+    """Returns names and addresses, relative to the folder of the page, of a run's files."""
+    base = quote(os.path.relpath(run.folder, page))
+    return [("folder", f"{base}/"), *((name, f"{base}/{name}") for name in FILES if (run.folder / name).is_file())]
 
 
 def _embed(run: Run, path: Path) -> dict[str, object]:
