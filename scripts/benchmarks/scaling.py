@@ -26,12 +26,10 @@ NUM_WORDS = {"iwslt14_de_en": 10_152, "wmt14_en_de_big": 32_768}  # entries of t
 PROCESSES = Path(__file__).parents[2] / "results/scaling/processes.json"
 GPUS = (8, 16, 64, 256, 1024)
 FLOAT = 4  # bytes of a statistic or gradient
-
 # Bytes per value of x in float32, forward and backward. On a GPU the backward of LayerNorm reads both inputs twice, the
 # second time for the gradients of weight and bias (layer_norm_kernel.cu of torch); a test counts UN's operators.
 LAYER_NORM = FLOAT * (2 + 5)
 TRAFFIC = {"UN, eager": FLOAT * (3 + 7), "UN, one kernel a pass": FLOAT * (3 + 5)}
-
 # Nodes of eight A100-40GB with eight 200 Gb/s adapters; seconds, and bytes per second. MEMORY and PEAK are from the
 # white paper of the A100, BUS from the data sheet of the DGX A100. NCCL itself predicts times with the other constants
 # (src/graph/tuning.cc at commit 01afd20a, for the protocol LL, which it takes for small messages).
@@ -100,8 +98,7 @@ def count_model(experiment: str) -> Workload:
         size, unit, values, operations = data.batch_size, "images", sum(sizes), counter.get_total_flops()
     step = 3 * size * operations / (PEAK * SUSTAINED)  # the backward takes two operations for each of the forward
     norm_bytes = sum(buffer.nbytes for norm in norms for buffer in norm.buffers())
-    title = f"{MODELS[experiment]}, {size} {unit}"
-    return Workload(title, channels, size * values, step, parameters, norm_bytes)
+    return Workload(f"{MODELS[experiment]}, {size} {unit}", channels, size * values, step, parameters, norm_bytes)
 
 
 def predict(one: Workload, gpus: int) -> dict[str, float]:
