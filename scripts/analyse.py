@@ -2,7 +2,7 @@
 
 Every run recorded with callbacks=activation_stats gets its own figures in <run folder>/figures: fluctuation, outliers,
 moments, threshold, running and gradient statistics. The curves of all runs together, with bands over seeds, go to
-output=, by default the figures folder of what they have in common. A folder stands for all runs below it.
+output=, by default the folder figures in the deepest folder that holds all runs. A folder stands for all runs below it.
 
 Options: run=<folder or glob>  output=<folder>  format=png|pdf|svg  metrics=<name>,<name> (columns of metrics.csv)
 """
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def parse_options(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Values by option; `run` may be given several times.
+    """Returns the values by option; `run` may be given several times.
 
     Raises:
         ValueError: an unknown option, a missing or an empty value.
@@ -44,7 +44,9 @@ def parse_options(arguments: Sequence[str]) -> dict[str, list[str]]:
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name not in OPTIONS or not value:
-            raise ValueError(f"{argument!r} is no option; allowed: {', '.join(f'{option}=...' for option in OPTIONS)}")
+            raise ValueError(
+                f"{argument!r} is not an option; allowed: {', '.join(f'{option}=...' for option in OPTIONS)}"
+            )
         if options[name] and name != "run":
             raise ValueError(f"{name} is given twice: {options[name][0]} and {value}")
         options[name].append(os.path.expanduser(value))

@@ -1,7 +1,7 @@
 """Measures speed: `python scripts/benchmark.py <what> [options]`; --help lists what.
 
 Each has a --help of its own. Runs are interleaved (one of each arm in turn), so that a change of the machine's speed
-meets all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
+affects all arms alike. Medians are printed; --output writes JSON with their spread, the machine and the versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import keep_freed_memory, print_rows
 from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
-from benchmarks.scaling import add_options as add_scaling_options
 
 from un.command.cli import CommandParser, end_on_mistake, read_count
 from un.command.errors import UserError
@@ -31,36 +30,26 @@ from un.command.overrides import quote_override
 
 
 def parse_options() -> argparse.Namespace:
-    """Reads the command line."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     common = CommandParser(add_help=False)
     common.add_argument("--threads", type=read_count, default=2)
     common.add_argument("--output", type=Path, help="JSON file to write")
 
-    layers = commands.add_parser("layers", parents=[common], help="every norm against nn.LayerNorm")
-    layers.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
+    def add(what: str, text: str, rounds: int, timed: str, experiment: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(what, parents=[common], help=text)
+        command.add_argument("--rounds", type=read_count, default=rounds, help=f"timed {timed}")
+        if experiment:
+            command.add_argument("--experiment", default=experiment, help="whose model and data to take")
+            command.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
+        return command
 
-    loader = commands.add_parser("loader", parents=[common], help="images per second of a loader alone")
-    loader.add_argument("--rounds", type=read_count, default=200, help="timed batches")
-    loader.add_argument("--experiment", default="cifar10_vit_tiny", help="whose loader to measure")
-    loader.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
-
-    recorder = commands.add_parser("recorder", parents=[common], help="training with callbacks=activation_stats")
-    recorder.add_argument("--rounds", type=read_count, default=40, help="timed intervals between two records")
-    recorder.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
-    recorder.add_argument("overrides", nargs="*", help="config overrides, e.g. norm=layernorm")
-
-    translation = commands.add_parser("translation", parents=[common], help="train.py against fairseq-train")
-    translation.add_argument("--rounds", type=read_count, default=3, help="runs of each arm")
-    translation.add_argument("--experiment", default="multi30k_small", help="whose model, data and batches to take")
-    translation.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder> data.limit=6000")
-
-    processes = commands.add_parser("processes", parents=[common], help="training steps of several processes under DDP")
-    processes.add_argument("--rounds", type=int, default=100, help="timed steps of each arm")
-    processes.add_argument("--processes", type=int, default=4, help="on the CPU; they share --threads")
-    processes.add_argument("--experiment", default="digits_vit", help="of images, whose model and batches to take")
-    processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.batch_size=16")
+    add("layers", "every norm against nn.LayerNorm", 200, "calls of each arm")
+    add("loader", "images per second of a loader alone", 200, "batches", "cifar10_vit_tiny")
+    add("recorder", "training with callbacks=activation_stats", 40, "intervals between two records", "digits_vit")
+    add("translation", "train.py against fairseq-train", 3, "runs of each arm", "multi30k_small")
+    processes = add("processes", "training steps of processes under DDP", 100, "steps of each arm", "digits_vit")
+    processes.add_argument("--processes", type=read_count, default=4, help="on the CPU; they share --threads")
 
     training = commands.add_parser("compile", parents=[common], help="training steps of norms, eager and compiled")
     add_compile_options(training)
@@ -68,10 +57,8 @@ def parse_options() -> argparse.Namespace:
     inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
     add_inference_options(inference)
 
-    scaling = commands.add_parser(
-        "scaling", parents=[common], help="constants of this machine, predictions for many GPUs"
-    )
-    add_scaling_options(scaling)
+    scaling = commands.add_parser("scaling", parents=[common], help="what UN costs on many GPUs, counted and predicted")
+    scaling.add_argument("--update", type=Path, help="Markdown file whose results block is replaced by the tables")
     options = parser.parse_args()
     if hasattr(options, "overrides"):
         options.overrides = [quote_override(override) for override in options.overrides]
@@ -79,7 +66,6 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints and writes."""
     with end_on_mistake():
         run_benchmark(parse_options())
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from un.analysis.curves import draw_svg
 from un.command.cli import CommandParser, end_on_mistake
 from un.reports.comparison import Comparison, compare_settings
 from un.reports.measurements import find_measurements
@@ -49,7 +50,7 @@ def main() -> None:
             replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
         else:
             tables = compare_known(runs, measurements)
-            page = render_page(tables, runs, options.output, problems, options.title)
+            page = render_page(tables, runs, options.output, draw_svg, problems, options.title)
             write_reports([*tables, *overview], page, options.output, options.title)
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: memory that stays and rows that are printed."""
+"""What all benchmarks share: memory that stays, configs and vocabularies, and rows that are printed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import ctypes
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from un.command.errors import CONFIG_FOLDER
 
 # glibc's mallopt parameters (malloc.h) and a value that no benchmark reaches.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 1 << 30
@@ -23,6 +29,22 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)
         libc.mallopt(M_MMAP_THRESHOLD, NEVER)
+
+
+def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
+    """Composes the config that train.py would train with."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", overrides=[f"experiment={experiment}", *overrides])
+
+
+def make_dictionary(num_words: int) -> Any:
+    """Returns a fairseq dictionary of that many entries, the special ones among them."""
+    from un.translation.fairseq_library import Dictionary
+
+    words = Dictionary()
+    for number in range(num_words - len(words)):
+        words.add_symbol(f"word{number}")
+    return words
 
 
 def print_rows(rows: Sequence[Row]) -> None:

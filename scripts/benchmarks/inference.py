@@ -1,7 +1,7 @@
 """Inference of whole models: folded UN against LayerNorm, and identity instead of every norm as the lower bound.
 
-Every combination of model, engine, device and batch is one JSON file in the folder, so that the table can be measured
-piece by piece; the table and the figure show all files that are there. Before arms are timed, folded and unfolded
+Every combination of model, engine, device and batch is one JSON file in the folder, so the table can be measured piece
+by piece; the table and the figure show all files of the folder. Before arms are timed, folded and unfolded
 outputs are compared within the engine, and with those of eager PyTorch.
 """
 
@@ -33,6 +33,12 @@ from un.reports.result import write_json
 from un.training.environment import describe_git, describe_hardware, list_packages
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}  # relative difference of outputs
+# What becomes of LayerNorm's arms in an engine: a speed-up says little without it.
+LAYER_NORMS = {
+    "eager": "native: torch's fused kernel; elementary: nine kernels",
+    "compile": "both compiled by inductor, which fuses them with what surrounds them",
+    "onnxruntime": "native: the operator LayerNormalization; elementary: fused into it by onnxruntime where it can",
+}
 Call = Callable[[], Any]
 
 
@@ -105,17 +111,30 @@ def measure_engine(
             "operators": operators.get(arm),
             "all_seconds": values,
         }
-    setting = {key: getattr(options, key) for key in ("device", "dtype", "rounds", "warmup", "threads")}
-    sizes = {"length": options.length, "steps": options.steps} if name.startswith("iwslt") else {}
-    where = {"hardware": describe_hardware(), "packages": list_packages(), "git": describe_git()}
+    keys = [
+        "device",
+        "dtype",
+        "rounds",
+        "warmup",
+        "threads",
+        *(["length", "steps"] if name.startswith("iwslt") else []),
+    ]
     return {
-        **{"model": name, "engine": engine, "batch": batch, **setting, **sizes},
-        **{"layernorm": describe_layernorm(engine), "checks": checks, "arms": arms, **where},
+        "model": name,
+        "engine": engine,
+        "batch": batch,
+        **{key: getattr(options, key) for key in keys},
+        "layernorm": LAYER_NORMS[engine],
+        "checks": checks,
+        "arms": arms,
+        "hardware": describe_hardware(),
+        "packages": list_packages(),
+        "git": describe_git(),
     }
 
 
 def prepare_calls(engine: str, workload: Workload, folder: Path) -> tuple[dict[str, Call], dict[str, dict[str, int]]]:
-    """What is timed of every arm, and the operators of its graph where there is one."""
+    """Returns what is timed of every arm, and the operators of its graph where there is one."""
     operators: dict[str, dict[str, int]] = {}
     calls: dict[str, Call] = {}
     for arm, model in workload.models.items():
@@ -164,13 +183,13 @@ def check_outputs(workload: Workload, calls: Mapping[str, Call], tolerance: floa
 
 
 def read_tensors(outputs: Any) -> Iterator[Tensor]:
-    """Tensors of whatever an engine returns."""
+    """Yields the tensors in whatever an engine returns."""
     for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
         yield from list_tensors(output if isinstance(output, Tensor) else torch.as_tensor(output))
 
 
 def measure_peak(call: Call, cuda: bool) -> float:
-    """Most megabytes that a call holds of torch's memory beyond what was held before; weights do not count."""
+    """Returns the most megabytes of torch's memory that a call holds beside what was held before it."""
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -187,12 +206,3 @@ def measure_peak(call: Call, cuda: bool) -> float:
         held += event.nbytes()
         peak = max(peak, held)
     return peak / 1e6
-
-
-def describe_layernorm(engine: str) -> str:
-    """What becomes of LayerNorm's arms in an engine: a speed-up says little without it."""
-    return {
-        "eager": "native: torch's fused kernel; elementary: nine kernels",
-        "compile": "both compiled by inductor, which fuses them with what surrounds them",
-        "onnxruntime": "native: the operator LayerNormalization; elementary: fused into it by onnxruntime where it can",
-    }[engine]

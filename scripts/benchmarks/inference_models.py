@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import make_dictionary
 from un.folding import fold_norms
 from un.norms import UnifiedNorm
 from un.norms.core.base import Norm
@@ -21,7 +22,7 @@ from un.tasks import GraphPart
 VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
 ELEMENTARY, UNFOLDED, IDENTITY = "layernorm_elementary", "un", "identity"
 ARMS = (LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY)
-NUM_WORDS = 10148  # with the four special ones about the joint dictionary of IWSLT14 German-English
+NUM_WORDS = 10152  # about the joint dictionary of IWSLT14 German-English
 FOLD_EXAMPLES = 2
 BEAM = 5
 
@@ -70,15 +71,12 @@ class Workload:
     items: tuple[str, int]
 
     def cut_graph(self, arm: str) -> GraphPart:
-        """What the exporter takes."""
+        """Returns what the exporter takes."""
         assert self.dynamic is not None
-        return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[: self.count_outputs(arm)])
-
-    def count_outputs(self, arm: str) -> int:
-        """Number of tensors that a model returns."""
         with torch.inference_mode():
-            out = self.run(self.models[arm])
-        return len(out) if isinstance(out, tuple) else 1
+            output = self.run(self.models[arm])
+        count = len(output) if isinstance(output, tuple) else 1
+        return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[:count])
 
 
 def build_workload(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Workload:
@@ -103,12 +101,8 @@ def build_workload(name: str, batch: int, options: argparse.Namespace, device: t
 def build_arms(build: Callable[[], nn.Module], fold_inputs: tuple[Any, ...] | dict[str, Any]) -> dict[str, nn.Module]:
     """Builds a model in all arms."""
     models: dict[str, nn.Module] = {}
-    for arm, factory in {
-        LAYER_NORM: None,
-        ELEMENTARY: ElementaryLayerNorm,
-        UNFOLDED: UnifiedNorm,
-        IDENTITY: nn.Identity,
-    }.items():
+    factories = {LAYER_NORM: None, ELEMENTARY: ElementaryLayerNorm, UNFOLDED: UnifiedNorm, IDENTITY: nn.Identity}
+    for arm, factory in factories.items():
         torch.manual_seed(0)
         models[arm] = build().eval()
         if factory is not None:
@@ -131,13 +125,10 @@ def _build_translation(
     name: str, batch: int, options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Workload:
     from un.translation.encoder_graph import EncoderGraph
-    from un.translation.fairseq_library import Dictionary
     from un.translation.generation import BeamSearch
     from un.translation.transformer import build_transformer
 
-    words = Dictionary()
-    for number in range(NUM_WORDS):
-        words.add_symbol(f"word{number}")
+    words = make_dictionary(NUM_WORDS)
     form = {"encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True}
     source = torch.randint(words.nspecial, len(words), (max(batch, FOLD_EXAMPLES), options.length))
     source[:, -1] = words.eos()

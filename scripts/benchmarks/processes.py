@@ -10,16 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.common import Row
-from un.command.errors import CONFIG_FOLDER
+from benchmarks.common import Row, compose_experiment
 from un.finished.timing import compare, time_interleaved
 from un.training.assembly import build_model, build_norm_factory, build_part
 
@@ -34,7 +31,7 @@ ROWS = "rows.json"
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Steps per second of every arm, and what its norms communicate in a step; DDP's gradients come on top.
+    """Returns steps per second of every arm, and what its norms communicate in a step; DDP's gradients come on top.
 
     The processes of an arm start each step together; the arms take turns.
     """
@@ -45,7 +42,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
-    """What each process does; the first writes the rows."""
+    """Measures in each process; the first writes the rows."""
     torch.set_num_threads(max(1, options.threads // options.processes))
     store = f"file://{folder / 'store'}"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=options.processes)
@@ -70,9 +67,8 @@ def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
 
 
 def make_arm(options: argparse.Namespace, overrides: tuple[str, ...]) -> Callable[[], None]:
-    """A training step of the experiment's model on one of its batches."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", overrides=[f"experiment={options.experiment}", *overrides, *options.overrides])
+    """Returns a training step of the experiment's model on one of its batches."""
+    config = compose_experiment(options.experiment, *overrides, *options.overrides)
     torch.manual_seed(0)
     data = build_part(config, "data")
     model = build_model(config, data.model_arguments(), build_norm_factory(config.norm))
@@ -89,7 +85,7 @@ def make_arm(options: argparse.Namespace, overrides: tuple[str, ...]) -> Callabl
 
 
 def count_traffic(run: Callable[[], None]) -> dict[str, int]:
-    """The all-reduces that the norms of one step call, and the bytes which each process puts into them."""
+    """Returns the all-reduces that the norms call in a step, and the bytes that each process puts into them."""
     sizes: list[int] = []
     reduce = distributed.all_reduce
 
@@ -97,13 +93,16 @@ def count_traffic(run: Callable[[], None]) -> dict[str, int]:
         sizes.append(tensor.nbytes)
         return reduce(tensor, *arguments, **keywords)
 
-    with mock.patch.object(distributed, "all_reduce", note):
+    distributed.all_reduce = note  # which norms look up in the module at every call, DDP does not
+    try:
         run()
+    finally:
+        distributed.all_reduce = reduce
     return {"norm_collectives": len(sizes), "norm_bytes": sum(sizes)}
 
 
 def measure_together(run: Callable[[], object]) -> float:
-    """Seconds until all processes have made a call that they start together."""
+    """Returns the seconds until all processes have made a call that they start together."""
     distributed.barrier()
     start = perf_counter()
     run()

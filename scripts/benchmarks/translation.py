@@ -18,10 +18,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.common import Row
+from benchmarks.common import Row, compose_experiment
 from un.command.errors import CONFIG_FOLDER
 from un.finished.timing import compare
 from un.training.assembly import build
@@ -37,9 +36,7 @@ SENTENCES_PER_BATCH = 128  # of translating, in both programs
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Target tokens per second in training, and sentences per second in translating, of both programs."""
-    overrides = [f"experiment={options.experiment}", "norm=layernorm", *options.overrides]
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", overrides=overrides)
+    config = compose_experiment(options.experiment, "norm=layernorm", *options.overrides)
     rates: dict[str, dict[str, list[float]]] = {"train": {}, "translate": {}}
     with tempfile.TemporaryDirectory() as folder:
         data, tokens_per_pair = binarize_data(config, Path(folder))

@@ -76,7 +76,7 @@ def test_moment_is_around_zero_whatever_the_norm_subtracts(centered: bool) -> No
 )
 def test_running_ratio_compares_the_norms_own_statistic(norm: nn.Module, own: Any) -> None:
     site, x = make_site(norm), make_input() + 1
-    running = site.read_running()
+    running, _ = site.read_running()
     assert running is not None
     running.copy_(torch.arange(1.0, CHANNELS + 1))  # a view of the buffer
     seen = observe(site, x, None)
@@ -179,8 +179,8 @@ def test_norms_of_other_projects_are_seen_along_their_axis() -> None:
     sequences, rows = choose_norms(list_norms(model))
     assert (sequences.name, rows.name) == ("0", "2")  # an adaptive norm is not understood
     x = torch.randn(2, 4, 5)
-    assert torch.equal(sequences.prepare(x), x.transpose(1, 2).reshape(10, 4))
-    assert torch.equal(rows.prepare(x.transpose(1, 2)), sequences.prepare(x))
+    assert torch.equal(sequences.flatten(x), x.transpose(1, 2).reshape(10, 4))
+    assert torch.equal(rows.flatten(x.transpose(1, 2)), sequences.flatten(x))
 
 
 def test_recorder_sees_every_layout_and_lets_go() -> None:

@@ -163,7 +163,7 @@ def test_many_bad_evaluations(wrong: tuple[str, str], finished: Path) -> None:
         ("scripts/report.py", ["--output", "/proc/nowhere", "{folder}"], "/proc/nowhere"),
         ("scripts/report.py", ["--nothing"], "unrecognized arguments: --nothing"),
         ("scripts/analyse.py", ["run=/nowhere"], "run=/nowhere: no run folder there"),
-        ("scripts/analyse.py", ["rum=/nowhere"], "'rum=/nowhere' is no option"),
+        ("scripts/analyse.py", ["rum=/nowhere"], "'rum=/nowhere' is not an option"),
         ("scripts/analyse.py", ["run={folder}", "metrics=nothing"], "nothing"),
         ("scripts/analyse.py", ["run={folder}", "output=/proc/nowhere"], "/proc/nowhere"),
         ("scripts/benchmark.py", [], "required: what"),

@@ -90,7 +90,7 @@ def test_report(tmp_path: Path) -> None:
     (runs[0].folder.parent / "seed=7/result.json").write_text("{")
     outcome = run_here(REPORT, str(tmp_path / "runs"), "--output", str(tmp_path / "out"))
     assert outcome.code == 0, outcome
-    assert "seed=7/result.json is no result file" in outcome.errors
+    assert "seed=7/result.json: Invalid JSON" in outcome.errors
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("index.html", "RESULTS.md", "tables.tex", "results.csv")
     }

@@ -41,8 +41,8 @@ def test_files_are_found_and_broken_ones_named(tmp_path: Path) -> None:
     found, problems = find_measurements([tmp_path, tmp_path / FOLDER])
     assert found == [first, good]
     assert len(problems) == 2
-    assert "a-batch=1.json is no measurement of inference" in problems[0]
-    assert problems[1].endswith("lacks engine, device, dtype, batch, threads, hardware, arms")
+    assert "a-batch=1.json is not a measurement of inference: Invalid JSON" in problems[0]
+    assert problems[1].endswith("engine is missing")
     run = make_run(tmp_path / "runs")
     make_measurement(run.folder / "figures")
     assert find_measurements([tmp_path / "runs"]) == ([], [])
@@ -72,6 +72,6 @@ def test_every_measurement_is_a_row_beside_what_was_published(tmp_path: Path) ->
 
 def test_the_page_shows_measurements_without_any_run(tmp_path: Path) -> None:
     comparison = compare_measurements(TABLE, [make_measurement(tmp_path)])
-    page = render_page([comparison], [], tmp_path)
+    page = render_page([comparison], [], tmp_path, lambda *_: None)
     assert "Swin, eager, batch 1, a CPU (2 threads)" in page.replace("<wbr>", "")
     assert "20.0 †" in page

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import pytest
 
 from tests.reports.runs import make_run, write_curve
+from un.analysis.curves import draw_svg
 from un.reports.comparison import Comparison, Line, fill_cell
-from un.reports.curves import draw_curves, read_curve
 from un.reports.page import MAX_PICTURES, render_page
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000049454e44ae426082")
@@ -34,20 +34,25 @@ class Reader(HTMLParser):
         return [attributes[name] for _, attributes in self.tags if name in attributes]
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Reader:
-    runs = [make_run(tmp_path / "runs dir", "norm=un,norm.window=4,16", seed, 50.0 + seed) for seed in (0, 1)]
-    runs += [make_run(tmp_path / "runs dir", "norm=layernorm", seed, 49.0) for seed in (0, 1)]
-    runs += [make_run(tmp_path / "runs dir", "norm=<script>alert(1)<", value=None)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Reader:
+    runs = [make_run(folder / "runs dir", "norm=un,norm.window=4,16", seed, 50.0 + seed) for seed in (0, 1)]
+    runs += [make_run(folder / "runs dir", "norm=layernorm", seed, 49.0) for seed in (0, 1)]
+    runs += [make_run(folder / "runs dir", "norm=<script>alert(1)<", value=None)]
     bleu = {"experiment": "phrases", "task": "un.translation.module.Translation", "metrics": {"test/bleu": 33.0}}
-    runs += [make_run(tmp_path / "runs dir", "norm=un", **bleu)]
+    runs += [make_run(folder / "runs dir", "norm=un", **bleu)]
     for run in runs[:4]:
         write_curve(run, [10.0, 20.0, 30.0 + run.result.seed])
     (runs[0].folder / "figures").mkdir()
     (runs[0].folder / "figures/outliers.png").write_bytes(PIXEL)
     cells = (fill_cell(runs[:2], runs[2:4]), fill_cell(runs[-1:]))
     table = Comparison("window", "Windows", ("images", "text"), (Line("M = 4, 16", "un", cells),))
-    return Reader(render_page([table], runs, tmp_path / "report", ["x/result.json is no result file"]))
+    return Reader(render_page([table], runs, folder / "report", draw_svg, ["x/result.json: Invalid JSON"]))
 
 
 def test_nothing_comes_from_outside(page: Reader) -> None:
@@ -57,8 +62,8 @@ def test_nothing_comes_from_outside(page: Reader) -> None:
     assert not [tag for tag, attributes in page.tags if tag in ("script", "link") and attributes]
 
 
-def test_links_lead_somewhere(page: Reader, tmp_path: Path) -> None:
-    (tmp_path / "report").mkdir()
+def test_links_lead_somewhere(page: Reader, folder: Path) -> None:
+    (folder / "report").mkdir()
     identifiers = page.list_values("id")
     assert len(identifiers) == len(set(identifiers))
     links = page.list_values("href")
@@ -66,13 +71,13 @@ def test_links_lead_somewhere(page: Reader, tmp_path: Path) -> None:
     assert inner <= set(identifiers)
     files = [link for link in links if not link.startswith("#")]
     assert len(files) == 6 * 2 + 4  # folder and result.json of every run, and four metrics.csv
-    assert all((tmp_path / "report" / unquote(link)).exists() for link in files)
+    assert all((folder / "report" / unquote(link)).exists() for link in files)
 
 
 def test_numbers_and_problems_are_shown(page: Reader) -> None:
     for text in ("50.50 ± 0.71 †", "33.00 †", "diverged at step 7", "norm=<script>alert(1)<", "01234567"):
         assert text in page.texts
-    assert "x/result.json is no result file" in page.texts
+    assert "x/result.json: Invalid JSON" in page.texts
     assert "+1.50 [−4.85, +7.85]" in page.texts
 
 
@@ -97,35 +102,25 @@ def test_pictures_are_embedded_up_to_a_limit(tmp_path: Path) -> None:
     (run.folder / "figures").mkdir()
     for index in range(MAX_PICTURES + 2):
         (run.folder / f"figures/{index:03}.png").write_bytes(PIXEL)
-    page = Reader(render_page([], [run], tmp_path))
+    page = Reader(render_page([], [run], tmp_path, draw_svg))
     assert sum(source.startswith("data:image/png;base64,iVBORw0KGgo") for source in page.list_values("src")) == 40
     assert "2 more are in the run folders." in page.texts
 
 
 def test_curves_have_a_line_per_setting_and_the_ink_of_the_page(tmp_path: Path) -> None:
-    groups = {
-        name: [make_run(tmp_path, name, seed) for seed in (0, 1)] for name in ("norm=un", "norm=mabn", "norm=dyt")
-    }
-    for run in (*groups["norm=un"], groups["norm=mabn"][0]):
+    names = ("norm=un", "norm=mabn", "norm=dyt", "norm=rmsnorm")
+    runs = {name: [make_run(tmp_path, name, seed) for seed in (0, 1)] for name in names}
+    for run in (*runs["norm=un"], runs["norm=mabn"][0]):
         write_curve(run, [10.0, 20.0 + run.result.seed])
-    svg = draw_curves(groups, "c1")
+    (runs["norm=rmsnorm"][0].folder / "metrics.csv").write_bytes(b"\xff\xfe,val/acc1")
+    (runs["norm=rmsnorm"][1].folder / "metrics.csv").write_text("step,val/acc1\n1,x\n")
+    folders = {name: [run.folder for run in group] for name, group in runs.items()}
+    svg = draw_svg(folders, "val/acc1", "c1")
     assert svg is not None
-    assert svg == draw_curves(groups, "c1")
+    assert svg == draw_svg(folders, "val/acc1", "c1")
     assert "currentColor" in svg
-    assert "2 of 3 settings" in svg
-    assert {">un<", ">mabn<", ">val/acc1<"} <= set(re.findall(r">[^<>\s]+<", svg))
+    assert "2 of 4 settings" in svg
+    assert {">un<", ">mabn<"} <= set(re.findall(r">[^<>\s]+<", svg))
+    assert "top-1 accuracy" in svg
     assert "dyt" not in svg
-    assert draw_curves({"norm=dyt": groups["norm=dyt"]}, "c2") is None
-
-
-def test_curve_of_a_broken_file(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    assert read_curve(run.folder, "val/acc1") is None
-    write_curve(run, [1.0, 2.0])
-    curve = read_curve(run.folder, "val/acc1")
-    assert curve is not None
-    assert dict(curve) == {10: 1.0, 20: 2.0}
-    assert read_curve(run.folder, "val/bleu") is None
-    for broken in (b"step,val/acc1\n1,x\n", b"\xff\xfe,val/acc1", b""):
-        (run.folder / "metrics.csv").write_bytes(broken)
-        assert read_curve(run.folder, "val/acc1") is None
+    assert draw_svg(folders, "val/bleu", "c2") is None

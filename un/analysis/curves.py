@@ -1,62 +1,111 @@
-"""Loss and metric curves of several runs, with bands over seeds."""
+"""Training curves: the mean over seeds with a band from lowest to highest, and a cross where a run diverged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from un.analysis.runs import LoggedRun
-from un.analysis.style import COLORS, LINES, is_wide, make_figure, set_log_scale, thin_rows
+from un.analysis.runs import LoggedRun, read_run
+from un.analysis.style import OPTIONS, is_wide, make_figure, set_log_scale, thin_rows
 
 PREFIXES = ("train/", "val/")
 UNWANTED = ("train/lr",)
 COLUMNS, MOST_COLUMNS = 2, 3  # three panels fill one row, more fill rows of two
 LEGEND_COLUMN_LETTERS = 110  # of all entries of a legend's row
+AXIS_NAMES = {"loss": "loss (nats)", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)", "bleu": "BLEU"}
+PAGE_SIZE, PAGE_LINES, PAGE_LABEL = (7.6, 3.4), 12, 36  # inches, settings, and characters of one in the legend
+INK = "#123456"  # stands for the page's text colour, which is dark or light
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
 def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figure:
-    """A panel per metric; runs that differ only in their seed are one line, their mean, and a band from least to most.
-
-    A cross marks the last value before a run diverged.
+    """Draws a panel per metric with a line per setting.
 
     Args:
         runs: of one or several experiments.
-        metrics: names of columns of metrics.csv; empty for every training and validation metric.
+        metrics: columns of metrics.csv; empty for every training and validation metric.
 
     Raises:
-        ValueError: a metric that no run has.
+        ValueError: no run has a metric.
     """
     names = _choose_metrics(runs, metrics)
     groups = group_runs(runs)
     columns = len(names) if len(names) <= MOST_COLUMNS else COLUMNS
     rows = -(-len(names) // columns)
-    figure = make_figure(4.7 * columns, 1.3 + 2.9 * rows + 0.18 * len(groups), _name_figure(groups))
+    title = ", ".join(dict.fromkeys(run.experiment for run in runs))
+    title += ": mean over seeds, band from lowest to highest" if len(groups) < len(runs) else ""
+    figure = make_figure(4.7 * columns, 1.3 + 2.9 * rows + 0.18 * len(groups), title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
-        for place, members in enumerate(groups.values()):
-            color, line = COLORS[place % len(COLORS)], LINES[place // len(COLORS) % len(LINES)]
-            _draw_line(axes, members, name, color, line)
-        axes.set(title=name, xlabel="optimizer step", ylabel=_name_axis(name))
+        draw_lines(axes, groups, name)
+        axes.set_title(name)
         values = [y for line in axes.lines for y in line.get_ydata()]
         if name.endswith("loss") and is_wide(values):
             set_log_scale(axes, values)
     for axes in panels[len(names) :]:
         axes.remove()
-    handles = [
-        panels[0].plot([], [], color=COLORS[place % len(COLORS)], linestyle=LINES[place // len(COLORS) % len(LINES)])[0]
-        for place in range(len(groups))
-    ]
+    handles, _ = panels[0].get_legend_handles_labels()
     labels = [f"{label} (n = {len(members)})" for label, members in groups.items()]
     fitting = max(1, LEGEND_COLUMN_LETTERS // max(map(len, labels)))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)))
     return figure
 
 
+def draw_svg(groups: Mapping[str, Sequence[Path]], metric: str, identifier: str) -> str | None:
+    """Draws one metric of the first settings that have it, as a part of a page.
+
+    Args:
+        groups: run folders by label; those without a readable metrics.csv are left out.
+        metric: a column of metrics.csv.
+        identifier: unique among the pictures of a page.
+
+    Returns:
+        An SVG element whose ink is the text colour of the page around it; None where no run has the metric.
+    """
+    found = {label: list(_read_with(folders, metric)) for label, folders in groups.items()}
+    shown = [label for label, runs in found.items() if runs][:PAGE_LINES]
+    if not shown:
+        return None
+    style = {**OPTIONS, **dict.fromkeys(INKED, INK), "svg.fonttype": "none", "svg.hashsalt": identifier}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=PAGE_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        # What is not shown is an empty line, so that a setting has one look in all columns of a table.
+        draw_lines(axes, {label: runs if label in shown else [] for label, runs in found.items()}, metric)
+        handles = [line for line in axes.lines if line.get_label() in shown]
+        title = f"{len(shown)} of {len(groups)} settings" if len(shown) < len(groups) else None
+        figure.legend(handles, map(_shorten, shown), loc="outside right upper", fontsize="small", title=title)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'\bid="', f'id="{identifier}-', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{identifier}-", svg)
+
+
+def draw_lines(axes: Axes, groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> None:
+    """Draws a line per group, an empty one where no run has the metric."""
+    for label, runs in groups.items():
+        table = average_seeds(runs, metric)
+        (line,) = axes.plot(table.index, table["mean"], label=label, marker="." if len(table) == 1 else None)
+        axes.fill_between(table.index, table["least"], table["most"], color=line.get_color(), alpha=0.2, linewidth=0)
+        for run in runs:
+            values = run.read(metric)
+            if run.diverged_step is not None and len(values):
+                (cross,) = axes.plot(values.index[-1], values.iloc[-1], "x", color=line.get_color())
+                cross.set(markersize=8, markeredgewidth=2)
+    axes.set(xlabel="optimizer step", ylabel=AXIS_NAMES.get(metric.rsplit("/", 1)[-1], metric.rsplit("/", 1)[-1]))
+
+
 def group_runs(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
-    """Runs by what differs beside the seed; the experiment is named only where there are several."""
+    """Groups runs that differ in nothing but the seed; the experiment is named only where there are several."""
     several = len({run.experiment for run in runs}) > 1
     groups: dict[str, list[LoggedRun]] = {}
     for run in runs:
@@ -66,28 +115,25 @@ def group_runs(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
 
 
 def average_seeds(runs: Sequence[LoggedRun], metric: str) -> pd.DataFrame:
-    """Mean, least and most of a metric at every step where any of the runs has a finite value; index step."""
-    columns = {}
-    for place, run in enumerate(runs):
-        if metric in run.metrics:
-            values = run.metrics.set_index("step")[metric].dropna()
-            columns[place] = values[~values.index.duplicated(keep="last")]
+    """Returns mean, least and most of a metric at every step where any of the runs has a value; the index is step."""
+    columns = {place: run.read(metric) for place, run in enumerate(runs)}
     table = thin_rows(pd.DataFrame(columns).sort_index().rename_axis("step"))
     return pd.DataFrame({"mean": table.mean(axis=1), "least": table.min(axis=1), "most": table.max(axis=1)})
 
 
-def _draw_line(axes: Axes, runs: Sequence[LoggedRun], metric: str, color: str, line: str) -> None:
-    table = average_seeds(runs, metric)
-    if table.empty:
-        return
-    axes.plot(table.index, table["mean"], color=color, linestyle=line, marker="." if len(table) == 1 else None)
-    axes.fill_between(table.index, table["least"], table["most"], color=color, alpha=0.2, linewidth=0)
-    for run in runs:
-        if run.diverged_step is not None and metric in run.metrics:
-            values = run.metrics.set_index("step")[metric].dropna()
-            values = values[abs(values) < float("inf")]
-            if len(values):
-                axes.plot(values.index[-1], values.iloc[-1], "x", color=color, markersize=8, markeredgewidth=2)
+def _read_with(folders: Iterable[Path], metric: str) -> Iterable[LoggedRun]:
+    for folder in folders:
+        try:
+            run = read_run(folder)
+        except ValueError:
+            continue
+        if len(run.read(metric)):
+            yield run
+
+
+def _shorten(label: str) -> str:
+    name = label.removeprefix("norm=")
+    return name if len(name) <= PAGE_LABEL else f"{name[: PAGE_LABEL - 1]}…"
 
 
 def _choose_metrics(runs: Sequence[LoggedRun], wanted: Sequence[str]) -> list[str]:
@@ -100,16 +146,3 @@ def _choose_metrics(runs: Sequence[LoggedRun], wanted: Sequence[str]) -> list[st
     if not chosen:
         raise ValueError(f"no run has a training or validation metric; name one of {', '.join(known)} by metrics=")
     return chosen
-
-
-def _name_figure(groups: dict[str, list[LoggedRun]]) -> str:
-    experiments = dict.fromkeys(run.experiment for members in groups.values() for run in members)
-    several = any(len(members) > 1 for members in groups.values())
-    return ", ".join(experiments) + (": mean over seeds, band from least to most" if several else "")
-
-
-def _name_axis(metric: str) -> str:
-    name = metric.rsplit("/", 1)[-1]
-    return {"loss": "loss (nats)", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)", "bleu": "BLEU"}.get(
-        name, name
-    )

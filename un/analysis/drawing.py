@@ -35,7 +35,7 @@ def draw_run(folder: Path, output: Path | None = None, form: str = "png") -> lis
         form: one of FORMATS.
 
     Returns:
-        The files written; figures of statistics that the run's norm has not are left out.
+        The files written; figures of statistics that the run's norms lack are left out.
 
     Raises:
         ValueError: the folder holds no statistics.

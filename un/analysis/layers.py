@@ -32,28 +32,25 @@ MAX_ROW_LABELS = 40  # of a heat map, which grows with its rows
 
 
 def draw_fluctuation(frame: pd.DataFrame) -> Figure:
-    """How far the channels' second moments move from one step to the next, a line per norm."""
+    """Draws how far the channels' second moments move from one step to the next, a line per norm."""
     figure = make_figure(WIDTH, 6, "Fluctuation of the channels' second moments q between consecutive steps")
     panels = figure.subplots(2, 1, sharex=True)
     titles = {"fluctuation_p50": "median over channels", "fluctuation_p100": "channel that moved most"}
-    names: list[str] = []
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         table = pivot(frame, column)
-        names = list(table.columns)
-        for name, color in zip(names, color_depths(len(names)), strict=True):
-            axes.plot(table.index, table[name], color=color)
+        _draw_by_depth(axes, table)
         axes.set(title=title, ylabel=r"$|\,\ln\, q_t / q_{t-1}|$")
         if is_wide(table):
             set_log_scale(axes, table)
         else:
             axes.set_ylim(bottom=0)
     panels[-1].set_xlabel(STEP_LABEL)
-    add_depth_bar(figure, panels, names)
+    add_depth_bar(figure, panels, list(table.columns))
     return figure
 
 
 def draw_outliers(frame: pd.DataFrame) -> Figure:
-    """The largest activation, and the channel farthest above its running statistic, as heat maps norm x step."""
+    """Draws the largest activation, and the channel farthest above its running statistic, as heat maps norm x step."""
     maps = {"peak": ("largest activation", r"max $|x|$ / root mean square of $x$")}
     if frame["running_ratio_p100"].notna().any():
         maps["running_ratio_p100"] = ("channel farthest above its running second moment v", r"largest $q\,/\,v$")
@@ -61,7 +58,7 @@ def draw_outliers(frame: pd.DataFrame) -> Figure:
     height = 1.4 + len(maps) * max(2.0, 0.17 * rows + 0.9)
     figure = make_figure(WIDTH, height, "Outliers across layers")
     panels = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
-    struck = find_filtered(frame)
+    struck = pivot(frame, "filtered_calls", "max").diff().fillna(0) > 0  # step x norm, since the record before
     for axes, (column, (title, label)) in zip(panels, maps.items(), strict=True):
         table = pivot(frame, column, "max")
         _draw_heat_map(figure, axes, table, label)
@@ -76,7 +73,7 @@ def draw_outliers(frame: pd.DataFrame) -> Figure:
 
 
 def draw_moments(frame: pd.DataFrame) -> Figure:
-    """Histograms of the channels' second moments at the first, the middle and the last record."""
+    """Draws histograms of the channels' second moments at the first, the middle and the last record."""
     steps = frame["step"].unique()
     chosen = [int(steps[place]) for place in choose_spread(len(steps), 3)]
     frame = frame[frame["step"].isin(chosen)]
@@ -92,7 +89,7 @@ def draw_moments(frame: pd.DataFrame) -> Figure:
 
 
 def draw_threshold(frame: pd.DataFrame) -> Figure | None:
-    """AM-GM gap against the threshold of outlier filtration; None for norms without a window."""
+    """Draws the AM-GM gap against the threshold of outlier filtration; None for norms without a window."""
     frame = frame[frame["threshold"].notna()]
     if frame.empty:
         return None
@@ -103,8 +100,7 @@ def draw_threshold(frame: pd.DataFrame) -> Figure | None:
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.5)))
     axes = top.subplots()
     table = pivot(frame.assign(ratio=frame["gap"].clip(lower=0) / frame["threshold"]), "ratio", "max")
-    for name, color in zip(table.columns, color_depths(len(table.columns)), strict=True):
-        axes.plot(table.index, table[name].where(table[name] > 0), color=color)
+    _draw_by_depth(axes, table.where(table > 0))
     axes.axhline(1, color="black", linestyle="--", linewidth=1)
     axes.annotate("above: an outlier", (1, 1), (-4, 4), ha="right", xycoords=("axes fraction", "data"),
                   textcoords="offset points", fontsize=8)  # fmt: skip
@@ -113,8 +109,8 @@ def draw_threshold(frame: pd.DataFrame) -> Figure | None:
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         for column, color, line in (("gap", COLORS[0], "-"), ("threshold", COLORS[1], "--")):
-            values = thin_rows(rows.set_index("step")[[column]])[column]
-            axes.plot(values.index, values.where(values > 0), color=color, linestyle=line, label=column)
+            values = _take(rows, column)
+            axes.plot(values.index, values, color=color, linestyle=line, label=column)
         axes.set_yscale("log")
 
     _fill_panels(bottom, frame, draw, (STEP_LABEL, "units of $x^2$"), share_y=False)
@@ -122,24 +118,15 @@ def draw_threshold(frame: pd.DataFrame) -> Figure | None:
 
 
 def draw_running(frame: pd.DataFrame) -> Figure | None:
-    """The batch's second moment over the running one that inference uses; None for norms without."""
+    """Draws the batch's second moment over the running one that inference uses; None for norms without."""
     if frame["running_ratio_p50"].isna().all():
         return None
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        table = thin_rows(rows.set_index("step")[[f"running_ratio_p{p}" for p in (0, 5, 50, 95, 100)]])
-        low, inner_low, median, inner_high, high = (table[column] for column in table.columns)
-        axes.fill_between(table.index, low, high, color=COLORS[4], alpha=0.25, linewidth=0, label="all channels")
-        axes.fill_between(
-            table.index,
-            inner_low,
-            inner_high,
-            color=COLORS[0],
-            alpha=0.35,
-            linewidth=0,
-            label="5 % to 95 % of channels",
-        )
-        axes.plot(table.index, median, color=COLORS[0], label="median")
+        _fill_between(axes, rows, "running_ratio", (0, 100), COLORS[4], label="all channels")
+        _fill_between(axes, rows, "running_ratio", (5, 95), COLORS[0], label="5 % to 95 % of channels")
+        median = _take(rows, "running_ratio_p50")
+        axes.plot(median.index, median, color=COLORS[0], label="median")
         axes.axhline(1, color="black", linestyle="--", linewidth=1)
         set_log_scale(axes, frame[["running_ratio_p0", "running_ratio_p100"]])
 
@@ -148,7 +135,7 @@ def draw_running(frame: pd.DataFrame) -> Figure | None:
 
 
 def draw_gradients(frame: pd.DataFrame) -> Figure | None:
-    """The gradient statistic of the batch and its running average; None for norms without weight."""
+    """Draws the gradient statistic of the batch and its running average; None for norms without weight."""
     frame = frame[frame["gradient_p50"].notna()]
     if frame.empty:
         return None
@@ -156,11 +143,10 @@ def draw_gradients(frame: pd.DataFrame) -> Figure | None:
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         lines = {"gradient": "batch, $|p|$", "running_gradient": r"running, $|\psi|$"}
         for (name, label), color, line in zip(lines.items(), COLORS, LINES, strict=False):
-            table = thin_rows(rows.set_index("step")[[f"{name}_p{p}" for p in (5, 50, 95)]])
-            if table.notna().any(axis=None):
-                low, median, high = (table[column].where(table[column] > 0) for column in table.columns)
-                axes.fill_between(table.index, low, high, color=color, alpha=0.2, linewidth=0)
-                axes.plot(table.index, median, color=color, linestyle=line, label=label)
+            median = _take(rows, f"{name}_p50")
+            if median.notna().any():
+                _fill_between(axes, rows, name, (5, 95), color)
+                axes.plot(median.index, median, color=color, linestyle=line, label=label)
         axes.set_yscale("log")
 
     title = "Gradient statistic mean(g z): median over channels, band 5 % to 95 %"
@@ -168,19 +154,14 @@ def draw_gradients(frame: pd.DataFrame) -> Figure | None:
 
 
 def pivot(frame: pd.DataFrame, column: str, how: str = "mean") -> pd.DataFrame:
-    """One column as a table step x norm, norms in model order, infinities as NaN."""
+    """Returns one column as a table step x norm, norms in model order, infinities as NaN."""
     names = frame.drop_duplicates("layer").sort_values("layer")["site"]
     table = frame.pivot(index="step", columns="site", values=column)[list(names)]
     return thin_rows(table.replace([np.inf, -np.inf], np.nan), how)
 
 
-def find_filtered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Step x norm: whether filtration struck since the record before."""
-    return pivot(frame, "filtered_calls", "max").diff().fillna(0) > 0
-
-
 def spread_channels(row: pd.Series) -> np.ndarray:
-    """Second moments (C,) with the recorded quantiles of one norm and step, in logarithms between them."""
+    """Returns second moments (C,) with the recorded quantiles of one norm and step, in logarithms between them."""
     quantiles = row[[f"moment_p{percent}" for percent in MOMENT_PERCENTS]].to_numpy(dtype=float)
     places = (np.arange(int(row["channels"])) + 0.5) / row["channels"]
     with np.errstate(divide="ignore"):
@@ -188,8 +169,27 @@ def spread_channels(row: pd.Series) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
+def _take(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Returns one norm's values by step, NaN for those that are not positive."""
+    values = thin_rows(rows.set_index("step")[[column]])[column]
+    return values.where(values > 0)
+
+
+def _fill_between(
+    axes: Axes, rows: pd.DataFrame, name: str, percents: tuple[int, int], color: str, label: str | None = None
+) -> None:
+    low, high = (_take(rows, f"{name}_p{percent}") for percent in percents)
+    axes.fill_between(low.index, low, high, color=color, alpha=0.25, linewidth=0, label=label)
+
+
+def _draw_by_depth(axes: Axes, table: pd.DataFrame) -> None:
+    """Draws a line per norm of a table step x norm."""
+    axes.set_prop_cycle(color=color_depths(len(table.columns)))
+    axes.plot(table.index, table)
+
+
 def _choose_edges(frame: pd.DataFrame) -> list[float]:
-    """Bins of equal width in logarithms that hold every positive moment."""
+    """Returns bins of equal width in logarithms that hold every positive moment."""
     moments = frame[["moment_p0", "moment_p100"]].to_numpy(dtype=float)
     moments = moments[np.isfinite(moments) & (moments > 0)]
     low, high = (moments.min(), moments.max()) if moments.size else (1.0, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -12,19 +13,26 @@ from un.norms import Norm
 DEFAULT_EPS = 1e-5  # of a norm without eps
 
 
+@dataclass(frozen=True)
 class RecordedNorm:
     """One norm, ours or a foreign one.
 
-    Args:
+    Attributes:
         name: dotted, as `un.surgery` names it.
         layer: its place among all norms of the model, the first is 0.
         module: the norm.
         axis: of the channels of its input.
     """
 
-    def __init__(self, name: str, layer: int, module: nn.Module, axis: int) -> None:
-        self.name, self.layer, self.module, self.axis = name, layer, module, axis
-        self.source: nn.Module = self.module.source if isinstance(self.module, Norm) else self.module
+    name: str
+    layer: int
+    module: nn.Module
+    axis: int
+
+    @property
+    def source(self) -> nn.Module:
+        """The norm that holds the statistics, where another one wraps it."""
+        return self.module.source if isinstance(self.module, Norm) else self.module
 
     @property
     def eps(self) -> float:
@@ -32,39 +40,22 @@ class RecordedNorm:
         eps = getattr(self.module, "eps", None)
         return DEFAULT_EPS if eps is None else float(eps)
 
-    @property
-    def is_centered(self) -> bool:
-        """Whether the norm's own statistic is around the mean."""
-        return self._read_running()[1] is not None
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """The rows (R, C) of an input, detached."""
-        x = x.detach()
-        x = x.movedim(self.axis, -1)
+    def flatten(self, x: Tensor) -> Tensor:
+        """Returns the rows (R, C) of an input, detached."""
+        x = x.detach().movedim(self.axis, -1)
         return x.reshape(-1, x.shape[-1])
 
     def scale_rows(self, rows: Tensor) -> Tensor | None:
-        """The rows (R, C) whose moment the norm takes, where they are not those it is given (PowerNorm's groups)."""
+        """Returns the rows (R, C) whose moment the norm takes; None where it scales none (PowerNorm scales groups)."""
         prepared = self.source.prepare(rows) if isinstance(self.source, Norm) else rows
         return None if prepared is rows else prepared
 
-    def read_running(self) -> Tensor | None:
-        """The running second moment (C,) that inference uses; None for a norm without one."""
-        return self._read_running()[0]
-
-    def read_running_gradient(self) -> Tensor | None:
-        """The running gradient statistic ψ (C,); None for a norm without one."""
-        return self._read_buffer("ema_gz")
-
-    def read_counter(self, name: str) -> Tensor | None:
-        """A counter without axes, e.g. `skip_counter`; None for a norm without it."""
-        counter = self._read_buffer(name)
-        return None if counter is None else counter.squeeze()
-
-    def _read_running(self) -> tuple[Tensor | None, Tensor | None]:
+    def read_running(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the running second moment and mean (C,) that inference uses; None for what the norm lacks."""
         return self.source.read_running() if isinstance(self.source, Norm) else (None, None)
 
-    def _read_buffer(self, name: str) -> Tensor | None:
+    def read_buffer(self, name: str) -> Tensor | None:
+        """Returns a buffer as a vector, e.g. `skip_counter` (1,) or `ema_gz` (C,); None for a norm without it."""
         buffer = self.source._buffers.get(name)
         return None if buffer is None else buffer.detach().view(-1)
 

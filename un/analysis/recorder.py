@@ -1,7 +1,7 @@
 """Looks at the inputs of a model's norms through hooks, and sums up what it sees in one row per norm and step.
 
-A recorded step needs the second moments of the call before, too, for the fluctuation; that call is looked at more
-cheaply. In all other steps no hook is attached, so that they cost nothing. Each process sees its own batches.
+A recorded step also needs the second moments of the call before, for the fluctuation; that call is looked at more
+cheaply. In all other steps no hook is attached, so they cost nothing. Each process sees its own batches.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ StatisticsRow = dict[str, Any]
 
 
 class Recorder:
-    """Records chosen norms; see VECTORS, SCALARS and COUNTERS for the columns. Norms lacking a column leave NaN there.
+    """Records chosen norms; VECTORS, SCALARS and COUNTERS name the columns, NaN where a norm lacks one.
 
     Args:
         sites: of one model.
@@ -67,24 +67,22 @@ class Recorder:
             handle.remove()
         self._handles = []
 
+    @torch.no_grad()
     def collect(self, step: int) -> list[StatisticsRow]:
-        """One row per norm that was called since `attach(full=True)`, to be called when the gradients are there.
+        """Returns one row per norm that was called since `attach(full=True)`, once the gradients are there.
 
-        Costs one transfer from the device per number of channels.
+        Costs one transfer from the device.
         """
-        rows: list[StatisticsRow] = []
-        widths = sorted({len(seen.moment) for seen, _ in self._seen.values()})
-        for width in widths:
-            sites = [site for site in self.sites if site.name in self._seen]
-            rows += self._sum_up(step, [site for site in sites if len(self._seen[site.name][0].moment) == width])
-        return sorted(rows, key=lambda row: row["layer"])
+        seen = [site for site in self.sites if site.name in self._seen]
+        values = torch.stack([self._sum_up(site) for site in seen]).tolist() if seen else []
+        channels = [len(self._seen[site.name][0].moment) for site in seen]
+        return [_name_values(step, *found) for found in zip(seen, channels, values, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments of the last call looked at, by site, so that a resumed run records the same."""
+        """Returns the moments of the last call looked at, by site, so that a resumed run records the same."""
         return dict(self._previous)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from there."""
         self._previous = dict(state)
 
     @torch.no_grad()
@@ -106,30 +104,22 @@ class Recorder:
         self._previous[site.name] = seen.moment
         self._seen[site.name] = (seen, fluctuation)
 
-    @torch.no_grad()
-    def _sum_up(self, step: int, sites: Sequence[RecordedNorm]) -> list[StatisticsRow]:
-        """Rows of norms with equally many channels, whose quantiles are taken together."""
-        vectors, scalars = [], []
-        for site in sites:
-            seen, fluctuation = self._seen[site.name]
-            gradient, running_gradient = measure_gradient(site, seen.num_rows), site.read_running_gradient()
-            absolute = [None if value is None else value.abs() for value in (gradient, running_gradient)]
-            vectors += _fill([seen.moment, fluctuation, seen.running_ratio, *absolute], seen.moment)
-            counters = [site.read_counter(name) for name in COUNTERS.values()]
-            scalars += _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)
-        levels = torch.tensor(MOMENT_PERCENTS, dtype=torch.float32, device=vectors[0].device) / 100
-        quantiles = torch.stack(vectors).quantile(levels, dim=1).T  # (sites x vectors, levels)
-        flat = torch.cat([quantiles.reshape(len(sites), -1), torch.stack(scalars).view(len(sites), -1)], dim=1)
-        return [
-            _name_values(step, site, len(self._seen[site.name][0].moment), values)
-            for site, values in zip(sites, flat.tolist(), strict=True)
-        ]
+    def _sum_up(self, site: RecordedNorm) -> Tensor:
+        """Returns the percentiles of all VECTORS, then SCALARS and COUNTERS."""
+        seen, fluctuation = self._seen[site.name]
+        gradients = (measure_gradient(site, seen.num_rows), site.read_buffer("ema_gz"))
+        absolute = [None if value is None else value.abs() for value in gradients]
+        vectors = torch.stack(_fill([seen.moment, fluctuation, seen.running_ratio, *absolute], seen.moment))
+        levels = torch.tensor(MOMENT_PERCENTS, dtype=torch.float32, device=vectors.device) / 100
+        counters = [site.read_buffer(name) for name in COUNTERS.values()]
+        scalars = _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)
+        return torch.cat([vectors.quantile(levels, dim=1).T.flatten(), *(value.view(1) for value in scalars)])
 
 
 def _read_call(
     module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """Input and padding mask of a call, or the mask that is shared with the norm."""
+    """Returns input and padding mask of a call, or the mask that is shared with the norm."""
     x, *rest = arguments or tuple(keywords.values())
     pad_mask = keywords.get("pad_mask", rest[0] if rest else None)
     pad_mask = getattr(module, "shared_pad_mask", None) if pad_mask is None else pad_mask
@@ -137,7 +127,7 @@ def _read_call(
 
 
 def _fill(values: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """The values as float32, NaN in the shape of `like` for None."""
+    """Returns the values as float32, NaN in the shape of `like` for None."""
     return [torch.full_like(like, math.nan).float() if value is None else value.float() for value in values]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 
@@ -17,7 +18,7 @@ class LoggedRun:
 
     Attributes:
         folder: of the run.
-        metrics: metrics.csv, empty cells NaN; columns epoch, step and one per metric.
+        metrics: metrics.csv, NaN for empty cells and infinities; columns epoch, step and one per metric.
         diverged_step: step of the first non-finite loss; None for any other run.
     """
 
@@ -27,7 +28,6 @@ class LoggedRun:
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment."""
         return self.folder.absolute().parent.parent.name
 
     @property
@@ -35,9 +35,15 @@ class LoggedRun:
         """What tells the run from others of its experiment but for the seed, e.g. `norm=un,norm.window=8`."""
         return self.folder.absolute().parent.name
 
+    def read(self, metric: str) -> pd.Series:
+        """Returns the values of a metric by step, the last one where a step has several; empty where it has none."""
+        if metric not in self.metrics:
+            return pd.Series(dtype=float)
+        return self.metrics.dropna(subset=metric).groupby("step")[metric].last()
+
 
 def find_run_folders(patterns: Iterable[str]) -> list[Path]:
-    """The run folders which the patterns name or which are below what they name, each once.
+    """Returns the run folders that the patterns name or that are below what they name, each once.
 
     Args:
         patterns: folders or globs.
@@ -63,7 +69,7 @@ def read_run(folder: Path) -> LoggedRun:
     """
     path = folder / "metrics.csv"
     try:
-        metrics = pd.read_csv(path)
+        metrics = pd.read_csv(path, dtype=float).replace([np.inf, -np.inf], np.nan)
         result = folder / "result.json"
         diverged_step = json.loads(result.read_text())["diverged_step"] if result.exists() else None
     except FileNotFoundError:

@@ -29,36 +29,35 @@ class Observation(NamedTuple):
 
 
 def measure_square(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Tensor:
-    """The second moment q (C,) around zero of one process's batch."""
-    return measure_moments(site.prepare(x), _flatten(pad_mask)).square
+    """Returns the second moment q (C,) around zero of one process's batch."""
+    return measure_moments(site.flatten(x), _flatten(pad_mask)).square
 
 
 def observe(site: RecordedNorm, x: Tensor, pad_mask: Tensor | None) -> Observation:
-    """Everything about one call; to be called before the norm, whose state it leaves alone.
+    """Measures one call; to be called before the norm, whose state it leaves alone.
 
     Args:
         site: the norm.
         x: its input.
         pad_mask: of the input's shape without the channels, True = padding, which is left out.
     """
-    rows, mask = site.prepare(x), _flatten(pad_mask)
-    moments = measure_moments(rows, mask, centered=site.is_centered)
+    rows, mask = site.flatten(x), _flatten(pad_mask)
+    running, running_mean = site.read_running()
+    moments = measure_moments(rows, mask, centered=running_mean is not None)
     moment = moments.square if moments.mean is None else moments.square + moments.mean.square()
     low, high = torch.aminmax(rows if mask is None else rows.masked_fill(mask.unsqueeze(-1), 0))
     peak = torch.maximum(-low, high).to(moment.dtype) / moment.mean().sqrt()
     scaled = site.scale_rows(rows)
     own = moments if scaled is None else measure_moments(scaled, mask)
-    running, ratio = site.read_running(), None
-    if running is not None:
-        ratio = (own.square + site.eps) / (running + site.eps)
-    gap, threshold = (None, None)
+    ratio = None if running is None else (own.square + site.eps) / (running + site.eps)
+    gap, threshold = None, None
     if isinstance(site.source, Norm) and site.source.filtration is not None:
         gap, threshold = measure_outlier(site.source, own)
     return Observation(moment, ratio, peak, gap, threshold, moments.num_rows)
 
 
 def measure_outlier(norm: Norm, moments: Moments) -> tuple[Tensor, Tensor]:
-    """AM-GM gap and threshold of the coming call, as the norm's own step finds them, whether or not filtration is on.
+    """Returns AM-GM gap and threshold of the coming call, as the norm's own step finds them, filtration on or off.
 
     Filtration would strike where gap > threshold. With switch S8 at `mean` they are means over the channels, otherwise
     those of the channel nearest to being filtered. Both are NaN until the window was passed once, and for a batch that
@@ -77,12 +76,12 @@ def measure_outlier(norm: Norm, moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def measure_fluctuation(moment: Tensor, previous: Tensor, eps: float) -> Tensor:
-    """How far the second moment (C,) moved since the call before, as |ln (q + eps) / (q' + eps)|."""
+    """Returns how far the second moment (C,) moved since the call before, as |ln (q + eps) / (q' + eps)|."""
     return ((moment + eps).log() - (previous + eps).log()).abs()
 
 
 def measure_gradient(site: RecordedNorm, num_rows: int | Tensor) -> Tensor | None:
-    """The gradient statistic p = mean over rows of weight D z, (C,), from the weight's gradient; None without one.
+    """Returns the gradient statistic p = mean over rows of weight D z, (C,), from the weight's gradient, if it has one.
 
     D is the upstream gradient and z what the weight multiplies, so that this is p of UN (step B2) where its switches
     compensate both gradients or none. Over the accumulated batches of a step it is the sum, of which each is a share.

@@ -22,7 +22,7 @@ INTEGERS = {"step": "int64", "layer": "int32", "channels": "int32"}
 
 
 class StatisticsFiles:
-    """Writes rows so that a kill at any time leaves whole files.
+    """Writes rows in such a way that a kill at any time leaves whole files.
 
     Args:
         folder: of the run.
@@ -40,7 +40,6 @@ class StatisticsFiles:
             _write(make_frame(rows), self.parts / f"{rows[0]['step']:09d}.parquet")
 
     def exists(self) -> bool:
-        """Whether anything was recorded."""
         return bool(self._list())
 
     def keep_until(self, step: int) -> None:
@@ -64,7 +63,7 @@ class StatisticsFiles:
             shutil.rmtree(self.parts)
 
     def read(self) -> pd.DataFrame:
-        """All rows by step and layer; one step's rows once, also after a kill between the two halves of `join`.
+        """Returns all rows by step and layer; one step's rows once, even after a kill between the halves of `join`.
 
         Raises:
             ValueError: there are none, or a file is damaged.
@@ -87,7 +86,7 @@ class StatisticsFiles:
 
 
 def make_frame(rows: Sequence[StatisticsRow]) -> pd.DataFrame:
-    """Rows as a table; NaN and infinities are kept, which tell a diverging layer from one without the statistic."""
+    """Returns rows as a table; NaN and infinities stay, which tell a diverging layer from one without the statistic."""
     frame = pd.DataFrame(rows)
     numbers = [name for name in frame.columns if name not in {*INTEGERS, "site"}]
     return frame.astype({**INTEGERS, **dict.fromkeys(numbers, "float32")})

@@ -9,14 +9,15 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-# Okabe and Ito's colours, which remain apart in every common colour blindness; yellow is left out as too pale on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's colours, which the colour-blind can tell apart, without black and the yellow that white swallows.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", ":", "-.")
 DEPTH_MAP, DEPTH_END = "viridis", 0.9  # sequential and colour-blind-safe; its palest end is cut off
 HEAT_MAP = "cividis"
@@ -31,6 +32,7 @@ OPTIONS: Any = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(linestyle=LINES) * cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.3,
@@ -39,7 +41,6 @@ OPTIONS: Any = {
 
 
 def make_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure (inches) with a title."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure
@@ -53,13 +54,13 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def color_depths(count: int) -> list[tuple[float, ...]]:
-    """One colour per layer, dark for the first."""
+    """Returns one colour per layer, dark for the first."""
     places = np.linspace(0, DEPTH_END, max(count, 2))[:count]
     return [tuple(color) for color in matplotlib.colormaps[DEPTH_MAP](places)]
 
 
 def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    """A bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
+    """Adds a bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
     bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
     mappable = ScalarMappable(bounds, ListedColormap(color_depths(len(names))))
     shown = choose_spread(len(names), MAX_LABELS)
@@ -71,12 +72,12 @@ def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) ->
 
 
 def choose_spread(count: int, most: int) -> list[int]:
-    """At most `most` places out of `count`, evenly spread, first and last among them."""
+    """Returns at most `most` places out of `count`, evenly spread, first and last among them."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
 
 
 def is_wide(values: Any) -> bool:
-    """Whether positive values span so much that a logarithmic axis shows them better."""
+    """Returns whether all values are positive and span so much that a logarithmic axis shows them better."""
     numbers = _select_positive(values)
     return numbers.size > 0 and bool(numbers.max() / numbers.min() > LOG_RATIO) and bool(np.nanmin(values) > 0)
 
@@ -99,7 +100,7 @@ def _select_positive(values: Any) -> np.ndarray:
 
 
 def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:
-    """At most MAX_POINTS rows, each the mean (or another reduction) of as many neighbours; indexed by step."""
+    """Returns at most MAX_POINTS rows, each the mean (or another reduction) of as many neighbours."""
     if len(frame) <= MAX_POINTS:
         return frame
     groups = np.arange(len(frame)) * MAX_POINTS // len(frame)

@@ -1,11 +1,11 @@
-"""Comparisons: cells with our runs beside the published figure, and beside LayerNorm of the same seeds."""
+"""Comparisons of our runs with published figures, and with LayerNorm on the same seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from un.reports.measurements import BATCHES, Measurement, Setting, plan_settings
+from un.reports.measurements import BATCHES, Measurement, plan_settings
 from un.reports.runs import Run, group_by_setting, name_reference
 from un.reports.specification import Published, Table, TableRow
 from un.reports.statistics import Difference, Summary, compare_paired, summarise
@@ -23,7 +23,7 @@ class Cell:
         metric: shown; None for the main one.
         published: the figure to compare with.
         paper_setting: whether the runs follow the recipe behind the published figures.
-        departures: in what they do not.
+        departures: where they do not follow it.
         ours: over the runs that finished with a number.
         to_layernorm: difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing.
     """
@@ -39,7 +39,6 @@ class Cell:
 
     @property
     def diverged(self) -> int:
-        """Number of runs whose loss became non-finite."""
         return sum(run.result.status == "diverged" for run in self.runs)
 
     @property
@@ -49,14 +48,12 @@ class Cell:
 
     @property
     def to_published(self) -> float | None:
-        """Our mean less the published figure."""
         if self.ours.mean is None or self.published is None:
             return None
         return self.ours.mean - self.published.value
 
     @property
     def minutes(self) -> float | None:
-        """Mean wall time of the runs."""
         return summarise([run.result.wall_time_seconds / 60 for run in self.runs]).mean
 
     @property
@@ -67,13 +64,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a comparison.
-
-    Attributes:
-        label: of the row.
-        norm: its norm's choice; empty where no run says it.
-        cells: one per column.
-    """
+    """A row of a comparison, with a cell per column; `norm` is empty where no run says it."""
 
     label: str
     norm: str
@@ -91,7 +82,7 @@ class Comparison:
         rows: at least one.
         digits: after the decimal point.
         setting: what a reader must know about the setting.
-        shows_marks: whether numbers of another setting than the paper's are marked: where a paper is in sight.
+        shows_marks: whether numbers of a setting other than the paper's are marked, as where a paper is compared with.
     """
 
     name: str
@@ -104,7 +95,6 @@ class Comparison:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, row by row."""
         return tuple(cell for row in self.rows for cell in row.cells)
 
     @property
@@ -135,8 +125,8 @@ def fill_cell(
 ) -> Cell:
     """Computes a cell; `reference` are the runs with LayerNorm, `planned` is the number of `runs` by default.
 
-    `paper_setting` says whether the runs are meant to follow the recipe behind the published figures, `departures` in
-    what they do not.
+    `paper_setting` says whether the runs are meant to follow the recipe behind the published figures, and `departures`
+    where they do not.
     """
     values = _by_seed(runs, metric)
     is_reference = bool(runs) and all(run.norm == LAYERNORM for run in runs)
@@ -148,7 +138,7 @@ def fill_cell(
 
 
 def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
-    """One comparison per experiment with a row for every setting there is, whether or not a table asks for it."""
+    """Returns a comparison per experiment with a row for every setting there is, whether or not a table asks for it."""
     comparisons = []
     for experiment, settings in group_by_setting(runs).items():
         rows = [
@@ -160,14 +150,15 @@ def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> Comparison:
-    """One row for every measurement of the table's models; a model without any has one with what was published."""
+    """Returns a row for every measurement of the table's models; one without any shows what was published."""
     rows: list[Line] = []
     for row in table.rows:
         found: list[Measurement | None] = [one for one in measurements if one.setting.model == row.model]
         rows += [_fill_line(table, row, one) for one in found or [None]]
-    planned = {device: plan_settings(table.models, device) for device in BATCHES}
-    there = {one.setting for one in measurements}
-    counts = [f"{len(there.intersection(settings))} of {len(settings)} on {name}" for name, settings in planned.items()]
+    measured, counts = {one.setting for one in measurements}, []
+    for device in BATCHES:
+        planned = plan_settings(table.models, device)
+        counts.append(f"{len(measured.intersection(planned))} of {len(planned)} on {device}")
     missing = (
         f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
     )
@@ -182,13 +173,10 @@ def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:
         gain = found.get_gain(str(column.metric)) if found else None
         summary = summarise([] if gain is None else [gain])
         cells.append(Cell((), 0, column.metric, published, table.paper_setting, summary, None))
-    label = f"{row.label}, {_describe(found.setting)}, {found.place}" if found else f"{row.label}"
-    return Line(label, "un", tuple(cells))
-
-
-def _describe(setting: Setting) -> str:
-    dtype = "" if setting.dtype == "float32" else f" {setting.dtype}"
-    return f"{setting.engine}{dtype}, batch {setting.batch}"
+    if found is None:
+        return Line(str(row.label), "un", tuple(cells))
+    dtype = "" if found.dtype == "float32" else f" {found.dtype}"
+    return Line(f"{row.label}, {found.engine}{dtype}, batch {found.batch}, {found.place}", "un", tuple(cells))
 
 
 def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:

@@ -1,34 +1,36 @@
-"""What `scripts/benchmark.py inference` measures: what is planned, what is there and what it says."""
+"""What `scripts/benchmark.py inference` measures: what is planned, what its files say, and what UN gains."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from un.reports.runs import read_below
+from un.reports.validation import parse
 
 FOLDER = "benchmark_inference"  # below the folder of runs
-MODELS = ("swin_tiny", "vit_small", "t2t_vit_14", "iwslt_encoder", "iwslt_beam5")
-ENGINES = ("eager", "compile", "onnxruntime")
+Model = Literal["swin_tiny", "vit_small", "t2t_vit_14", "iwslt_encoder", "iwslt_beam5"]
+Engine = Literal["eager", "compile", "onnxruntime"]
+MODELS: tuple[Model, ...] = get_args(Model)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 BATCHES = {"cpu": (1, 8), "cuda": (1, 64, 256)}  # by device
 LAYER_NORM, FOLDED = "layernorm", "un_folded"  # the arms that are compared
 METRICS = ("speed", "memory")
-KEYS = ("model", "engine", "device", "dtype", "batch", "threads", "hardware", "arms")
-ENDING = ".json"
+FILE_CONFIG = ConfigDict(strict=True)  # a file says more than is read here
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
     """What is measured in one file."""
 
-    model: str
-    engine: str
+    model: Model
+    engine: Engine
     device: str
     dtype: str
     batch: int
@@ -36,7 +38,7 @@ class Setting:
     @property
     def file(self) -> str:
         """Name of the file."""
-        return f"{self.model}-{self.engine}-{self.device}-{self.dtype}-batch={self.batch}{ENDING}"
+        return f"{self.model}-{self.engine}-{self.device}-{self.dtype}-batch={self.batch}.json"
 
     def list_arguments(self, folder: Path) -> list[str]:
         """Returns the arguments that make `python scripts/benchmark.py` measure it into a folder."""
@@ -45,61 +47,81 @@ class Setting:
         return ["inference", *(part for key, value in arguments.items() for part in (f"--{key}", str(value)))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FILE_CONFIG)
+class Arm:
+    """One of the models that are compared: medians of its calls."""
+
+    seconds: float = Field(gt=0)
+    peak_megabytes: float | None = Field(gt=0)  # the most that a call holds, weights not counted
+
+
+@dataclass(frozen=True, config=FILE_CONFIG)
+class Arms:
+    """LayerNorm and folded UN."""
+
+    layernorm: Arm
+    un_folded: Arm
+
+
+@dataclass(frozen=True, config=FILE_CONFIG)
+class Hardware:
+    """The machine; `gpu` is empty without one."""
+
+    cpu: str
+    gpu: list[str]
+
+
+@dataclass(frozen=True, config=FILE_CONFIG)
 class Measurement:
-    """A file of the benchmark.
+    """A file of the benchmark."""
 
-    Attributes:
-        path: of the file.
-        content: of the file.
-    """
+    model: Model
+    engine: Engine
+    device: Literal["cpu", "cuda"]
+    dtype: str
+    batch: int
+    threads: int
+    hardware: Hardware
+    arms: Arms
 
-    path: Path
-    content: Mapping[str, Any]
-
-    @cached_property
+    @property
     def setting(self) -> Setting:
-        """What was measured."""
-        return Setting(*(self.content[key] for key in ("model", "engine", "device", "dtype", "batch")))
+        return Setting(self.model, self.engine, self.device, self.dtype, self.batch)
 
     @property
     def place(self) -> str:
         """The hardware, e.g. "NVIDIA A100-SXM4-40GB"."""
-        hardware = self.content["hardware"]
-        if self.setting.device == "cuda":
-            return str(hardware["gpu"][0])
-        return f"{hardware['cpu']} ({self.content['threads']} threads)"
+        if self.device == "cuda" and self.hardware.gpu:
+            return self.hardware.gpu[0]
+        return f"{self.hardware.cpu} ({self.threads} threads)"
 
     def get_gain(self, metric: str) -> float | None:
-        """Returns percent by which folded UN is faster (in calls per second) or needs less memory than LayerNorm.
+        """Returns the percent by which folded UN is faster (in calls per second) or needs less memory than LayerNorm.
 
         Args:
-            metric: "speed", of the medians, or "memory", of what a call holds at most beside the weights.
+            metric: "speed" or "memory".
 
         Returns:
             The gain; None where it was not measured.
         """
-        before, after = (
-            self.content["arms"][arm]["seconds" if metric == "speed" else "peak_megabytes"]
-            for arm in (LAYER_NORM, FOLDED)
-        )
-        if before is None or after is None:
-            return None
-        return 100 * (before / after - 1 if metric == "speed" else 1 - after / before)
+        if metric == "speed":
+            return 100 * (self.arms.layernorm.seconds / self.arms.un_folded.seconds - 1)
+        before, after = self.arms.layernorm.peak_megabytes, self.arms.un_folded.peak_megabytes
+        return None if before is None or after is None else 100 * (1 - after / before)
 
 
 def find_obstacle(model: str, engine: str, device: str, dtype: str) -> str:
     """Returns why something cannot be measured; empty where it can."""
     if model == "iwslt_beam5" and engine != "eager":
-        return "a search with a cache that grows is no fixed graph"
+        return "a search with a growing cache is not a fixed graph"
     if engine == "onnxruntime" and device != "cpu":
-        return "onnxruntime is measured on the CPU"
+        return "onnxruntime is only measured on the CPU"
     if engine == "onnxruntime" and dtype != "float32":
         return "graphs are exported in float32"
     return ""
 
 
-def plan_settings(models: Iterable[str], device: str) -> list[Setting]:
+def plan_settings(models: Iterable[Model], device: str) -> list[Setting]:
     """Lists what the benchmark measures of these models unless told otherwise."""
     choices = product(models, ENGINES, BATCHES[device])
     return [
@@ -128,19 +150,7 @@ def read_measurement(path: Path) -> Measurement:
     Raises:
         ValueError: it is something else, or of an unknown model or engine.
     """
-    try:
-        content = json.loads(path.read_text())
-        missing = [key for key in KEYS if key not in content]
-        if missing:
-            raise ValueError(f"lacks {', '.join(missing)}")
-        for key, allowed in (("model", MODELS), ("engine", ENGINES)):
-            if content[key] not in allowed:
-                raise ValueError(f"{key} is {content[key]!r}, allowed: {', '.join(allowed)}")
-        measurement = Measurement(path, content)
-        _ = [measurement.place, *map(measurement.get_gain, METRICS)]
-    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} is no measurement of inference: {error}") from None
-    return measurement
+    return parse(Measurement, path.read_bytes(), f"{path} is not a measurement of inference")
 
 
 def _walk(root: Path) -> Iterable[Path]:
@@ -148,4 +158,4 @@ def _walk(root: Path) -> Iterable[Path]:
         if "result.json" in files:
             subfolders.clear()
         else:
-            yield from (Path(folder) / name for name in files if "-batch=" in name and name.endswith(ENDING))
+            yield from (Path(folder) / name for name in files if "-batch=" in name and name.endswith(".json"))

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from un.reports.comparison import Comparison, compare_settings
-from un.reports.curves import draw_curves
 from un.reports.rendering import FIELDS, describe_cell, list_notes
 from un.reports.runs import Run, group_by_setting
 
+DrawCurves = Callable[[Mapping[str, Sequence[Path]], str, str], str | None]
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("result.json", "metrics.csv", "train.log", "config.yaml")
 MAX_NARROW_LABEL = 40  # characters
 MAX_PICTURES = 40  # embedded; a page of hundreds of megabytes helps nobody
 
 
-@dataclass(frozen=True)
-class ColumnView:
-    """A column of a comparison on the page, with those fields in which something stands."""
+class ColumnView(NamedTuple):
+    """A column of a comparison on the page; `fields` are those in which something stands."""
 
     label: str
     metric: str
@@ -32,34 +32,29 @@ class ColumnView:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A drawing of a column."""
-
-    svg: str
-    caption: str
-    task: str
-
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A comparison on the page.
 
     Attributes:
         anchor: where links to it lead.
         comparison: itself.
         columns: with the fields that are shown.
-        notes: a line each.
-        curves: one per column with curves.
-        tasks: of its runs, separated by blanks.
+        curves: one per column with curves; each has `svg`, `caption` and `task`.
     """
 
     anchor: str
     comparison: Comparison
-    columns: tuple[ColumnView, ...]
-    notes: tuple[str, ...]
-    curves: tuple[Curve, ...]
-    tasks: str
+    columns: Sequence[ColumnView]
+    curves: Sequence[Mapping[str, str]]
+
+    @property
+    def notes(self) -> list[str]:
+        return list_notes(self.comparison)
+
+    @property
+    def tasks(self) -> str:
+        """Separated by blanks, for the page's filter."""
+        return " ".join(sorted({column.task for column in self.columns} - {""}))
 
     @property
     def is_wide(self) -> bool:
@@ -68,17 +63,13 @@ class Entry:
         return len(self.columns) > 1 or "published" in self.columns[0].fields or has_long_label or not self.curves
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure of a run as a data address."""
-
-    run: Run
-    name: str
-    data: str
-
-
 def render_page(
-    tables: Sequence[Comparison], runs: Sequence[Run], folder: Path, problems: Sequence[str] = (), title: str = "Report"
+    tables: Sequence[Comparison],
+    runs: Sequence[Run],
+    folder: Path,
+    draw_curves: DrawCurves,
+    problems: Sequence[str] = (),
+    title: str = "Report",
 ) -> str:
     """Renders the page.
 
@@ -86,14 +77,16 @@ def render_page(
         tables: shown first, one after the other.
         runs: all of them; every setting is compared with LayerNorm below the tables.
         folder: of the page, from which links to the files of runs start.
+        draw_curves: see `un.analysis.curves.draw_svg`.
         problems: a line each, e.g. about files that could not be read.
         title: of the page.
     """
     experiments = group_by_setting(runs)
     groups = [group for settings in experiments.values() for group in settings.values()]
     anchors = {run.folder: f"setting-{number}" for number, group in enumerate(groups) for run in group}
-    pictures = _find_pictures(runs)
-    table_entries = [_view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
+    pictures = [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
+    view = partial(_view, draw_curves)
+    table_entries = [view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
     drawn = {run.folder for comparison in tables for cell in comparison.cells for run in cell.runs}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -101,7 +94,7 @@ def render_page(
     return environment.get_template("page.html").render(
         title=title,
         tables=table_entries,
-        overview=[_view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
+        overview=[view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
         runs=runs,
         experiments=experiments,
         settings=len(groups),
@@ -113,43 +106,37 @@ def render_page(
         hidden_pictures=max(len(pictures) - MAX_PICTURES, 0),
         describe=describe_cell,
         anchor=lambda run: anchors[run.folder],
-        list_files=_make_linker(folder),
+        list_files=partial(_list_files, folder),
     )
 
 
-def _view(comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
+def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
     """Prepares a comparison; the curves of the drawn run folders are left out."""
     columns, curves = [], []
     for index, (label, metric) in enumerate(zip(comparison.columns, comparison.metrics, strict=True)):
-        groups = {row.label: row.cells[index].runs for row in comparison.rows}
-        texts = [describe_cell(row.cells[index], comparison) for row in comparison.rows]
-        task = next((run.task for runs in groups.values() for run in runs), "")
-        fields = tuple(field for field in FIELDS if any(text[field] for text in texts))
-        columns.append(ColumnView(label, metric, task, fields))
-        new = {name: runs for name, runs in groups.items() if not (runs and all(run.folder in drawn for run in runs))}
-        svg = draw_curves(new, f"{anchor}-{index}")
+        cells = {row.label: row.cells[index] for row in comparison.rows}
+        texts = [describe_cell(cell, comparison) for cell in cells.values()]
+        runs = [run for cell in cells.values() for run in cell.runs]
+        task = runs[0].task if runs else ""
+        columns.append(
+            ColumnView(label, metric, task, tuple(field for field in FIELDS if any(t[field] for t in texts)))
+        )
+        folders = {name: [run.folder for run in cell.runs] for name, cell in cells.items()}
+        new = {name: found for name, found in folders.items() if not found or set(found) - drawn}
+        shown = next((run.curve_metric for run in runs if run.main_metric and run.folder not in drawn), "val/loss")
+        svg = draw_curves(new, shown, f"{anchor}-{index}")
         if svg:
-            curves.append(
-                Curve(svg, f"{label or comparison.title}: mean over seeds, band from lowest to highest", task)
-            )
-    tasks = " ".join(sorted({column.task for column in columns} - {""}))
-    return Entry(anchor, comparison, tuple(columns), tuple(list_notes(comparison)), tuple(curves), tasks)
+            caption = f"{label or comparison.title}: mean over seeds, band from lowest to highest"
+            curves.append({"svg": svg, "caption": caption, "task": task})
+    return Entry(anchor, comparison, columns, curves)
 
 
-def _make_linker(page: Path) -> Callable[[Run], Sequence[tuple[str, str]]]:
-    """Returns a function that lists names and addresses, relative to the page, of a run's files."""
-
-    def list_files(run: Run) -> Sequence[tuple[str, str]]:
-        base = quote(os.path.relpath(run.folder, page))
-        return [("folder", f"{base}/"), *((name, f"{base}/{name}") for name in FILES if (run.folder / name).is_file())]
-
-    return list_files
+def _list_files(page: Path, run: Run) -> list[tuple[str, str]]:
+    """Returns names and addresses, relative to the folder of the page, of a run's files."""
+    base = quote(os.path.relpath(run.folder, page))
+    return [("folder", f"{base}/"), *((name, f"{base}/{name}") for name in FILES if (run.folder / name).is_file())]
 
 
-def _find_pictures(runs: Sequence[Run]) -> list[tuple[Run, Path]]:
-    return [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
-
-
-def _embed(run: Run, path: Path) -> Picture:
+def _embed(run: Run, path: Path) -> dict[str, object]:
     content = base64.b64encode(path.read_bytes()).decode()
-    return Picture(run, path.stem.replace("_", " "), f"data:image/png;base64,{content}")
+    return {"run": run, "name": path.stem.replace("_", " "), "data": f"data:image/png;base64,{content}"}

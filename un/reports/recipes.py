@@ -1,26 +1,28 @@
-"""Published recipes, value by value, beside what our experiments compose: the page docs/recipes.md.
+"""Compares published recipes, value by value, with what our experiments compose: the page docs/recipes.md.
 
-What is published stands in docs/recipes/*.yaml. A value that a config sets is read from there and compared; one that
-code makes is held by a test, whose name is given.
+docs/recipes/*.yaml hold what is published. A value that a config sets is read from it and compared; a value that code
+sets is guarded by a test, which is named.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic.dataclasses import dataclass
 
-RECIPE_KEYS = ("title", "experiments", "setting", "values")
-VALUE_KEYS = ("value", "published", "key", "ours", "source", "test", "reason")
+from un.reports.rendering import format_table
+from un.reports.validation import STRICT, parse
+
 HEADER = ("value", "published", "ours", "source", "comparison")
-CHOICE = "choice"  # in the place of a source where none says anything
+CHOICE = "choice"  # instead of a source, where no source says anything
 WORDS = {None: "off", True: "true", False: "false"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Value:
     """One value of a recipe.
 
@@ -30,8 +32,8 @@ class Value:
         published: as the config would have it if there is a key, else a text.
         key: dotted key of the composed config.
         ours: a text, where there is no key; None for the published one.
-        test: the test that holds a value without a key, `<file>::<name>`.
-        reason: why ours is another one; None where it is the same.
+        test: the test that guards a value without a key, `<file>::<name>`.
+        reason: why ours differs; None where it does not.
     """
 
     value: str
@@ -43,7 +45,7 @@ class Value:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """A published recipe.
 
@@ -51,7 +53,7 @@ class Recipe:
         title: of its section.
         experiments: that follow it and agree in all its values.
         values: in the order of the table.
-        setting: what a reader must know beside them; perhaps nothing.
+        setting: what else a reader must know.
     """
 
     title: str
@@ -66,16 +68,12 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ValueError: an unknown key, or a value with neither a key nor a test nor a reason for another one.
     """
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    _check_keys(content, RECIPE_KEYS, path.name)
-    values = []
-    for entry in content["values"]:
-        _check_keys(entry, VALUE_KEYS, f"{path.name}: {entry.get('value')}")
-        value = Value(**entry)
+    content = json.dumps(OmegaConf.to_container(OmegaConf.load(path)))
+    recipe = parse(Recipe, content, path.name, {"values": Value})
+    for value in recipe.values:
         if value.key is None and value.test is None and (value.ours is None or value.reason is None):
             raise ValueError(f"{path.name}: {value.value} needs a key, a test, or ours and the reason for it")
-        values.append(value)
-    return Recipe(content["title"], tuple(content["experiments"]), tuple(values), content.get("setting", ""))
+    return recipe
 
 
 def render_recipe(recipe: Recipe, configs: Mapping[str, DictConfig]) -> str:
@@ -89,8 +87,7 @@ def render_recipe(recipe: Recipe, configs: Mapping[str, DictConfig]) -> str:
         ValueError: ours is not what is published and no reason is given, or one is given and it is.
     """
     rows = [_compare(value, [configs[name] for name in recipe.experiments]) for value in recipe.values]
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    table = format_table(HEADER, rows)
     commands = ", ".join(f"`experiment={name}`" for name in recipe.experiments)
     return "\n\n".join([f"## {recipe.title}", f"{commands}. {recipe.setting}".strip(), table]) + "\n"
 
@@ -131,9 +128,3 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_keys(entry: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
-    for key in entry:
-        if key not in allowed:
-            raise ValueError(f"{where} has no key {key!r}; allowed: {', '.join(allowed)}")

@@ -91,10 +91,20 @@ def render_markdown(comparison: Comparison, level: int = 2) -> str:
     header = ["", *(f"{key[0]}: {key[1]}" if several else key[1] for key in frame.columns)]
     if not several and comparison.metrics[0]:
         header = [f"{comparison.columns[0]} {comparison.metrics[0]}".strip(), *header[1:]]
-    lines = [header, ["---"] * len(header), *frame.reset_index().to_numpy().tolist()]
-    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    table = format_table(header, frame.reset_index().to_numpy().tolist())
     notes = [note.replace("|", "\\|") for note in list_notes(comparison)]
     return "\n\n".join([f"{'#' * level} {comparison.title}", table, *(["  \n".join(notes)] if notes else [])]) + "\n"
+
+
+def format_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Returns a table in Markdown; floats have four digits."""
+    names = list(header)
+    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(_format_cell(value) for value in line)} |" for line in lines)
+
+
+def _format_cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def render_latex(comparison: Comparison) -> str:

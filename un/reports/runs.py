@@ -52,6 +52,12 @@ class Run:
         tests = [name for name in self.result.metrics if name.startswith("test/")]
         return next((name for name in MAIN_METRICS if name in tests), tests[0] if tests else None)
 
+    @property
+    def curve_metric(self) -> str:
+        """The validation counterpart of the main metric, or the loss where validation has none."""
+        name = (self.main_metric or "").replace("test/", "val/")
+        return name if name in self.result.metrics else "val/loss"
+
     def get(self, metric: str | None) -> float | None:
         """Returns a metric of a run that finished, the main one by default; None where there is none."""
         name = metric or self.main_metric

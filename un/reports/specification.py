@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from un.reports.measurements import METRICS, MODELS
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-TABLE_KEYS = ("title", "metric", "digits", "paper_setting", "setting", "source", "needs", "runs", "columns", "rows")
-COLUMN_KEYS = ("label", "arguments", "metric")
-ROW_KEYS = ("label", "arguments", "model", "published", "source")
+from un.reports.measurements import METRICS, Model
+from un.reports.validation import STRICT, parse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Published:
     """A published figure and where it was seen."""
 
@@ -22,39 +22,41 @@ class Published:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Column:
     """A column of results.
 
     Attributes:
         label: of the header.
         arguments: of train.py, for every cell of the column.
-        metric: of its cells; None for the task's main one.
+        metric: of its cells; None for the table's.
     """
 
-    label: str
+    label: str = ""
     arguments: tuple[str, ...] = ()
     metric: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TableRow:
     """A row of a table file.
 
     Attributes:
         label: of the row; None for one row per setting that the arguments expand to, as with `ablation=<name>`.
         arguments: of train.py, for every cell of the row.
-        published: a figure or None for each column.
-        model: of `scripts/benchmark.py inference`, which fills the row in the place of runs: a row per measurement.
+        published: a figure or None for each column; in the file a number, or a list of them.
+        model: of `scripts/benchmark.py inference`, which fills the row instead of runs: one row per measurement.
+        source: of the published figures; None for the table's.
     """
 
-    label: str | None
-    arguments: tuple[str, ...]
-    published: tuple[Published | None, ...]
-    model: str | None = None
+    label: str | None = None
+    arguments: tuple[str, ...] = ()
+    published: tuple[Published | None, ...] = ()
+    model: Model | None = None
+    source: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Table:
     """A table file.
 
@@ -68,20 +70,24 @@ class Table:
         paper_setting: whether these runs are meant to follow the recipe behind the published figures.
         setting: what a reader must know about the setting; one sentence or nothing.
         needs: names of the tables whose runs these start from, each row from the one in the row of its label.
+        metric: of columns that name none; None for the task's main one.
+        source: of the published figures of rows that name none.
     """
 
     name: str
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[TableRow, ...] = Field(min_length=1)
     runs: tuple[str, ...] = ()
-    digits: int = 2
+    digits: int = Field(default=2, ge=0, le=6)
     paper_setting: bool = False
     setting: str = ""
     needs: tuple[str, ...] = ()
+    metric: str | None = None
+    source: str | None = None
 
     @property
-    def models(self) -> list[str]:
+    def models(self) -> list[Model]:
         """Models that the benchmark of inference measures for it."""
         return [row.model for row in self.rows if row.model is not None]
 
@@ -90,88 +96,42 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     """Checks and converts the content of a table file.
 
     Raises:
-        ValueError: one line with the table, the key and what is allowed; a published figure without a source, too.
+        ValueError: one line with the table, the key and what is allowed; also for a published figure without a source.
     """
     where = f"table {name}"
-    _check_keys(content, TABLE_KEYS, where)
-    columns = tuple(_parse_column(entry, where) for entry in content.get("columns") or [{"label": ""}])
-    columns = tuple(
-        Column(column.label, column.arguments, column.metric or content.get("metric")) for column in columns
-    )
-    rows = tuple(_parse_row(entry, len(columns), content.get("source"), where) for entry in content.get("rows") or [])
-    if not rows:
-        raise ValueError(f"{where}: rows is missing or empty")
-    if any(row.model for row in rows):
-        _check_measured(rows, columns, where)
-    if not isinstance(content.get("title"), str):
-        raise ValueError(f"{where}: title is {content.get('title')!r}, expected a text")
-    digits, paper_setting = content.get("digits", 2), content.get("paper_setting", False)
-    if isinstance(digits, bool) or not isinstance(digits, int) or not 0 <= digits <= 6:
-        raise ValueError(f"{where}: digits is {digits!r}, allowed: 0 to 6")
-    if not isinstance(paper_setting, bool):
-        raise ValueError(f"{where}: paper_setting is {paper_setting!r}, allowed: true, false")
-    return Table(
-        name,
-        content["title"],
-        columns,
-        rows,
-        _parse_texts(content, "runs", where),
-        digits,
-        paper_setting,
-        str(content.get("setting", "")),
-        _parse_texts(content, "needs", where),
-    )
-
-
-def _parse_column(entry: Any, where: str) -> Column:
-    _check_keys(entry, COLUMN_KEYS, f"{where}: a column")
-    return Column(str(entry.get("label", "")), _parse_texts(entry, "arguments", where), entry.get("metric"))
-
-
-def _parse_row(entry: Any, columns: int, source: str | None, where: str) -> TableRow:
-    _check_keys(entry, ROW_KEYS, f"{where}: a row")
-    label = entry.get("label")
-    where = f"{where}: row {label}"
-    values = entry.get("published")
-    values = values if isinstance(values, list) else [values] * columns if values is None else [values]
-    if len(values) != columns:
-        raise ValueError(f"{where}: published has {len(values)} values, expected one for each of {columns} columns")
-    source = entry.get("source", source)
-    published = []
-    for value in values:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{where}: published is {value!r}, expected a number or null")
-        if value is not None and not source:
-            raise ValueError(f"{where}: published {value} has no source")
-        published.append(None if value is None else Published(float(value), str(source)))
-    arguments = _parse_texts(entry, "arguments", where)
-    return TableRow(None if label is None else str(label), arguments, tuple(published), entry.get("model"))
-
-
-def _check_measured(rows: Iterable[TableRow], columns: Iterable[Column], where: str) -> None:
-    for row in rows:
-        if row.model not in MODELS or row.label is None or row.arguments:
+    if "name" in content:
+        raise ValueError(f"{where}: there is no key name; the name of the file is the table's")
+    columns, rows = content.get("columns") or [{}], content.get("rows")
+    if isinstance(columns, list) and isinstance(rows, list):
+        rows = [_pair_published(row, content.get("source"), len(columns)) for row in rows]
+    whole = json.dumps({**content, "name": name, "columns": columns, "rows": rows}, default=str)
+    table = parse(Table, whole, where, {"columns": Column, "rows": TableRow})
+    for row in table.rows:
+        if len(row.published) != len(columns):
             raise ValueError(
-                f"{where}: row {row.label}: model is {row.model!r}, expected one of {', '.join(MODELS)} in every row, "
-                "with a label and without arguments"
+                f"{where}: row {row.label}: published has {len(row.published)} values, expected one for each of "
+                f"{len(columns)} columns"
             )
-    for column in columns:
+    table = replace(table, columns=tuple(replace(one, metric=one.metric or table.metric) for one in table.columns))
+    if table.models:
+        _check_measured(table, where)
+    return table
+
+
+def _pair_published(row: Any, source: str | None, columns: int) -> Any:
+    """Returns a row of the file with the source beside each published figure."""
+    if not isinstance(row, dict):
+        return row
+    published = row.get("published")
+    figures = published if isinstance(published, list) else [published] * (columns if published is None else 1)
+    source = row.get("source", source)
+    return row | {"published": [None if figure is None else {"value": figure, "source": source} for figure in figures]}
+
+
+def _check_measured(table: Table, where: str) -> None:
+    for row in table.rows:
+        if row.model is None or row.label is None or row.arguments:
+            raise ValueError(f"{where}: row {row.label}: expected a model in every row, with a label and no arguments")
+    for column in table.columns:
         if column.metric not in METRICS:
-            raise ValueError(f"{where}: metric is {column.metric!r}, allowed beside model: {', '.join(METRICS)}")
-
-
-def _parse_texts(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    values = entry.get(key) or []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{where}: {key} is {values!r}, expected a list of texts")
-    return tuple(values)
-
-
-def _check_keys(entry: Any, allowed: Iterable[str], where: str) -> None:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} is {entry!r}, expected keys: {', '.join(allowed)}")
-    for key in entry:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), list(allowed), 1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
-            raise ValueError(f"{where} has no key {key}; {hint}")
+            raise ValueError(f"{where}: metric is {column.metric!r}, allowed with model: {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""Statistics over seeds. A diverged run has no value: it is counted beside them, never averaged."""
+"""Statistics over seeds. A diverged run has no value: it is counted separately, never averaged."""
 
 from __future__ import annotations
 
