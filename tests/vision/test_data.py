@@ -216,7 +216,7 @@ def test_unreadable_image(make_data, parquet_folder, in_memory):
     rows["img"][7]["bytes"] = b"no image"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(parquet_folder / "train.parquet")
     data = make_data(parquet_folder, val_size=10, batch_size=1)
-    with pytest.raises(ValueError, match=r"row 7 of train of .* \(cut short or no image\)"):
+    with pytest.raises(ValueError, match=r"row 7 of train of .* \(cut short or not an image\)"):
         [gather(loader) for loader in (data.train_dataloader(), data.val_dataloader())]
 
 

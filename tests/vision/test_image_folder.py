@@ -116,7 +116,7 @@ def test_stray_files_do_no_harm(make_folder, caplog):
     (root / "annotations/0.json").touch()
     assert list_contents(root) == expect("cat", "dog")
     assert f"{root}/train: files outside class folders or without the ending of an image" in caplog.text
-    assert "are left out: 4 .json, " in caplog.text
+    assert "left out files outside class folders or without the ending of an image: 4 .json, " in caplog.text
 
 
 def test_folders_that_are_no_split_may_hold_images(make_folder):
@@ -143,7 +143,7 @@ def test_links(make_folder, tmp_path):
         (root / f"train/dog/{index}.png").symlink_to(elsewhere / f"train/dog/{index}.png")
     assert list_contents(root) == expect("cat", "dog")
     (root / "train/dog/gone.png").symlink_to("nowhere.png")
-    with pytest.raises(ValueError, match=r"train/dog/gone.png is no file; if it is a link, it leads nowhere"):
+    with pytest.raises(ValueError, match=r"train/dog/gone.png is not a file; if it is a link, it is broken"):
         list_contents(root)
 
 
@@ -158,7 +158,7 @@ def test_accents_in_either_coding(make_folder):
     ("spoil", "message"),
     [
         (lambda root: (root / "train/zebra").mkdir(), "train/zebra holds no image; add some or remove the folder"),
-        (lambda root: shutil.rmtree(root / "test/dog"), r"train has class folders that test has not \('dog'\)"),
+        (lambda root: shutil.rmtree(root / "test/dog"), r"train has class folders that test lacks \('dog'\)"),
         (lambda root: shutil.copytree(root / "val/dog", root / "val/Dog"), r"val has class folders .* \('Dog'\)"),
         (lambda root: [path.unlink() for path in root.glob("val/*/*")], "val holds no images in class folders, val/<"),
         (lambda root: (shutil.rmtree(root / "test"), (root / "test").mkdir()), "test holds no images in class folders"),
@@ -225,7 +225,7 @@ def test_broken_files_are_named(make_folder, make_data, num_workers):
     with pytest.raises(ValueError, match=rf"unreadable image: row 6 of train of .*, {broken} \("):
         list(data.train_dataloader())
     (root / "val/cat/0.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"val/cat/0.png \(cut short or no image\)"):
+    with pytest.raises(ValueError, match=r"val/cat/0.png \(cut short or not an image\)"):
         list(data.val_dataloader())
 
 
