@@ -177,6 +177,17 @@ def test_copies_of_an_image_are_augmented_apart(make_data):
         assert len({image.numpy().tobytes() for image in four}) == 4
 
 
+def test_loaders_follow_the_processes_of_the_trainer(make_data):
+    seen = []
+    for rank in range(2):
+        data = make_data(limit=32, batch_size=4)
+        data.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=2, global_rank=rank, overfit_batches=0)
+        seen.append([list_indices(loader.sampler) for loader in (data.train_dataloader(), data.test_dataloader())])
+    for name, left, right in zip(("train", "test"), *seen, strict=True):
+        assert len(left) == len(right) == 4, name
+        assert sorted(chain([left, right])) == list(range(32))
+
+
 def test_copies_that_would_meet_in_a_batch_are_switched_off_with_a_line(make_data, caplog):
     make_data(limit=24).train_dataloader()
     assert not caplog.text

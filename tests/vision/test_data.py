@@ -1,5 +1,3 @@
-import shutil
-
 import datasets
 import numpy as np
 import pytest
@@ -39,24 +37,6 @@ def test_files_with_shards_and_undeclared_types(make_data, tmp_path):
     images, _ = gather(data.val_dataloader())
     assert images.shape == (10, 3, 12, 12)
     assert len(data.splits["train"]) == 50
-
-
-def test_image_folder(make_data, class_folder):
-    options = {"image_column": "image", "num_classes": None, "val_split": "validation", "batch_size": 2}
-    data = make_data(class_folder, transform=ImageTransform(16), image_size=16, **options)
-    assert data.model_arguments() == {"num_classes": 2, "img_size": 16, "in_chans": 3}
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "val": 6, "test": 4}
-    images, labels = gather(data.test_dataloader())
-    assert images.shape == (4, 3, 16, 16)
-    assert labels.tolist() == [0, 0, 1, 1]
-
-
-def test_validation_serves_as_test_where_there_is_no_other(make_data, class_folder):
-    shutil.rmtree(class_folder / "test")
-    options = {"image_column": "image", "num_classes": 2, "val_split": "validation", "batch_size": 2}
-    data = make_data(class_folder, transform=ImageTransform(16), **options)
-    data.setup()
-    assert len(data.splits["test"]) == 6
 
 
 def test_digits_have_one_test_split_and_a_validation_split_by_seed():
@@ -136,6 +116,7 @@ def test_generated_images_can_be_told_apart_and_depend_on_the_seed_only(channels
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
         ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
+        ({"num_classes": 1}, "parquet has one class only: there is nothing to tell apart"),
         ({"num_channels": 4}, "data.num_channels=4 must be one of 1, 3"),
         ({"num_channels": 1}, "data.num_channels=1, but data.transform.mean and std are of 3"),
     ],
@@ -196,9 +177,9 @@ def test_unreadable_images(make_data, parquet_folder, options):
             gather(make_data(parquet_folder, **options).test_dataloader())
 
 
-def test_images_of_several_sizes_do_not_go_into_memory(make_data, class_folder):
-    data = make_data(class_folder, image_column="image", num_classes=2, val_split="validation")
-    with pytest.raises(ValueError, match=r"differ in size \(21x21 in row 1\); use data=image_folder"):
+def test_images_of_several_sizes_do_not_go_into_memory(make_data, make_folder):
+    data = make_data(make_folder("cat", "dog"), image_column="image", num_classes=2, val_split="val")
+    with pytest.raises(ValueError, match=r"differ in size \(9x9 in row 1\); use data=image_folder"):
         data.train_dataloader()
 
 

@@ -110,15 +110,16 @@ def test_other_normalisation_is_refused(make_data):
         data.use_preprocessor(TRAINED)
 
 
-@pytest.mark.parametrize("hold_out", [{"val_size": 0.2}, {"val_split": "validation"}])
-def test_the_training_images_may_be_gone(make_data, class_folder, hold_out):
-    options = {"image_column": "image", "num_classes": None, "batch_size": 2, **hold_out}
-    trained = make_data(class_folder, transform=ImageTransform(16), image_size=16, **options)
+@pytest.mark.parametrize("hold_out", [{"val_size": 0.5}, {"val_split": "validation"}])
+def test_the_training_images_may_be_gone(make_data, make_folder, hold_out):
+    options = {"image_column": "image", "num_classes": None, "batch_size": 2, "transform": ImageTransform(16)}
+    folder = make_folder("cat", "dog")
+    trained = make_data(folder, **options, **hold_out)
     assert trained.preprocessor.label_names == ("cat", "dog")
     expected = torch.cat([images for images, _ in trained.test_dataloader()])
-    for path in [*(class_folder / "train").rglob("*.png"), *(class_folder / "val").rglob("*.png")]:
+    for path in [*(folder / "train").rglob("*.png"), *(folder / "val").rglob("*.png")]:
         path.unlink()
-    data = make_data(class_folder, transform=ImageTransform(16), image_size=16, **options)
+    data = make_data(folder, **options, **hold_out)
     data.use_preprocessor(trained.preprocessor)
     data.setup("test")
     assert torch.equal(torch.cat([images for images, _ in data.test_dataloader()]), expected)
