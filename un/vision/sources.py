@@ -73,7 +73,13 @@ class ImageSplit:
             ValueError: where the image cannot be read.
         """
         row = int(self.rows[index])
-        return self._decode_row(row, self.files[row], mode)
+        (file,) = self.files[row].values()
+        try:
+            return decode_image(file, mode)
+        except Exception as error:
+            path = f", {file['path']}" if file is not None and file["path"] else ""
+            reason = "cut short or not an image" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
 
     def decode_all(self, mode: str) -> Tensor:
         """Returns all images as uint8 (N, C, H, W).
@@ -82,23 +88,15 @@ class ImageSplit:
             ValueError: where an image cannot be read, or they differ in size.
         """
         arrays: list[NDArray[np.uint8]] = []
-        for row, content in zip(self.rows.tolist(), self.files.select(self.rows), strict=True):
-            arrays.append(np.atleast_3d(np.asarray(self._decode_row(row, content, mode))))
+        for index, row in enumerate(self.rows):
+            arrays.append(np.atleast_3d(np.asarray(self.decode(index, mode))))
+            height, width, _ = arrays[-1].shape
             if arrays[-1].shape != arrays[0].shape:
                 raise ValueError(
-                    f"images of {self.name} differ in size ({arrays[-1].shape[1]}x{arrays[-1].shape[0]} in row "
-                    f"{row}); use data=image_folder, whose transform takes any size"
+                    f"images of {self.name} differ in size ({width}x{height} in row {row}); "
+                    "use data=image_folder, whose transform takes any size"
                 )
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-    def _decode_row(self, row: int, content: dict[str, Any], mode: str) -> Image.Image:
-        (file,) = content.values()
-        try:
-            return decode_image(file, mode)
-        except Exception as error:
-            path = f", {file['path']}" if file is not None and file["path"] else ""
-            reason = "cut short or not an image" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
 
 
 def read_source(
