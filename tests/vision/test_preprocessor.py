@@ -65,10 +65,14 @@ def test_damage_is_named_in_one_line(tmp_path, content, message):
         (ImagePreprocessor(3, TRAINED.label_names, (0.0,) * 3, TRAINED.std), "mean=(0.5, 0.5, 0.5) instead of (0.0"),
     ],
 )
-def test_differences_are_named(other, difference):
+def test_differences_are_named(caplog, other, difference):
+    """In the log where weights of the other one are a start."""
+    caplog.set_level("INFO")
     found = TRAINED.explain_difference(other)
     assert found.startswith(difference)
     assert bool(found) == bool(difference)
+    TRAINED.check_initial_weights(other)
+    assert (f"trained for another task; this one has {difference}" in caplog.text) == bool(difference)
 
 
 @pytest.mark.parametrize(
