@@ -103,6 +103,7 @@ def test_generated_images_can_be_told_apart_and_depend_on_the_seed_only(channels
         ({"num_classes": 2}, "label 2 in column 'label' of train of .* is outside the 2 classes"),
         ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
         ({"val_split": "validation"}, "no split 'validation' in .*; there are train, test"),
+        ({"val_split": ""}, "no split '' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),

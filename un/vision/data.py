@@ -67,8 +67,8 @@ class ImageDataModule(ResumableDataModule):
         # What the data may call the split that each is taken from; the first that is there counts.
         self.split_names: dict[str, tuple[str, ...]] = {
             "train": (self.train_split,),
-            "val": (self.val_split or self.train_split,),
-            "test": (self.test_split,) if self.test_split else DEFAULT_TEST_SPLITS,
+            "val": (self.train_split if self.val_split is None else self.val_split,),
+            "test": DEFAULT_TEST_SPLITS if self.test_split is None else (self.test_split,),
         }
         if self.path is None:
             self.split_names, self.val_size = {name: (name,) for name in SPLITS}, None

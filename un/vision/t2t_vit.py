@@ -46,7 +46,7 @@ class TokensToTokenViT(nn.Module):
             `nn.LayerNorm` with eps 1e-5.
 
     Raises:
-        ValueError: sizes that do not fit together; an unknown `tokens_type`; in `forward`, images of another size.
+        ValueError: for sizes that do not fit, or an unknown `tokens_type`; in `forward`, for images of another size.
     """
 
     def __init__(

@@ -123,7 +123,7 @@ class TokensToToken(nn.Module):
         norm_layer: makes a norm from a number of channels.
 
     Raises:
-        ValueError: unknown `tokens_type`, or an image too small for the first split.
+        ValueError: for an unknown `tokens_type`, or an image too small for the first split.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ def measure_grids(img_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Returns the rows and columns of tokens after each soft split of an image of `img_size` pixels.
 
     Raises:
-        ValueError: the image is smaller than the first split needs.
+        ValueError: where the image is smaller than the first split needs.
     """
     smallest = SOFT_SPLITS[0][0] - 2 * SOFT_SPLITS[0][2]
     if min(img_size) < smallest:
