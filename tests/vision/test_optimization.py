@@ -26,7 +26,7 @@ def list_rates(scheduler, times):
 
 
 def test_t2t_vit_schedule():
-    """recipes.md 3.2: constant within an epoch, cosine not shifted by the warm-up, ten epochs at the minimum."""
+    """Constant within an epoch, cosine not shifted by the warm-up, ten epochs at the minimum."""
     updates = 2502
     options = {"interval": "epoch", "warmup_epochs": 10, "warmup_lr": 1e-6, "min_lr": 1e-5, "cooldown_epochs": 10}
     scheduler = create_scheduler(make_optimizer(5e-4), 310 * updates, updates, **options)
@@ -41,7 +41,7 @@ def test_t2t_vit_schedule():
 
 
 def test_transfer_schedule_moves_both_groups_to_the_same_minimum():
-    """recipes.md 5: cosine per epoch over 60 epochs to 2e-4."""
+    """Cosine per epoch over 60 epochs to 2e-4."""
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": parameters[0], "lr": 0.05}, {"params": parameters[1], "lr": 5e-4}])
     scheduler = create_scheduler(optimizer, 60 * 390, 390, interval="epoch", min_lr=2e-4)
@@ -50,14 +50,6 @@ def test_transfer_schedule_moves_both_groups_to_the_same_minimum():
         factor = (1 + math.cos(math.pi * epoch / 60)) / 2
         expected = [2e-4 + (base - 2e-4) * factor for base in (0.05, 5e-4)]
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
-
-
-def test_swin_schedule_starts_the_cosine_after_the_warm_up():
-    options = {"warmup_epochs": 20, "warmup_lr": 1e-6, "min_lr": 1e-5, "warmup_prefix": True}
-    scheduler = create_scheduler(make_optimizer(1e-3), 300 * 100, 100, **options)
-    middle = 1e-5 + (1e-3 - 1e-5) / 2
-    expected = [1e-6, 1e-6 + (1e-3 - 1e-6) / 2, 1e-3, middle, 1e-5]
-    assert list_rates(scheduler, [0, 1000, 2000, 16000, 30000]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_deit_trains_an_epoch_at_the_rate_of_the_one_before():
@@ -79,6 +71,16 @@ def test_swin_makes_an_update_at_the_rate_of_the_one_before():
     cosine = [1e-5 + (1e-3 - 1e-5) / 2 * (1 + math.cos(math.pi * t / 28000)) for t in (0, 1, 27998)]
     expected = [1e-6, 1e-6, 1e-6 + slope, 1e-6 + 1999 * slope, *cosine]
     assert list_rates(scheduler, [0, 1, 2, 2000, 2001, 2002, 29999]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lag_of_a_schedule_without_warm_up_and_of_two_groups():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[0], "lr": 1.0}, {"params": parameters[1], "lr": 0.1}])
+    scheduler = create_scheduler(optimizer, 10, 1, lag=2)
+    for time, scheduled in enumerate([0, 0, 0, 1, 2]):
+        list_rates(scheduler, [time])
+        factor = (1 + math.cos(math.pi * scheduled / 10)) / 2
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor], rel=1e-12)
 
 
 def test_a_lagging_schedule_resumes_from_its_state():
