@@ -162,7 +162,7 @@ class WorkerBatches(Dataset):
 
 
 def list_keys(sampler: EpochSampler, start: int) -> Iterator[list[Key]]:
-    """Yields the keys of each batch of the epoch from number `start` on, the same for any number of processes."""
+    """Yields the keys of each batch of the epoch from number `start` on."""
     epoch = sampler.epoch
     for indices, places in zip(sampler.list_batches()[start:], sampler.list_places()[start:], strict=True):
         numbers = [(sampler.seed, epoch, place) if sampler.training else None for place in places.tolist()]
