@@ -1,4 +1,4 @@
-"""Loading data so that a training can stop anywhere and go on, whatever the task.
+"""Loading data so that a training can stop anywhere and resume, whatever the task.
 
 Batch i of epoch e depends on (seed, e, i) and the process only, so two numbers are all there is to save.
 """
@@ -29,24 +29,24 @@ USUAL_SPLITS = (  # spellings of a split; the Hugging Face library knows the sam
 
 
 def derive_seed(*numbers: int) -> int:
-    """Mix non-negative integers into one 64-bit seed."""
+    """Mixes non-negative integers into one 64-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict:
-    """Read all splits of a hub id or a local folder.
+    """Reads all splits of a hub id or a local folder.
 
     Args:
-        path: See above.
-        configs: Of a data set that has several configurations, take the first of these.
+        path: see above.
+        configs: of a data set that has several configurations, the first of these is taken.
 
     Raises:
-        ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
+        ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
     """
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # which would fill a log, and stand before the line of a mistake
+        datasets.disable_progress_bars()  # they would fill a log and precede the line of a mistake
     try:
         return read_splits(path, configs)
     except Exception as error:
@@ -59,19 +59,19 @@ def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict
 
 
 def count_updates(trainer: lightning.Trainer) -> tuple[float, int]:
-    """Return the optimizer updates of the whole training, infinitely many if it has no end, and those of an epoch."""
-    trainer.fit_loop.setup_data()  # which Lightning leaves for later where the number of epochs is not limited
+    """Returns the optimizer updates of the whole training, infinitely many if it has no end, and those of an epoch."""
+    trainer.fit_loop.setup_data()  # Lightning leaves it for later where the number of epochs is not limited
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     return trainer.estimated_stepping_batches, per_epoch
 
 
 def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
-    """Read all splits with the Hugging Face library; see `load_dataset`."""
+    """Reads all splits with the Hugging Face library; see `load_dataset`."""
     if os.path.isdir(path) and not PLAIN_PATH.fullmatch(os.path.realpath(path)):
         link = link_folder(path)
         patterns = get_data_patterns(link)
         files = {split: [f"{link}/{pattern}" for pattern in chosen] for split, chosen in patterns.items()}
-        return datasets.load_dataset(link, data_files=files)  # without which it would look where the link leads
+        return datasets.load_dataset(link, data_files=files)  # otherwise it would look where the link leads
     try:
         return datasets.load_dataset(path)
     except ValueError as error:
@@ -85,7 +85,7 @@ def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
 
 
 def link_folder(path: str) -> str:
-    """Return a link in the library's cache to a folder in whose name it would see wildcards, variables or addresses."""
+    """Returns a link in the library's cache to a folder whose name it would take for a pattern or an address."""
     folder = os.path.realpath(path)
     link = Path(datasets.config.HF_DATASETS_CACHE, "links", hashlib.sha256(os.fsencode(folder)).hexdigest())
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,10 @@ def link_folder(path: str) -> str:
 
 
 def find_split(names: Collection[str], *wanted: str) -> str | None:
-    """Return the first split wanted that is there, under this name or else another usual one: `val` for `validation`.
+    """Returns the first split wanted that is there, under this name or else a usual one, as `val` for `validation`.
 
     Raises:
-        ValueError: There are several others.
+        ValueError: where there are several others.
     """
     for split in wanted:
         spellings = next((spellings for spellings in USUAL_SPLITS if split in spellings), ())
@@ -111,10 +111,10 @@ def find_split(names: Collection[str], *wanted: str) -> str | None:
 
 
 def require_split(names: Collection[str], path: str, *wanted: str) -> str:
-    """Return what `find_split` does.
+    """Returns what `find_split` does.
 
     Raises:
-        ValueError: There is no such split in the data at `path`, or there are several.
+        ValueError: where there is no such split in the data at `path`, or there are several.
     """
     found = find_split(names, *wanted)
     if found is None:
@@ -123,12 +123,11 @@ def require_split(names: Collection[str], path: str, *wanted: str) -> str:
 
 
 def is_usual_split(name: str) -> bool:
-    """Tell whether a name is usual for a split."""
     return any(name.lower() in spellings for spellings in USUAL_SPLITS)
 
 
 class Sampler(Protocol):
-    """Knows what the batches of an epoch are made of; every epoch has the same number."""
+    """Knows what the batches of an epoch are made of; every epoch has the same number of batches."""
 
     epoch: int
 
@@ -144,14 +143,11 @@ class BatchLoader:
     before it sets the epoch.
 
     Args:
-        sampler: Of the epochs; Lightning finds `set_epoch` there.
-        make_batches: Makes the batches of the sampler's current epoch, from the given number on.
-
-    Attributes:
-        batch_sampler: None; Lightning looks for it where there is a sampler.
+        sampler: of the epochs; Lightning finds `set_epoch` there.
+        make_batches: makes the batches of the sampler's current epoch, from the given number on.
     """
 
-    batch_sampler = None
+    batch_sampler = None  # Lightning looks for it where there is a sampler
 
     def __init__(self, sampler: Sampler, make_batches: Callable[[int], Iterable[Any]]) -> None:
         self.sampler, self.make_batches = sampler, make_batches
@@ -172,14 +168,14 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position after the batch handed out last."""
+        """Returns the position after the batch handed out last."""
         return {"epoch": self._epoch, "batch": self._position, "num_batches": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iterator, if it is of the same epoch, start where the state was taken.
+        """Lets the next iterator, if it is of the same epoch, start where the state was taken.
 
         Raises:
-            ValueError: The state is of a loader with another number of batches.
+            ValueError: where the state is of a loader with another number of batches.
         """
         if state["num_batches"] != len(self):
             raise ValueError(
@@ -191,25 +187,21 @@ class BatchLoader:
 
 
 class ResumableDataModule(lightning.LightningDataModule, ABC):
-    """Splits `train`, `val` and `test` whose training loader goes on where a checkpoint was written."""
+    """Splits `train`, `val` and `test` whose training loader resumes where a checkpoint was written."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._train_loader: BatchLoader | None = None
-        self._train_state: dict[str, Any] | None = None
+    _train_loader: BatchLoader | None = None
+    _train_state: dict[str, Any] | None = None  # for the next training loader
 
     @abstractmethod
     def make_loader(self, split: str, training: bool) -> BatchLoader:
-        """Return a new loader: of shuffled epochs for training, else of every example in a fixed order."""
+        """Returns a new loader: of shuffled epochs for training, otherwise of every example in a fixed order."""
 
     @property
     def rank(self) -> int:
-        """Number of this process."""
         return self.trainer.global_rank if self.trainer else 0
 
     @property
     def world_size(self) -> int:
-        """Number of processes that share the data."""
         return self.trainer.world_size if self.trainer else 1
 
     @property
@@ -218,7 +210,7 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
         return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     def train_dataloader(self) -> BatchLoader:
-        """Return the training loader; after `load_state_dict` it goes on where the checkpoint was written."""
+        """Returns the training loader; after `load_state_dict` it starts where the checkpoint was written."""
         self._train_loader = self.make_loader("train", training=not self._overfits)
         if self._train_state is not None:
             self._train_loader.load_state_dict(self._train_state)
@@ -226,15 +218,13 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
         return self._train_loader
 
     def val_dataloader(self) -> BatchLoader:
-        """Return a loader over every validation example."""
         return self.make_loader(self.name_loaded("val"), training=False)
 
     def test_dataloader(self) -> BatchLoader:
-        """Return a loader over every test example."""
         return self.make_loader("test", training=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training data; Lightning puts it into the checkpoint.
+        """Returns the position in the training data; Lightning puts it into the checkpoint.
 
         Lightning asks the loader too, but gives that state back too late when the length of a schedule made it build
         the loader before it restored the loops.
@@ -242,11 +232,10 @@ class ResumableDataModule(lightning.LightningDataModule, ABC):
         return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the position for the next training loader."""
         self._train_state = state_dict.get("train_loader")
 
     def name_loaded(self, split: str) -> str:
-        """Return the split that the loader of this one takes its examples from."""
+        """Returns the split that the loader of this one takes its examples from."""
         return "train" if split == "val" and self._overfits else split
 
     @property

@@ -12,21 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GraphPart:
-    """The part of a model that an exported graph computes.
+    """The part of a model that an exported graph computes."""
 
-    Attributes:
-        module: in evaluation mode, of positional tensors, with a tensor or a tuple of tensors as result.
-        inputs: name -> example, in the order of the module's arguments.
-        dynamic: input -> axis -> name of its size, for sizes that may change.
-        outputs: names of the results.
-        left_out: what else an inference of the task takes, empty for nothing.
-    """
-
-    module: nn.Module
-    inputs: Mapping[str, Tensor]
-    dynamic: Mapping[str, Mapping[int, str]]
-    outputs: tuple[str, ...]
-    left_out: str = ""
+    module: nn.Module  # in evaluation mode, of positional tensors, with a tensor or a tuple of tensors as result
+    inputs: Mapping[str, Tensor]  # name -> example, in the order of the module's arguments
+    dynamic: Mapping[str, Mapping[int, str]]  # input -> axis -> name of its size, for sizes that may change
+    outputs: tuple[str, ...]  # names of the results
+    left_out: str = ""  # what else an inference of the task takes, empty for nothing
 
 
 class InferenceTask(Protocol):
@@ -40,13 +32,13 @@ class InferenceTask(Protocol):
         """Tests this model from now on."""
 
     def make_fold_inputs(self, batch: Any) -> tuple[Any, ...] | dict[str, Any]:
-        """Some examples of a batch, as `un.folding.fold_norms` wants them."""
+        """Returns some examples of a batch, as `un.folding.fold_norms` wants them."""
 
     def predict(self, model: nn.Module, batch: Any) -> Any:
-        """What a user of the model runs on a batch."""
+        """Returns what a user of the model runs it for."""
 
     def cut_graph(self, model: nn.Module, batch: Any) -> GraphPart:
-        """The part of a model that can be exported, with examples of a batch."""
+        """Returns the part of a model that can be exported, with examples of a batch."""
 
     def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
         """Tests a graph from now on: `run` takes and returns what the module of `cut_graph` does."""
@@ -66,22 +58,17 @@ class Preprocessor(Protocol):
         """Reads what `save` wrote; a ValueError says what is missing or damaged."""
 
     def explain_difference(self, other: Self) -> str:
-        """What this one has instead of what the other has; empty where both turn data into the same numbers."""
+        """Says what this one has instead of what the other has; empty where both turn data into the same numbers."""
 
     def check_initial_weights(self, trained: Self) -> None:
         """Raises a ValueError where weights that were trained with another one are no start for this one."""
 
 
 class InferenceData(Protocol):
-    """A data module that works with the preprocessor of a finished run.
+    """A data module that works with the preprocessor of a finished run."""
 
-    Attributes:
-        preprocessor_class: what `preprocessor` is.
-        fixed_arguments: dotted names of the module's arguments that the preprocessor decides once there is one.
-    """
-
-    preprocessor_class: type[Preprocessor]
-    fixed_arguments: tuple[str, ...]
+    preprocessor_class: type[Preprocessor]  # what `preprocessor` is
+    fixed_arguments: tuple[str, ...]  # dotted names of arguments that the preprocessor decides once there is one
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -91,4 +78,4 @@ class InferenceData(Protocol):
         """Works with this one from now on; splits are read when they are first asked for, each by itself."""
 
     def make_example_batch(self, seed: int) -> Any:
-        """A small batch in the form of the loaders' that takes no data to make, the same for the same seed."""
+        """Returns a small batch in the form of the loaders', made without data, the same for the same seed."""

@@ -2,7 +2,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from tests.vision.image_samples import draw_images, make_dataset
+from tests.vision.image_samples import make_dataset
 from un.vision.data import ImageDataModule
 from un.vision.transforms import BatchTransform
 
@@ -25,29 +25,30 @@ def parquet_folder(tmp_path):
 
 
 @pytest.fixture
-def class_folder(tmp_path):
-    """Class folders `cat` and `dog`, images of several sizes: 8 + 8 to train on, 3 + 3 to validate, 2 + 2 to test."""
-    for split, count in (("train", 8), ("val", 3), ("test", 2)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(draw_images(1, number, 20 + number)[0]).save(folder / f"{number}.png")
-    return tmp_path / "images"
+def make_folder(tmp_path):
+    """Makes `<split>/<class>/<count> images`, whose colours are the numbers of class and image; sizes differ."""
+
+    def make(*classes, splits=("train", "val", "test"), count=2, name="images"):
+        for split in splits:
+            for number, class_name in enumerate(classes):
+                folder = tmp_path / name / split / class_name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    Image.new("RGB", (8 + index, 8 + index), (number, index, 0)).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def make_data():
     """Makes a data module of small images, with the options that most tests want."""
 
-    def make(path=None, **options):
-        transform = BatchTransform(
-            [0.5] * 3, [0.25] * 3, crop_padding=options.pop("crop_padding", 2), flip=options.pop("flip", 0.5)
-        )
+    def make(path=None, *, crop_padding=2, flip=0.5, **options):
         defaults = {"image_size": 12, "num_channels": 3, "batch_size": 8, "image_column": "img", "num_classes": 3}
+        defaults["transform"] = BatchTransform([0.5] * 3, [0.25] * 3, crop_padding=crop_padding, flip=flip)
         if "val_split" not in options:
             defaults["val_size"] = 0.2
-        path = None if path is None else str(path)
-        return ImageDataModule(path, **{"transform": transform, **defaults, **options})
+        return ImageDataModule(None if path is None else str(path), **{**defaults, **options})
 
     return make

@@ -14,65 +14,62 @@ def list_indices(sampler, epoch=0):
     return [batch.tolist() for batch in sampler.list_batches()]
 
 
-def make_ranks(world_size, *arguments, **options):
-    return [EpochSampler(*arguments, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+def list_shards(world_size, *arguments, epoch=0, **options):
+    """Returns the batches of every process."""
+    ranks = [EpochSampler(*arguments, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    shards = [list_indices(rank, epoch) for rank in ranks]
+    assert {len(rank) for rank in ranks} == {len(shard) for shard in shards}
+    return shards
+
+
+def chain(shards):
+    return [index for shard in shards for batch in shard for index in batch]
 
 
 def test_training_order_is_a_permutation_that_depends_on_seed_and_epoch():
     sampler = EpochSampler(50, 8, training=True, seed=3)
     first = list_indices(sampler)
     assert [len(batch) for batch in first] == [8] * 6  # the last two are dropped
-    assert len(set(itertools.chain(*first))) == 48
+    assert len(set(chain([first]))) == 48
     assert first == list_indices(EpochSampler(50, 8, training=True, seed=3))
-    assert first != list_indices(sampler, 1)
     assert first != list_indices(EpochSampler(50, 8, training=True, seed=4))
+    used = {frozenset(chain([list_indices(sampler, epoch)])) for epoch in range(10)}
+    assert len(used) > 5  # epochs drop different examples
 
 
-def test_epochs_drop_different_examples():
-    sampler = EpochSampler(50, 8, training=True)
-    dropped = [set(range(50)) - set(itertools.chain(*list_indices(sampler, epoch))) for epoch in range(10)]
-    assert len(set(map(frozenset, dropped))) > 5
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_make_the_batches_of_one(world_size):
     whole = list_indices(EpochSampler(50, 8, training=True), 5)
-    parts = [list_indices(rank, 5) for rank in make_ranks(world_size, 50, 8 // world_size, training=True)]
+    parts = list_shards(world_size, 50, 8 // world_size, training=True, epoch=5)
     for batch, *shards in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(itertools.chain(*shards))
 
 
-@pytest.mark.parametrize(("count", "size", "world_size"), [(50, 8, 1), (50, 8, 3), (17, 4, 2), (7, 8, 4), (1, 8, 1)])
+@pytest.mark.parametrize(("count", "size", "world_size"), [(50, 8, 3), (17, 4, 2), (7, 8, 4), (1, 8, 1)])
 def test_evaluation_sees_every_example_once_in_equally_many_batches(count, size, world_size):
-    shards = [list_indices(rank) for rank in make_ranks(world_size, count, size, training=False)]
-    assert sorted(itertools.chain(*itertools.chain(*shards))) == list(range(count))
-    assert len({len(shard) for shard in shards}) == 1
+    shards = list_shards(world_size, count, size, training=False)
+    assert sorted(chain(shards)) == list(range(count))
     assert all(0 < len(batch) <= size for shard in shards for batch in shard)
 
 
 def test_repeated_augmentation_gives_copies_to_different_processes():
-    ranks = make_ranks(3, 60, 4, training=True, num_repeats=3)
-    shards = [list(itertools.chain(*list_indices(rank))) for rank in ranks]
+    shards = list_shards(3, 60, 4, training=True, num_repeats=3)
     assert shards[0] == shards[1] == shards[2]  # three copies in a row, one to each
-    assert len(shards[0]) * 3 == 60
-    assert len(set(shards[0])) == 20
+    assert len(chain(shards[:1])) == len(set(chain(shards[:1]))) == 20
 
 
-@pytest.mark.parametrize(("accumulation", "world_size"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("accumulation", "world_size"), [(8, 1), (2, 4), (1, 8)])
 def test_copies_are_dealt_to_accumulated_batches_as_to_processes(accumulation, world_size):
     """Eight batches of four make an update of 32 places: 10 images three times and one twice, in none of them twice."""
-    options = {"training": True, "num_repeats": 3, "accumulation": accumulation}
-    ranks = make_ranks(world_size, 100, 4, **options)
-    shards = [list_indices(rank) for rank in ranks]
+    shards = list_shards(world_size, 100, 4, training=True, num_repeats=3, accumulation=accumulation)
     assert all(len(set(batch)) == 4 for shard in shards for batch in shard)
     assert [len(shard) for shard in shards] == [3 * accumulation] * world_size  # 96 of 100 places, whole updates
     # Place n of an update goes to batch n mod 8, counted through the processes first.
     permutation = np.random.default_rng((0, 0)).permutation(100)
-    for update in range(3):
-        for batch, rank in itertools.product(range(accumulation), range(world_size)):
-            places = [32 * update + 8 * row + batch * world_size + rank for row in range(4)]
-            expected = [permutation[place // 3] for place in places]
-            assert shards[rank][update * accumulation + batch] == expected
+    for update, batch, rank in itertools.product(range(3), range(accumulation), range(world_size)):
+        places = [32 * update + 8 * row + batch * world_size + rank for row in range(4)]
+        expected = [permutation[place // 3] for place in places]
+        assert shards[rank][update * accumulation + batch] == expected
 
 
 def test_an_update_with_fewer_batches_than_copies_is_left_out():
@@ -90,34 +87,30 @@ def test_imagenet_epochs_have_the_published_updates(batch_size, num_repeats, upd
     assert len(sampler) == updates
 
 
-@pytest.mark.parametrize(("batch_size", "updates", "left"), [(64, 2502, 2), (128, 1251, 1)])
-def test_left_over_batches_make_an_update_of_their_own(batch_size, updates, left):
-    """T2T-ViT and Swin on one GPU that accumulates 8 batches."""
-    assert len(EpochSampler(1281167, batch_size, training=True, accumulation=8)) == 8 * updates + left
+@pytest.mark.parametrize(
+    ("batch_size", "num_repeats", "updates", "left"), [(64, 1, 2502, 2), (128, 1, 1251, 1), (128, 3, 1251, 0)]
+)
+def test_left_over_batches_make_an_update_of_their_own(batch_size, num_repeats, updates, left):
+    """T2T-ViT, Swin and DeiT on one GPU that accumulates 8 batches; with copies, there are whole updates only."""
+    sampler = EpochSampler(1281167, batch_size, training=True, num_repeats=num_repeats, accumulation=8)
+    assert len(sampler) == 8 * updates + left
 
 
-def test_copies_make_whole_updates_on_one_gpu_too():
-    """DeiT: one GPU that accumulates 8 batches makes the 1,251 updates of 8 GPUs."""
-    assert len(EpochSampler(1281167, 128, training=True, num_repeats=3, accumulation=8)) == 8 * 1251
-
-
-@pytest.mark.parametrize(("accumulation", "world_size"), [(3, 1), (3, 2), (1, 4)])
+@pytest.mark.parametrize(("accumulation", "world_size"), [(3, 2), (1, 4)])
 def test_accumulated_batches_hold_each_example_of_the_epoch_once(accumulation, world_size):
-    shards = [list_indices(rank) for rank in make_ranks(world_size, 83, 4, training=True, accumulation=accumulation)]
-    seen = list(itertools.chain(*itertools.chain(*shards)))
+    shards = list_shards(world_size, 83, 4, training=True, accumulation=accumulation)
+    seen = chain(shards)
     assert len(seen) == len(set(seen)) == 83 // (4 * world_size) * 4 * world_size
     assert {len(batch) for shard in shards for batch in shard} == {4}
 
 
-@pytest.mark.parametrize(("count", "world_size", "last"), [(50, 1, 2), (50, 2, 1), (51, 2, 1), (49, 2, 8), (48, 1, 8)])
+@pytest.mark.parametrize(("count", "world_size", "last"), [(50, 1, 2), (51, 2, 1), (49, 2, 8), (48, 1, 8)])
 def test_last_batch_is_kept_when_asked(count, world_size, last):
     """With two processes a single left-over example is dropped: they go in step and weigh the same."""
-    ranks = make_ranks(world_size, count, 8, training=True, drop_last=False)
-    shards = [list_indices(rank) for rank in ranks]
-    assert {len(rank) for rank in ranks} == {len(shard) for shard in shards} == {-(-(count // world_size) // 8)}
+    shards = list_shards(world_size, count, 8, training=True, drop_last=False)
+    assert {len(shard) for shard in shards} == {-(-(count // world_size) // 8)}
     assert all(len(shard[-1]) == last for shard in shards)
-    seen = list(itertools.chain(*itertools.chain(*shards)))
-    assert len(seen) == len(set(seen)) == count // world_size * world_size
+    assert len(chain(shards)) == len(set(chain(shards))) == count // world_size * world_size
 
 
 def test_last_update_is_shared_out_evenly():
@@ -143,69 +136,40 @@ def same(left, right):
     return all(torch.equal(a, c) and b == d for (a, b), (c, d) in zip(left, right, strict=True))
 
 
-@pytest.fixture(params=["memory", "workers"])
-def data(request, make_data, parquet_folder):
-    augmentation = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
-    options = {} if request.param == "memory" else {"transform": ImageTransform(12, **augmentation), "num_workers": 1}
-    return make_data(parquet_folder, **options)
+AUGMENTATION = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
 
 
-def test_batch_depends_on_seed_epoch_and_number_only(data):
+@pytest.mark.parametrize("options", [{}, {"transform": ImageTransform(12, **AUGMENTATION)}], ids=["memory", "single"])
+def test_batch_depends_on_seed_epoch_and_number_only(make_data, parquet_folder, options):
+    data = make_data(parquet_folder, **options)
     loader = data.train_dataloader()
     assert len(loader) == 6
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(0)
+    np.random.seed(0)
     whole = collect(loader, 1)
-    np.random.default_rng(0).random()
-    torch.rand(1)
+    assert torch.equal(torch.rand(3), expected[0])  # the global random states are left alone
+    assert (np.random.rand(3) == expected[1]).all()
     assert same(whole, collect(data.train_dataloader(), 1))
     assert not same(whole, collect(loader, 0))
     for start in (4, 6):
         resumed = data.train_dataloader()
         resumed.load_state_dict({"epoch": 1, "batch": start, "num_batches": 6})
         assert same(whole[start:], collect(resumed, 1))
-        assert same(whole, collect(resumed, 1))  # the state counts once
 
 
-def test_state_is_that_of_the_batches_handed_out(data):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(2)
-    batches = iter(loader)
-    assert loader.state_dict()["batch"] == 0
-    for count in range(1, 7):
-        next(batches)
-        assert loader.state_dict() == {"epoch": 2, "batch": count, "num_batches": 6}
-    resumed = data.train_dataloader()
-    resumed.load_state_dict(loader.state_dict())
-    assert same(collect(resumed, 3), collect(data.train_dataloader(), 3))  # next epoch: from its start
+def test_workers_change_nothing(make_data, parquet_folder):
+    options = {"transform": ImageTransform(12, **AUGMENTATION), "batch_size": 4}
+    alone, helped = (make_data(parquet_folder, num_workers=count, **options) for count in (0, 2))
+    whole, resumed = collect(alone.train_dataloader(), 1), helped.train_dataloader()
+    resumed.load_state_dict({"epoch": 1, "batch": 5, "num_batches": 12})
+    assert same(whole[5:], collect(resumed, 1))
 
 
-def test_state_of_other_batches_is_refused(data):
-    with pytest.raises(ValueError, match="written with 5 batches per epoch, this run has 6"):
-        data.train_dataloader().load_state_dict({"epoch": 0, "batch": 1, "num_batches": 5})
-
-
-def test_loading_leaves_the_global_random_states_alone(make_data, parquet_folder):
-    data = make_data(parquet_folder, transform=ImageTransform(12, auto_augment="rand-m9-mstd0.5-inc1"))
-    torch.manual_seed(0)
-    np.random.seed(0)
-    expected = torch.rand(3), np.random.rand(3)
-    torch.manual_seed(0)
-    np.random.seed(0)
-    next(iter(data.train_dataloader()))
-    assert torch.equal(torch.rand(3), expected[0])
-    assert (np.random.rand(3) == expected[1]).all()
-
-
-def test_workers_change_nothing(make_data, class_folder):
-    options = {"transform": ImageTransform(16, auto_augment="rand-m9"), "val_split": "validation", "batch_size": 4}
-    options |= {"image_column": "image", "num_classes": None}
-    alone, helped = (make_data(class_folder, num_workers=count, **options) for count in (0, 2))
-    assert same(collect(alone.train_dataloader()), collect(helped.train_dataloader()))
-
-
-def test_copies_of_an_image_are_augmented_apart(make_data, class_folder):
-    options = {"transform": ImageTransform(16, auto_augment="rand-m9"), "val_split": "validation", "batch_size": 4}
-    options |= {"image_column": "image", "num_classes": None, "num_repeats": 4}
-    data = make_data(class_folder, **options)
+def test_copies_of_an_image_are_augmented_apart(make_data):
+    data = make_data(transform=ImageTransform(12, auto_augment="rand-m9"), limit=16, batch_size=4, num_repeats=4)
     data.trainer = SimpleNamespace(accumulate_grad_batches=4, world_size=1, global_rank=0, overfit_batches=0)
     copies = list(data.train_dataloader())[:4]
     assert len({tuple(labels.tolist()) for _, labels in copies}) == 1
@@ -213,12 +177,20 @@ def test_copies_of_an_image_are_augmented_apart(make_data, class_folder):
         assert len({image.numpy().tobytes() for image in four}) == 4
 
 
+def test_loaders_follow_the_processes_of_the_trainer(make_data):
+    seen = []
+    for rank in range(2):
+        data = make_data(limit=32, batch_size=4)
+        data.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=2, global_rank=rank, overfit_batches=0)
+        seen.append([list_indices(loader.sampler) for loader in (data.train_dataloader(), data.test_dataloader())])
+    for name, left, right in zip(("train", "test"), *seen, strict=True):
+        assert len(left) == len(right) == 4, name
+        assert sorted(chain([left, right])) == list(range(32))
+
+
 def test_copies_that_would_meet_in_a_batch_are_switched_off_with_a_line(make_data, caplog):
-    data = make_data(num_repeats=3, limit=24, batch_size=8)
-    sampler = data.train_dataloader().sampler
-    assert [len(set(batch)) for batch in list_indices(sampler)] == [8, 8, 8]
-    assert len(set(itertools.chain(*list_indices(sampler)))) == 24
-    assert "data.num_repeats=3 is switched off" in caplog.text
-    caplog.clear()
     make_data(limit=24).train_dataloader()
     assert not caplog.text
+    sampler = make_data(num_repeats=3, limit=24, batch_size=8).train_dataloader().sampler
+    assert len(set(chain([list_indices(sampler)]))) == 24
+    assert "data.num_repeats=3 is switched off" in caplog.text

@@ -1,20 +1,12 @@
-import shutil
-
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.vision.image_samples import draw_images, make_dataset
 from un.vision.data import ImageDataModule, measure_loader
 from un.vision.sources import DIGITS, open_split
 from un.vision.transforms import BatchTransform, ImageTransform
-
-
-def make_digits(**options):
-    transform = BatchTransform([0.305], [0.376])
-    return ImageDataModule(DIGITS, transform, image_size=8, num_channels=1, batch_size=64, val_size=0.1, **options)
 
 
 def gather(loader):
@@ -42,56 +34,33 @@ def test_files_with_shards_and_undeclared_types(make_data, tmp_path):
     assert len(data.splits["train"]) == 50
 
 
-def test_image_folder(make_data, class_folder):
-    options = {"image_column": "image", "num_classes": None, "val_split": "validation", "batch_size": 2}
-    data = make_data(class_folder, transform=ImageTransform(16), image_size=16, **options)
-    assert data.model_arguments() == {"num_classes": 2, "img_size": 16, "in_chans": 3}
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "val": 6, "test": 4}
-    images, labels = gather(data.test_dataloader())
-    assert images.shape == (4, 3, 16, 16)
-    assert labels.tolist() == [0, 0, 1, 1]
-
-
-def test_validation_serves_as_test_where_there_is_no_other(make_data, class_folder):
-    shutil.rmtree(class_folder / "test")
-    options = {"image_column": "image", "num_classes": 2, "val_split": "validation", "batch_size": 2}
-    data = make_data(class_folder, transform=ImageTransform(16), **options)
-    data.setup()
-    assert len(data.splits["test"]) == 6
-
-
-def test_digits_have_one_test_split_and_a_validation_split_by_seed():
-    first, same, other = make_digits(seed=0), make_digits(seed=0), make_digits(seed=1)
-    for data in (first, same, other):
-        data.setup()
-    assert {name: len(split) for name, split in first.splits.items()} == {"train": 1293, "val": 144, "test": 360}
+def test_digits_have_one_test_split_whatever_the_seed():
+    first, other = (
+        ImageDataModule(DIGITS, BatchTransform([0.305], [0.376]), 8, 1, batch_size=64, val_size=0.1, seed=seed)
+        for seed in (0, 1)
+    )
     assert torch.equal(gather(first.test_dataloader())[0], gather(other.test_dataloader())[0])
-    assert torch.equal(gather(first.val_dataloader())[0], gather(same.val_dataloader())[0])
-    assert not torch.equal(gather(first.val_dataloader())[0], gather(other.val_dataloader())[0])
+    assert {name: len(split) for name, split in first.splits.items()} == {"train": 1293, "val": 144, "test": 360}
     images, _ = gather(first.train_dataloader())
     assert images.shape[1:] == (1, 8, 8)
     assert abs(images.mean()) < 0.02
     assert abs(images.std() - 1) < 0.02
 
 
-def test_held_out_and_drawn_examples_are_those_of_the_split_seed(make_data, parquet_folder):
-    def list_pictures(**options):
+def test_held_out_and_drawn_examples_follow_the_split_seed_and_the_order_the_seed(make_data, parquet_folder):
+    def list_contents(**options):
         data = make_data(parquet_folder, limit=9, **options)
-        data.setup()
-        splits = data.splits.items()
-        return {name: [split.decode(index, "L").tobytes() for index in range(len(split))] for name, split in splits}
+        order = [batch.tolist() for batch in data.train_dataloader().sampler.list_batches()]
+        assert {name: len(split) for name, split in data.splits.items()} == {"train": 9, "val": 9, "test": 9}
+        return order, {name: split.rows.tolist() for name, split in data.splits.items()}
 
-    assert list_pictures(seed=1, split_seed=3) == list_pictures(seed=2, split_seed=3)
-    assert list_pictures(seed=1) == list_pictures(seed=2, split_seed=1)  # without one it is the seed
-    assert list_pictures(seed=1, split_seed=3)["val"] != list_pictures(seed=1, split_seed=4)["val"]
-
-
-def test_order_follows_the_seed_whatever_the_split(make_data, parquet_folder):
-    orders = []
-    for seed in (1, 2):
-        loader = make_data(parquet_folder, seed=seed, split_seed=3).train_dataloader()
-        orders.append([batch.tolist() for batch in loader.sampler.list_batches()])
-    assert orders[0] != orders[1]
+    order, rows = list_contents(seed=1, split_seed=3)
+    other_order, same_rows = list_contents(seed=2, split_seed=3)
+    same_order, other_rows = list_contents(seed=1, split_seed=4)
+    assert order == same_order != other_order
+    assert rows == same_rows
+    assert rows["val"] != other_rows["val"]
+    assert list_contents(seed=3)[1] == rows  # without a split seed it is the seed
 
 
 def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder):
@@ -107,19 +76,11 @@ def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder
     assert len(pictures["train"] | pictures["val"]) == 60
 
 
-def test_limit_draws_from_all_classes(make_data, parquet_folder):
-    data = make_data(parquet_folder, limit=9)
-    data.setup()
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 9, "val": 9, "test": 9}
-    assert len(set(data.splits["train"].labels)) > 1
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_generated_images_can_be_told_apart(channels):
+def test_generated_images_can_be_told_apart_and_depend_on_the_seed_only(channels):
     transform = BatchTransform([0.5] * channels, [0.25] * channels)
-    data = ImageDataModule(
-        None, transform, image_size=16, num_channels=channels, batch_size=8, val_size=5000, num_classes=7, limit=70
-    )
+    options = {"image_size": 16, "num_channels": channels, "batch_size": 8, "num_classes": 7, "limit": 70}
+    data, same, other = (ImageDataModule(None, transform, val_size=1, seed=seed, **options) for seed in (0, 0, 1))
     images, labels = gather(data.test_dataloader())
     assert images.shape == (70, channels, 16, 16)
     assert labels.bincount().tolist() == [10] * 7
@@ -128,12 +89,8 @@ def test_generated_images_can_be_told_apart(channels):
     nearest = torch.cdist(images.flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == labels).float().mean() > 0.9
     assert not torch.equal(images, gather(data.val_dataloader())[0])
-
-
-def test_generated_images_depend_on_the_seed_only(make_data):
-    first, same, other = (gather(make_data(limit=16, seed=seed).test_dataloader())[0] for seed in (0, 0, 1))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+    assert torch.equal(images, gather(same.test_dataloader())[0])
+    assert not torch.equal(images, gather(other.test_dataloader())[0])
 
 
 @pytest.mark.parametrize(
@@ -146,14 +103,15 @@ def test_generated_images_depend_on_the_seed_only(make_data):
         ({"num_classes": 2}, "label 2 in column 'label' of train of .* is outside the 2 classes"),
         ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
         ({"val_split": "validation"}, "no split 'validation' in .*; there are train, test"),
+        ({"val_split": ""}, "no split '' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
-        ({"val_size": 0.001}, "data.val_size=0.001 must leave"),
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
-        ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
         ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
+        ({"num_classes": 1}, "parquet has one class only: there is nothing to tell apart"),
         ({"num_channels": 4}, "data.num_channels=4 must be one of 1, 3"),
+        ({"num_channels": 1}, "data.num_channels=1, but data.transform.mean and std are of 3"),
     ],
 )  # fmt: skip
 def test_bad_options_are_told_in_one_line(make_data, parquet_folder, options, message):
@@ -162,18 +120,13 @@ def test_bad_options_are_told_in_one_line(make_data, parquet_folder, options, me
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing", "nothing"])
-def test_missing_folder(make_data, path):
-    with pytest.raises(ValueError, match="no such folder") as caught:
-        make_data(path).setup()
-    assert "\n" not in str(caught.value)
-    assert path in str(caught.value)
-
-
-def test_folder_without_data(make_data, tmp_path):
-    (tmp_path / "empty").mkdir()
+def test_missing_and_empty_folders(make_data, tmp_path):
+    for path in ("no/such/folder", "nobody/nothing"):
+        with pytest.raises(ValueError, match=f"{path}.*no such folder") as caught:
+            make_data(path).setup()
+        assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="holds no data set that can be read"):
-        make_data(tmp_path / "empty").setup()
+        make_data(tmp_path).setup()
 
 
 def test_empty_split(make_data, parquet_folder):
@@ -184,16 +137,18 @@ def test_empty_split(make_data, parquet_folder):
         open_split(datasets.DatasetDict(train=make_dataset(0)), "train", "img", "label", 3, "here")
 
 
-def test_negative_and_missing_labels(make_data, tmp_path):
-    for name, labels in (("negative", [0, -1, 1]), ("missing", [0, None, 1])):
-        folder = tmp_path / name
-        folder.mkdir()
-        for split in ("train", "test"):
-            make_dataset(3, labels=labels).to_parquet(folder / f"{split}.parquet")
-    with pytest.raises(ValueError, match=r"label -1 in column 'label' of train of .* is outside the 3 classes"):
-        make_data(tmp_path / "negative").setup()
-    with pytest.raises(ValueError, match="must hold a class number in every row"):
-        make_data(tmp_path / "missing").setup()
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1, 1], "label -1 in column 'label' of train of .* is outside the 3 classes"),
+        ([0, None, 1], "must hold a class number in every row"),
+    ],
+)
+def test_negative_and_missing_labels(make_data, tmp_path, labels, message):
+    for split in ("train", "test"):
+        make_dataset(3, labels=labels).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=message):
+        make_data(tmp_path).setup()
 
 
 def test_undeclared_classes(make_data, tmp_path):
@@ -204,44 +159,39 @@ def test_undeclared_classes(make_data, tmp_path):
         make_data(tmp_path, num_classes=None).setup()
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_image(make_data, parquet_folder, in_memory):
+@pytest.mark.parametrize("options", [{}, {"transform": ImageTransform(12)}])
+def test_unreadable_images(make_data, parquet_folder, options):
     rows = make_dataset(20).cast_column("img", datasets.Image(decode=False)).to_dict()
-    rows["img"][7]["bytes"] = rows["img"][7]["bytes"][:40]
-    features = make_dataset(1).features
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(parquet_folder / "test.parquet")
-    data = make_data(parquet_folder, **({} if in_memory else {"transform": ImageTransform(12)}))
-    with pytest.raises(ValueError, match="unreadable image: row 7 of test of"):
-        gather(data.test_dataloader())
-    rows["img"][7]["bytes"] = b"no image"
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(parquet_folder / "train.parquet")
-    data = make_data(parquet_folder, val_size=10, batch_size=1)
-    with pytest.raises(ValueError, match=r"row 7 of train of .* \(cut short or no image\)"):
-        [gather(loader) for loader in (data.train_dataloader(), data.val_dataloader())]
+    cut = rows["img"][7]["bytes"][:40]
+    for content, message in ((cut, "row 7 of test of"), (b"text", r"row 7 .* \(cut short or not an image\)")):
+        rows["img"][7]["bytes"] = content
+        datasets.Dataset.from_dict(rows, features=make_dataset(1).features).to_parquet(parquet_folder / "test.parquet")
+        with pytest.raises(ValueError, match=f"unreadable image: {message}"):
+            gather(make_data(parquet_folder, **options).test_dataloader())
 
 
-def test_images_of_several_sizes_do_not_go_into_memory(make_data, class_folder):
-    data = make_data(class_folder, image_column="image", num_classes=2, val_split="validation")
-    with pytest.raises(ValueError, match=r"differ in size \(21x21 in row 1\); use data=image_folder"):
+def test_images_of_several_sizes_do_not_go_into_memory(make_data, make_folder):
+    data = make_data(make_folder("cat", "dog"), image_column="image", num_classes=2, val_split="val")
+    with pytest.raises(ValueError, match=r"differ in size \(9x9 in row 1\); use data=image_folder"):
         data.train_dataloader()
 
 
 def test_grey_images_become_coloured_and_back(make_data, tmp_path):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(2)})
+    rows = {"img": [np.full((12, 12), 50 * row, np.uint8) for row in range(4)], "label": [0, 1, 0, 1]}
+    folder = tmp_path / "grey"
+    folder.mkdir()
     for split in ("train", "test"):
-        for name in "ab":
-            (tmp_path / split / name).mkdir(parents=True)
-            for number in range(3):
-                grey = np.full((12, 12), 50 * number, dtype=np.uint8)
-                Image.fromarray(grey).save(tmp_path / split / name / f"{number}.png")
-    options = {"image_column": "image", "num_classes": 2, "val_size": 2, "batch_size": 2}
-    images, _ = gather(make_data(tmp_path, **options).test_dataloader())
-    assert images.shape == (6, 3, 12, 12)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    options = {"num_classes": 2, "val_size": 2, "batch_size": 2}
+    images, _ = gather(make_data(folder, **options).test_dataloader())
+    assert images.shape == (4, 3, 12, 12)
     transform = BatchTransform([0.5], [0.25])
-    grey_again, _ = gather(make_data(tmp_path, num_channels=1, transform=transform, **options).test_dataloader())
+    grey_again, _ = gather(make_data(folder, num_channels=1, transform=transform, **options).test_dataloader())
     assert torch.equal(grey_again, images[:, :1])
 
 
-def test_workers_without_use_are_told(make_data):
+def test_workers_without_use_are_mentioned(make_data):
     with pytest.warns(UserWarning, match=r"data.num_workers=2 has no effect"):
         make_data(num_workers=2)
 

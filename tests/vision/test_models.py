@@ -5,15 +5,10 @@ from un.vision.models import create_model, list_head_parameters
 
 
 def test_any_timm_argument_is_taken():
-    model = create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=32, depth=2, num_heads=2, in_chans=1
-    )
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "in_chans": 1}
+    model = create_model("vit_tiny_patch16_224", **sizes)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 1000)
     assert len(model.blocks) == 2
-
-
-def test_t2t_vit_is_known():
-    assert create_model("t2t_vit_7", img_size=32, num_classes=3)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_image_size_is_left_out_where_it_has_no_meaning():
@@ -23,16 +18,14 @@ def test_image_size_is_left_out_where_it_has_no_meaning():
 def test_class_token_starts_as_asked():
     torch.manual_seed(0)
     for std, expected in {None: 1e-6, 0.02: 0.02}.items():  # timm's own, and DeiT's
-        token = create_model("deit_small_patch16_224", img_size=32, class_token_std=std).cls_token
+        token = create_model("deit_small_patch16_224", img_size=32, depth=1, class_token_std=std).cls_token
         assert token.std().item() == pytest.approx(expected, rel=0.2)
     with pytest.raises(ValueError, match=r"model.class_token_std=0.02, but model 'swin_tiny.*' has no class token"):
         create_model("swin_tiny_patch4_window7_224", class_token_std=0.02)
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"model.name='vit_tinny_patch16_224' is not known to timm; nearest: vit_tiny_p"
-    ):
+    with pytest.raises(ValueError, match=r"model.name='vit_tinny_patch16_224' is not known to timm; nearest: vit_tiny"):
         create_model("vit_tinny_patch16_224")
     with pytest.raises(ValueError, match=r"timm.list_models"):
         create_model("????")
@@ -55,4 +48,5 @@ def test_wrong_arguments_are_told_in_one_line(arguments):
     ],
 )
 def test_head_parameters(name, expected):
-    assert list_head_parameters(create_model(name, img_size=56 if "swin" in name else 32)) == expected
+    with torch.device("meta"):
+        assert list_head_parameters(create_model(name)) == expected

@@ -49,10 +49,12 @@ def test_sixteen_bits_that_count_from_white():
     assert list_pixels(file, "L") == [255, 254, 0]
 
 
-@pytest.mark.parametrize("type_", [np.int32, np.float32])
-def test_numbers_without_a_range_are_refused(type_):
-    with pytest.raises(ValueError, match="of unknown range; save it with 8 or 16 bits"):
-        decode_image(write(Image.fromarray(RAMP.astype(type_)), "TIFF"), "RGB")
+def test_numbers_without_a_range_and_empty_cells_are_refused():
+    for type_ in (np.int32, np.float32):
+        with pytest.raises(ValueError, match="of unknown range; save it with 8 or 16 bits"):
+            decode_image(write(Image.fromarray(RAMP.astype(type_)), "TIFF"), "RGB")
+    with pytest.raises(ValueError, match="the cell is empty"):
+        decode_image(None, "RGB")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +97,7 @@ def test_transparent_colours_show_what_is_behind():
     assert list_pixels(write_png(8, 2, bytes([*RED, *GREEN]), struct.pack(">3H", *RED))) == [WHITE, GREEN]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("type_", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("kind", "type_"), [("PNG", np.uint8), ("TIFF", np.uint16)])
 def test_turned_by_exif(kind, type_):
     """Orientation 6: what is stored on top belongs to the right."""
     exif = Image.Exif()

@@ -76,22 +76,25 @@ def test_agrees_with_the_official_code(name):
 def test_has_the_published_size(name, millions):
     with torch.device("meta"):
         model = timm.create_model(name)
-        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_registers_the_family_with_timm():
     assert set(timm.list_models("t2t_vit_*")) == set(PUBLISHED_SIZES)
-    assert timm.create_model("t2t_vit_7", depth=1).tokens_to_token.num_patches == 196
-
-
-@pytest.mark.parametrize("norm_layer", [None, UnifiedNorm])
-def test_every_norm_is_a_module_with_a_name(norm_layer):
     with torch.device("meta"):
-        model = timm.create_model("t2t_vit_14", norm_layer=norm_layer)
-    kind = norm_layer or nn.LayerNorm
-    sites = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        model = timm.create_model("t2t_vit_7", depth=1)
+        assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+    assert model.tokens_to_token.num_patches == 196
+    config = resolve_model_data_config(model)
+    assert (config["crop_pct"], config["interpolation"]) == (0.9, "bicubic")
+    assert (config["mean"], config["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_every_norm_is_a_module_with_a_name():
+    with torch.device("meta"):
+        model = timm.create_model("t2t_vit_14", norm_layer=UnifiedNorm)
+    sites = [name for name, module in model.named_modules() if isinstance(module, UnifiedNorm)]
     tokens = [f"tokens_to_token.attention{layer}.norm{place}" for layer in (1, 2) for place in (1, 2)]
     blocks = [f"blocks.{block}.norm{place}" for block in range(14) for place in (1, 2)]
     assert sorted(sites) == sorted([*tokens, *blocks, "norm"])
@@ -99,7 +102,7 @@ def test_every_norm_is_a_module_with_a_name(norm_layer):
 
 @pytest.mark.parametrize(
     ("img_size", "in_chans", "tokens"),
-    [(32, 3, 4), (64, 1, 16), ((32, 64), 3, 8), (8, 1, 1), (30, 3, 4)],
+    [((32, 64), 3, 8), (8, 1, 1), (30, 3, 4)],
 )
 def test_position_table_follows_the_image_size(img_size, in_chans, tokens):
     model = build_small(img_size=img_size, in_chans=in_chans)
@@ -111,11 +114,9 @@ def test_position_table_follows_the_image_size(img_size, in_chans, tokens):
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
-@pytest.mark.parametrize("unfreeze", [False, True])
-def test_training_moves_all_but_the_fixed_tables(name, unfreeze):
-    model = build_small(name, drop_path_rate=0.1).train()
-    if unfreeze:
-        model.requires_grad_(True)
+def test_training_moves_all_but_the_fixed_tables(name):
+    """Even where a whole model is unfrozen."""
+    model = build_small(name, drop_path_rate=0.1).train().requires_grad_(True)
     before = {key: value.clone() for key, value in model.named_parameters()}
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05)
     loss = nn.functional.cross_entropy(model(make_images(16, 3, 32, 32)), torch.arange(16) % 7)
@@ -124,21 +125,6 @@ def test_training_moves_all_but_the_fixed_tables(name, unfreeze):
     still = {key for key, value in model.named_parameters() if torch.equal(value, before[key])}
     kernels = {"tokens_to_token.attention1.w", "tokens_to_token.attention2.w"} if name == "t2t_vit_7" else set()
     assert still == {"pos_embed"} | kernels
-
-
-def test_learns_a_small_batch():
-    model = build_small(img_size=16).train()
-    images, labels = make_images(7, 3, 16, 16), torch.arange(7)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.0)
-    losses = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(np.log(7), abs=0.3)
-    assert losses[-1] < losses[0] / 2
 
 
 def test_final_norm_sees_every_token():
@@ -181,19 +167,13 @@ def test_token_attention_scales_by_the_input_width():
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
-def test_float64_agrees_with_float32(name):
+def test_float64_agrees_with_float32_and_compiled_with_eager(name):
     model, images = build_small(name).eval(), make_images()
     single = model(images)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), single)
     double = model.double()(images.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
-def test_compiles_into_one_graph(name):
-    model, images = build_small(name).eval(), make_images()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_qk_scale_is_a_factor_on_the_queries():
@@ -226,27 +206,6 @@ def test_head_can_be_replaced_and_read():
     assert model.num_features == 48
 
 
-def test_data_config_is_the_official_one():
-    config = resolve_model_data_config(build_small())
-    assert config["crop_pct"] == 0.9
-    assert config["interpolation"] == "bicubic"
-    assert config["mean"] == (0.485, 0.456, 0.406)
-    assert config["std"] == (0.229, 0.224, 0.225)
-
-
-def test_weight_decay_spares_the_class_token():
-    model = build_small()
-    decayed = [
-        id(parameter)
-        for group in create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.05).param_groups
-        for parameter in group["params"]
-        if group["weight_decay"]
-    ]
-    assert {name for name, p in model.named_parameters() if id(p) in decayed} == {
-        name for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1 and name != "cls_token"
-    }
-
-
 def test_layer_decay_orders_the_layers():
     model = build_small()
     groups = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.0, layer_decay=0.5).param_groups
@@ -255,7 +214,7 @@ def test_layer_decay_orders_the_layers():
     assert [scales[id(module.weight)] for module in modules] == [0.125, 0.25, 0.5, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "state_dict", None])
+@pytest.mark.parametrize("key", ["state_dict_ema", None])
 def test_loads_official_checkpoint_files(tmp_path, key):
     source = build_small(seed=1).eval()
     state = {f"module.{name}": value for name, value in source.state_dict().items()}
@@ -271,11 +230,6 @@ def test_another_number_of_classes_gets_a_new_head(tmp_path):
     model = build_small(seed=2, num_classes=10, pretrained=True, pretrained_cfg_overlay=overlay).eval()
     assert model(make_images()).shape == (2, 10)
     torch.testing.assert_close(model.forward_features(make_images()), source.forward_features(make_images()))
-
-
-def test_state_of_another_size_is_refused():
-    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
-        build_small().load_state_dict(build_small(img_size=64).state_dict())
 
 
 @pytest.mark.parametrize(

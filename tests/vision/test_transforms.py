@@ -45,19 +45,25 @@ def test_flip_has_the_probability_asked_for(flip):
 
 def test_normalises_and_is_deterministic_without_a_generator():
     images = draw(4)
+    before = images.clone()
     transform = BatchTransform([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], crop_padding=2, flip=0.5)
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
-    expected = (images.float() / 255 - mean) / std
-    torch.testing.assert_close(transform(images), expected)
+    torch.testing.assert_close(transform(images), (images.float() / 255 - mean) / std)
     assert torch.equal(transform(images, seeded()), transform(images, seeded()))
     assert not torch.equal(transform(images, seeded()), transform(images, seeded(1)))
-
-
-def test_does_not_change_the_stored_images():
-    images = draw(4)
-    before = images.clone()
-    BatchTransform([0.5] * 3, [0.5] * 3, crop_padding=2, flip=0.5)(images, seeded())
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": [0.0]}, r"mean=\[0.5\] and std=\[0.0\] must have a value per channel, std above 0"),
+        ({"flip": 2}, "crop_padding=0 must be at least 0 and flip=2 between 0 and 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BatchTransform(**{"mean": [0.5], "std": [0.5], **options})
 
 
 def test_resizes_as_pillow_does():

@@ -1,7 +1,7 @@
 """Folders of images as `<split>/<class>/.../<image>`: the first level is the split and the second the class.
 
 The Hugging Face library has such a reader, too; it looks for names such as "train" on every level and takes the
-innermost folder for the class.
+innermost folder for the class. torchvision's follows links in circles and takes hidden folders for classes.
 """
 
 import logging
@@ -29,37 +29,32 @@ def read_class_folders(
     """Reads an image folder; the names of its splits and classes are those of the folders.
 
     Args:
-        root: The folder.
-        splits: The names that each split wanted may have, see `find_split`; null: all there are.
-        image_column: Column to put the images in.
-        label_column: Column to put the class numbers in, which count the sorted names.
+        root: the folder.
+        splits: the names that each split wanted may have, see `find_split`; None: all there are.
+        image_column: column to put the images in.
+        label_column: column to put the class numbers in, which count the sorted names.
 
     Returns:
-        Null where no class folder holds an image, so that the data must be of another kind.
+        None where no class folder holds an image, so that the data must be of another kind.
 
     Raises:
-        ValueError: A class or a split without images, a class that only some splits have, or a link to nowhere.
+        ValueError: for a class or a split without images, a class that only some splits have, or a broken link.
     """
-    folders = {folder.name: Path(folder.path) for folder in list_folders(root)}
+    names = [entry.name for entry in list_entries(root) if entry.is_dir()]
     if splits is not None:
-        found = [find_split(folders, *names) for names in splits]
-        folders = {name: folder for name, folder in folders.items() if name in found}
-    contents = {name: list_classes(folder) for name, folder in folders.items()}
-    if not any(files for classes in contents.values() for files in classes.values()):
+        found = [find_split(names, *wanted) for wanted in splits]
+        names = [name for name in names if name in found]
+    contents = {name: list_classes(root / name) for name in names}
+    filled = {name: classes for name, classes in contents.items() if any(classes.values())}
+    if not filled:
         return None
-    for name, classes in contents.items():
-        if not any(classes.values()) and (splits is not None or is_usual_split(name)):
-            raise ValueError(f"{folders[name]} holds no images in class folders, {name}/<class>/<image>")
-    contents = {name: classes for name, classes in contents.items() if any(classes.values())}
-    check_classes(root, contents)
+    for name in contents:
+        if name not in filled and (splits is not None or is_usual_split(name)):
+            raise ValueError(f"{root / name} holds no images in class folders, {name}/<class>/<image>")
+    check_classes(root, filled)
     return datasets.DatasetDict(
-        {name: pack_files(classes, image_column, label_column) for name, classes in contents.items()}
+        {name: pack_files(classes, image_column, label_column) for name, classes in filled.items()}
     )
-
-
-def list_folders(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the folders in a folder, links to folders among them, by name."""
-    return [entry for entry in list_entries(folder) if entry.is_dir()]
 
 
 def list_entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -73,11 +68,12 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
     """Returns the images of a split by class; names that differ only in how they code an accent are one class.
 
     Raises:
-        ValueError: A link to nowhere, or a name that is no text.
+        ValueError: for a broken link, or a name that is not text.
     """
     classes: dict[str, list[str]] = {}
     left_out: Counter[str] = Counter()
-    endings = list_endings()
+    formats = Image.registered_extensions()  # which also fills Image.OPEN
+    endings = {ending for ending, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
     for entry in list_entries(folder):
         if not entry.is_dir():
             left_out[Path(entry.name).suffix or entry.name] += 1
@@ -91,22 +87,16 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
                 left_out[ending or file.name] += 1
     if left_out and any(classes.values()):
         counts = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(LISTED))
-        log.info("%s: files outside class folders or without the ending of an image are left out: %s", folder, counts)
+        log.info("%s: left out files outside class folders or without the ending of an image: %s", folder, counts)
     return classes
 
 
-def list_endings() -> set[str]:
-    """Returns the endings of the files that Pillow decodes, such as ".png"."""
-    formats = Image.registered_extensions()  # which also fills Image.OPEN
-    return {ending for ending, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
-
-
 def walk(folder: str, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """Yields the files below a folder, also through links; a link to a folder above leads nowhere new.
+    """Yields the files below a folder, also through links, but not through a link to one of the folders `above`.
 
     Args:
-        folder: To begin with.
-        above: The folders that it is in, without links in their paths.
+        folder: to begin with.
+        above: the folders that it is in, without links in their paths.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -122,10 +112,10 @@ def find_path(file: os.DirEntry[str]) -> str:
     """Returns the absolute path of a file.
 
     Raises:
-        ValueError: It is none, or its name is no text.
+        ValueError: where it is not a file, or its name is not text.
     """
     if not file.is_file():
-        raise ValueError(f"{file.path} is no file; if it is a link, it leads nowhere")
+        raise ValueError(f"{file.path} is not a file; if it is a link, it is broken")
     path = os.path.abspath(file.path)
     try:
         path.encode()
@@ -138,7 +128,7 @@ def check_classes(root: Path, contents: Mapping[str, Mapping[str, list[str]]]) -
     """Checks that every split has images of the same classes.
 
     Raises:
-        ValueError: It has not.
+        ValueError: where they have not.
     """
     for split, classes in contents.items():
         for name, files in classes.items():
@@ -148,9 +138,10 @@ def check_classes(root: Path, contents: Mapping[str, Mapping[str, list[str]]]) -
         for other, others in contents.items():
             missing = [repr(name) for name in classes if name not in others]
             if missing:
-                listed = ", ".join(missing[:LISTED]) + (f" and {len(missing) - LISTED} more" * (len(missing) > LISTED))
+                more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
                 raise ValueError(
-                    f"{root}: {split} has class folders that {other} has not ({listed}); all splits need the same"
+                    f"{root}: {split} has class folders that {other} lacks ({', '.join(missing[:LISTED])}{more}); "
+                    "all splits need the same"
                 )
 
 

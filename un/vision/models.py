@@ -12,17 +12,17 @@ NUM_SUGGESTIONS = 3
 
 
 def create_model(name: str, class_token_std: float | None = None, **arguments: Any) -> nn.Module:
-    """Build a timm model, T2T-ViT included, with any argument that timm takes for it.
+    """Builds a timm model, T2T-ViT included, with any argument that timm takes for it.
 
     `img_size` is left out for models that take images of any size, so that data may always give it.
 
     Args:
-        name: timm's.
-        class_token_std: Standard deviation of the class token at the start; null is the model's own.
-        **arguments: Of the model.
+        name: timm's name of the model.
+        class_token_std: standard deviation of the initial class token; None is the model's own.
+        **arguments: of the model.
 
     Raises:
-        ValueError: Unknown name, or arguments that the model does not take.
+        ValueError: for an unknown name, or arguments that the model does not take.
     """
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), NUM_SUGGESTIONS)
@@ -45,7 +45,7 @@ def create_model(name: str, class_token_std: float | None = None, **arguments: A
 
 
 def list_head_parameters(model: nn.Module) -> list[str]:
-    """Return the names of the classifier's parameters, of all classifiers where there are several."""
+    """Returns the names of the classifier's parameters, of all classifiers where there are several."""
     get_classifier: Any = getattr(model, "get_classifier", tuple)
     heads = get_classifier()
     heads = heads if isinstance(heads, tuple) else (heads,)

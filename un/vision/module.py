@@ -36,20 +36,20 @@ class ImageClassification(lightning.LightningModule):
     the last update of an epoch may have fewer.
 
     Args:
-        model: Maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
-        optimizer: Makes the optimizer from the model.
-        scheduler: Makes a timm scheduler from optimizer, number of updates and updates per epoch; null keeps the rate.
-        mixup: Arguments of `timm.data.Mixup`; null is off. It draws from numpy's global random state.
-        random_erasing: Arguments of timm's `RandomErasing`, for batches that have been mixed, as timm's fast loader
-            does; null is off. `data.transform.re_prob` erases single images, which are mixed afterwards. It draws
+        model: maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
+        optimizer: makes the optimizer from the model.
+        scheduler: makes a timm scheduler from optimizer, number of updates and updates per epoch; None keeps the rate.
+        mixup: arguments of `timm.data.Mixup`; None is off. It draws from numpy's global random state.
+        random_erasing: arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast
+            loader; None is off. `data.transform.re_prob` erases single images, which are mixed afterwards. It draws
             from the global random states of Python and torch.
-        label_smoothing: Share of the target that is spread evenly over the classes.
-        ema_decay: Of the moving average of parameters and buffers after each update; integer buffers are copied. Null
+        label_smoothing: share of the target that is spread evenly over the classes.
+        ema_decay: of the moving average of parameters and buffers after each update; integer buffers are copied. None
             is off.
-        evaluate_ema: Validate and test the moving average, if there is one.
+        evaluate_ema: whether the moving average, if there is one, is validated and tested.
 
     Raises:
-        ValueError: A value out of range.
+        ValueError: for a value out of range.
     """
 
     monitor = "val/acc1"
@@ -83,49 +83,41 @@ class ImageClassification(lightning.LightningModule):
             # Never trained, but in training mode with the rest, or Lightning warns; it changes the mode of both.
             self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False).train()
         self.evaluate_ema = evaluate_ema
+        ranks = {"acc1": 1} if num_classes <= TOP_K else {"acc1": 1, "acc5": TOP_K}
         scores: dict[str, Metric | MetricCollection] = {
-            "acc1": MulticlassAccuracy(num_classes, top_k=1, average="micro")
+            name: 100 * MulticlassAccuracy(num_classes, top_k=rank, average="micro") for name, rank in ranks.items()
         }
-        if num_classes > TOP_K:
-            scores["acc5"] = MulticlassAccuracy(num_classes, top_k=TOP_K, average="micro")
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = self.val_scores.clone(prefix="test/")
-        # Lightning's own mean over processes divides by the rounded mean of their numbers of examples.
+        # Lightning's own mean over processes would divide by the rounded mean of their numbers of examples.
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self._batch_sizes: list[int] = []  # since the last update
 
     @property
     def inference_model(self) -> nn.Module:
-        """The model that is validated and tested: the moving average, or the trained one."""
         return self.ema.module if self.ema is not None and self.evaluate_ema else self.model
 
     def use_inference_model(self, model: nn.Module) -> None:
-        """Test this model from now on, without a moving average."""
         self.model, self.ema = model, None
 
     def make_fold_inputs(self, batch: Batch) -> tuple[Tensor]:
-        """Return the first images of a batch."""
         return (batch[0][:FOLD_EXAMPLES],)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits (B, K)."""
         logits: Tensor = model(batch[0])
         return logits
 
     def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
-        """Return the whole model."""
         return GraphPart(model.eval(), {"images": batch[0]}, {"images": {0: "batch"}}, ("logits",))
 
     def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
-        """Test the logits which a graph computes."""
         self.use_inference_model(GraphModel(run))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, K) of the model in its present mode: trained, or for inference."""
+        """Returns the logits (B, K), in training of the trained model, otherwise of the one for inference."""
         return self.model(images) if self.training else self.inference_model(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, a scalar."""
         images, targets = batch
         smoothing = self.label_smoothing
         if self.mixup is not None:
@@ -145,7 +137,7 @@ class ImageClassification(lightning.LightningModule):
         return loss * (len(images) / self._batch_sizes[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Give the gradients of the mean over the images of the update, also where it is incomplete."""
+        """Scales the gradients to those of the mean over the images of the update, also where it is incomplete."""
         full = self.trainer.accumulate_grad_batches * self._batch_sizes[0]  # by which the sum was divided
         factor = full / sum(self._batch_sizes)
         self._batch_sizes = []
@@ -154,11 +146,9 @@ class ImageClassification(lightning.LightningModule):
             torch._foreach_mul_(gradients, factor)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         self._score(batch, self.val_scores, self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         self._score(batch, self.test_scores, self.test_loss)
 
     def _score(self, batch: Batch, scores: MetricCollection, loss: MeanMetric) -> None:
@@ -166,24 +156,11 @@ class ImageClassification(lightning.LightningModule):
         logits = self(images)
         scores.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels), len(images))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracies."""
-        self._log_scores(self.val_scores, self.val_loss)
-
-    def on_test_epoch_end(self) -> None:
-        """Log loss and accuracies."""
-        self._log_scores(self.test_scores, self.test_loss)
-
-    def _log_scores(self, scores: MetricCollection, loss: MeanMetric) -> None:
-        self.log(f"{scores.prefix}loss", loss.compute())
-        percent = {name: 100 * value for name, value in scores.compute().items()}
-        self.log_dict(percent, prog_bar=True)
-        scores.reset()
-        loss.reset()
+        self.log(f"{scores.prefix}loss", loss)  # Lightning computes and resets them at the end of the epoch
+        self.log_dict(scores, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
+        """Returns the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
         optimizer = self.make_optimizer(self.model)
         call_after_step(optimizer, self._update_average)
         if self.make_scheduler is None:
@@ -193,12 +170,14 @@ class ImageClassification(lightning.LightningModule):
             raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
         if not isinstance(scheduler, Scheduler):
-            raise ValueError(f"scheduler makes a {type(scheduler).__name__}, images take timm's, as scheduler=cosine")
+            raise ValueError(
+                f"scheduler makes a {type(scheduler).__name__}; images need one of timm's, such as scheduler=cosine"
+            )
         interval = "epoch" if scheduler.t_in_epochs else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Set the rate of what comes next: timm's schedulers are told the time."""
+        """Sets the rate of what comes next: timm's schedulers are told the time."""
         if scheduler.t_in_epochs:
             scheduler.step(self.current_epoch + 1)
         else:
@@ -210,10 +189,10 @@ class ImageClassification(lightning.LightningModule):
 
 
 def _build_mixup(**arguments: Any) -> Mixup:
-    """Build timm's Mixup, which looks at its arguments only when it mixes.
+    """Builds timm's Mixup, which looks at its arguments only when it mixes.
 
     Raises:
-        ValueError: An unknown name, or a value that it cannot use.
+        ValueError: for an unknown name, or a value that it cannot use.
     """
     try:
         mixup = Mixup(**arguments)
@@ -232,10 +211,10 @@ def _build_mixup(**arguments: Any) -> Mixup:
 
 
 def _build_erasing(**arguments: Any) -> RandomErasing:
-    """Build timm's RandomErasing, which takes any number for a probability.
+    """Builds timm's RandomErasing, which takes any number for a probability.
 
     Raises:
-        ValueError: An unknown name, or a value that it cannot use.
+        ValueError: for an unknown name, or a value that it cannot use.
     """
     if arguments.get("mode", "const") not in ERASING_MODES:
         raise ValueError(f"task.random_erasing.mode={arguments['mode']} must be one of {', '.join(ERASING_MODES)}")
@@ -249,16 +228,11 @@ def _build_erasing(**arguments: Any) -> RandomErasing:
 
 
 class GraphModel(nn.Module):
-    """A classifier that is computed elsewhere.
-
-    Args:
-        run: Maps images (B, C, S, S) to a tuple of the logits (B, K).
-    """
+    """A classifier that is computed elsewhere: `run` maps images (B, C, S, S) to a tuple of the logits (B, K)."""
 
     def __init__(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.run = run
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, K)."""
         return self.run(images)[0]

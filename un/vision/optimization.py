@@ -31,27 +31,27 @@ def create_scheduler(
     lag: int = 0,
     **arguments: Any,
 ) -> Scheduler:
-    """Create a timm scheduler for a training of `num_updates` optimizer updates.
+    """Creates a timm scheduler for a training of `num_updates` optimizer updates.
 
     Args:
-        optimizer: Whose learning rates are set.
-        num_updates: Length of the training, the cool-down included.
-        updates_per_epoch: Of one epoch.
-        sched: timm's name.
+        optimizer: whose learning rates are set.
+        num_updates: length of the training, the cool-down included.
+        updates_per_epoch: updates of one epoch.
+        sched: timm's name of the schedule.
         interval: `step` sets the rate before each update, `epoch` keeps it for an epoch.
-        warmup_epochs: Linear warm-up in epochs.
-        warmup_steps: Linear warm-up in updates, with `interval=step` only; the two are added.
-        cooldown_epochs: Last epochs at the minimum.
-        warmup_lr: Rate at the start of the warm-up.
-        min_lr: Rate at the end of the decay.
-        warmup_prefix: The decay starts after the warm-up and both together fill the training; otherwise warm-up hides
-            the decay's start.
-        lag: Updates or epochs, by `interval`, by which the rate follows the schedule; it then has its first value for
+        warmup_epochs: linear warm-up in epochs.
+        warmup_steps: linear warm-up in updates, with `interval=step` only; the two are added.
+        cooldown_epochs: last epochs, which keep the minimum.
+        warmup_lr: rate at the start of the warm-up.
+        min_lr: rate at the end of the decay.
+        warmup_prefix: whether the decay starts after the warm-up, so that both together fill the training; otherwise
+            the warm-up hides the start of the decay.
+        lag: updates or epochs, by `interval`, by which the rate follows the schedule; it then has its first value for
             1 + lag of them.
-        **arguments: Any further argument of `timm.scheduler.create_scheduler_v2`.
+        **arguments: any further argument of `timm.scheduler.create_scheduler_v2`.
 
     Raises:
-        ValueError: `warmup_steps` with `interval=epoch`, an unknown interval, or a negative lag.
+        ValueError: for `warmup_steps` with `interval=epoch`, an unknown interval, or a negative lag.
     """
     if lag < 0:
         raise ValueError(f"scheduler.lag={lag} must be at least 0")
@@ -79,12 +79,7 @@ def create_scheduler(
 
 
 class LaggingScheduler(Scheduler):
-    """Sets at time t the rate that another scheduler of timm has for t - lag, and before that its first.
-
-    Args:
-        scheduler: The other one, fresh.
-        lag: In the other one's units of time.
-    """
+    """Sets at time t the rate that another scheduler of timm has for t - lag, and before that its first."""
 
     def __init__(self, scheduler: Scheduler, lag: int) -> None:
         super().__init__(scheduler.optimizer, scheduler.param_group_field, scheduler.t_in_epochs, initialize=False)
@@ -95,11 +90,9 @@ class LaggingScheduler(Scheduler):
         return self.scheduler._get_lr(max(t - self.lag, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the other scheduler."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of the other scheduler."""
         self.scheduler.load_state_dict(state_dict)
 
 
@@ -110,14 +103,14 @@ def group_for_transfer(
     body: Sequence[str] = ("*",),
     freeze_ungrouped: bool = False,
 ) -> list[dict[str, Any]]:
-    """Split the parameters of a timm model into the head and the body, which learns more slowly.
+    """Splits the parameters of a timm model into the head and the body, which learns more slowly.
 
     Args:
-        model: Has timm's `get_classifier`.
-        head_lr: Learning rate of the classifier.
-        body_lr_factor: Learning rate of the body over that of the head.
-        body: Globs on parameter names; those which neither these nor the head take are ungrouped.
-        freeze_ungrouped: Freeze the ungrouped parameters instead of training them with the body.
+        model: has timm's `get_classifier`.
+        head_lr: learning rate of the classifier.
+        body_lr_factor: learning rate of the body over that of the head.
+        body: globs on parameter names; parameters that neither these nor the head take are ungrouped.
+        freeze_ungrouped: freezes the ungrouped parameters instead of training them with the body.
 
     Returns:
         Groups for an optimizer, head first. Parameters that do not require a gradient are in none.

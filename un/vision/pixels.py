@@ -14,19 +14,19 @@ SCALELESS = {"I": "32-bit integers", "F": "floating-point numbers"}  # modes of 
 def decode_image(file: dict[str, Any] | None, mode: str) -> Image.Image:
     """Decodes a file, of several frames the first.
 
-    Colour profiles are left out of account, as everywhere in the field. The white behind transparent pixels is ours;
-    without it whatever colour they hide would show.
+    Colour profiles are ignored, as everywhere in the field. The white behind transparent pixels is ours;
+    without it, whatever colour they hide would show.
 
     Args:
         file: `bytes`, or else the `path` to read them from, as `datasets.Image(decode=False)` gives them.
         mode: of the image returned, L or RGB.
 
     Raises:
-        ValueError: there is no image, or one whose numbers do not say what is black and what is white.
-        Exception: of Pillow, which knows many, for a file that is damaged or no image.
+        ValueError: where there is no image, or one whose numbers do not say what is black and what is white.
+        Exception: any of Pillow's, for a file that is damaged or not an image.
     """
     if file is None:
-        raise ValueError("nothing is there")
+        raise ValueError("the cell is empty")
     image = datasets.Image().decode_example(file)  # turned upright by its EXIF tag
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = scale_sixteen_bits(image)
@@ -36,7 +36,7 @@ def decode_image(file: dict[str, Any] | None, mode: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # from where there is a way to every mode
+        image = image.convert("RGB")  # from which Pillow converts to every mode
     return image.convert(mode)
 
 
@@ -44,7 +44,7 @@ def scale_sixteen_bits(image: Image.Image) -> Image.Image:
     """Returns grey levels of 0 to 65,535, which Pillow would cut off at 255, on the scale 0 to 255."""
     levels = np.asarray(image).astype(np.int64)
     transparent = levels == image.info["transparency"] if "transparency" in image.info else None
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds with 8 bits only
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds only with 8 bits
         levels = SIXTEEN_BITS - levels
     scaled = Image.fromarray(np.round(levels * (255 / SIXTEEN_BITS)).astype(np.uint8))
     if transparent is not None:

@@ -20,35 +20,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Class names and normalisation; attributes are called as in timm's `pretrained_cfg`.
-
-    Args:
-        num_classes: K.
-        label_names: Names of the classes 0 to K - 1; null where the data do not name them.
-        mean: Mean per channel, on the scale 0 to 1.
-        std: Standard deviation per channel, on the scale 0 to 1.
-    """
+    """Class names and normalisation; attributes are called as in timm's `pretrained_cfg`."""
 
     num_classes: int
-    label_names: tuple[str, ...] | None
-    mean: tuple[float, ...]
+    label_names: tuple[str, ...] | None  # of the classes in order; None where the data do not name them
+    mean: tuple[float, ...]  # per channel, on the scale 0 to 1
     std: tuple[float, ...]
 
     def save(self, folder: Path) -> None:
-        """Write everything into one file of a folder."""
         content = json.dumps(asdict(self), indent=1, ensure_ascii=False)
         (folder / FILE).write_text(f"{content}\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
-            ValueError: The file is missing or damaged.
+            ValueError: where the file is missing or damaged.
         """
         path = folder / FILE
         if not path.is_file():
-            raise ValueError(f"{path}: no such file, where a run on images keeps the names of its classes")
+            raise ValueError(f"{path}: no such file; a run on images keeps the names of its classes there")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = None if content["label_names"] is None else tuple(content["label_names"])
@@ -57,7 +49,7 @@ class ImagePreprocessor:
             raise ValueError(f"{path} is damaged ({error})") from None
 
     def explain_difference(self, other: Self) -> str:
-        """Say what this one has instead of what the other has, of several differences the first."""
+        """Says what this one has instead of what the other has; the first of several differences."""
         for name, mine in asdict(self).items():
             theirs = getattr(other, name)
             if name == "label_names" and mine and theirs:
@@ -69,21 +61,21 @@ class ImagePreprocessor:
         return ""
 
     def check_initial_weights(self, trained: Self) -> None:
-        """Tell what weights were trained for; whatever that is, they may be a start."""
+        """Logs a difference from what the weights were trained for; whatever that is, they may be a start."""
         difference = self.explain_difference(trained)
         if difference:
-            log.info("the initial weights are of another task: this one has %s", difference)
+            log.info("the initial weights were trained for another task; this one has %s", difference)
 
     def number_labels(self, labels: NDArray[np.int64], label_names: tuple[str, ...], title: str) -> NDArray[np.int64]:
-        """Return labels (N,) as numbers of the model's classes, found by their names.
+        """Returns labels (N,) as numbers of the model's classes, found by their names.
 
         Args:
-            labels: Numbers of the data's own classes.
-            label_names: Names of these.
-            title: Of the data, for messages.
+            labels: numbers of the data's own classes.
+            label_names: names of these classes.
+            title: what messages call the data.
 
         Raises:
-            ValueError: An example is of a class that the model does not know.
+            ValueError: where an example is of a class that the model does not know.
         """
         known = (self.label_names or ())[: self.num_classes]
         numbers = np.array([known.index(name) if name in known else UNKNOWN for name in label_names])
@@ -95,5 +87,5 @@ class ImagePreprocessor:
                 f"{title} has examples of class {name!r}, which the model does not know; it knows "
                 f"{', '.join(known[:SHOWN_NAMES])}{more}"
             )
-        log.info("classes of %s are found by their names: their numbers are others than the model's", title)
+        log.info("classes of %s are found by their names, as they are numbered otherwise than the model's", title)
         return found

@@ -6,7 +6,7 @@ Everything becomes a Hugging Face `DatasetDict` with an image column and a label
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +32,29 @@ PATTERN_NOISE = 48  # standard deviation of the noise on a cell, of 255
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Images and labels of one split.
+    """Images and labels of one split."""
 
-    Args:
-        name: For messages, e.g. `train of uoft-cs/cifar10`.
-        files: A data set with one column, of images that are not decoded yet.
-        labels: (N,) class numbers.
-        rows: (N,) numbers of the examples in `files`.
-    """
-
-    name: str
-    files: datasets.Dataset
-    labels: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    name: str  # for messages, e.g. `train of uoft-cs/cifar10`
+    files: datasets.Dataset  # of one column, with images that are not decoded yet
+    labels: NDArray[np.int64]  # (N,) class numbers
+    rows: NDArray[np.int64]  # (N,) numbers of the examples in `files`
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: NDArray[np.int64]) -> "ImageSplit":
-        """Return the examples with these numbers, in increasing order."""
+        """Returns the examples with these numbers, in increasing order."""
         indices = np.sort(indices)
-        return ImageSplit(self.name, self.files, self.labels[indices], self.rows[indices])
+        return replace(self, labels=self.labels[indices], rows=self.rows[indices])
 
     def draw(self, count: int | None, seed: int) -> "ImageSplit":
-        """Return at most `count` examples, drawn without replacement (null: all)."""
+        """Returns at most `count` examples, drawn without replacement; all for None."""
         if count is None or count >= len(self):
             return self
         return self.select(np.random.default_rng(seed).permutation(len(self))[:count])
 
     def divide(self, size: int | float, seed: int) -> tuple["ImageSplit", "ImageSplit"]:
-        """Hold `size` examples (or that fraction) out, by class where every class has enough; return (rest, held)."""
+        """Holds `size` examples (or that fraction) out, by class where every class has enough; returns (rest, held)."""
         count = round(size * len(self)) if isinstance(size, float) else size
         if not 0 < count < len(self):
             raise ValueError(f"data.val_size={size} must leave examples on both sides of {self.name} ({len(self)})")
@@ -74,53 +67,51 @@ class ImageSplit:
         return self.select(rest), self.select(held)
 
     def decode(self, index: int, mode: str) -> Image.Image:
-        """Return one image in the PIL mode, L or RGB.
+        """Returns one image in Pillow's mode L or RGB.
 
         Raises:
-            ValueError: The image cannot be read.
+            ValueError: where the image cannot be read.
         """
         row = int(self.rows[index])
-        return self._decode_row(row, self.files[row], mode)
-
-    def decode_all(self, mode: str) -> Tensor:
-        """Return all images as uint8 (N, C, H, W).
-
-        Raises:
-            ValueError: An image cannot be read, or they differ in size.
-        """
-        arrays: list[NDArray[np.uint8]] = []
-        for row, content in zip(self.rows.tolist(), self.files.select(self.rows), strict=True):
-            arrays.append(np.atleast_3d(np.asarray(self._decode_row(row, content, mode))))
-            if arrays[-1].shape != arrays[0].shape:
-                raise ValueError(
-                    f"images of {self.name} differ in size ({arrays[-1].shape[1]}x{arrays[-1].shape[0]} in row "
-                    f"{row}); use data=image_folder, whose transform takes any size"
-                )
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-    def _decode_row(self, row: int, content: dict[str, Any], mode: str) -> Image.Image:
-        (file,) = content.values()
+        (file,) = self.files[row].values()
         try:
             return decode_image(file, mode)
         except Exception as error:
             path = f", {file['path']}" if file is not None and file["path"] else ""
-            reason = "cut short or no image" if isinstance(error, UnidentifiedImageError) else error
+            reason = "cut short or not an image" if isinstance(error, UnidentifiedImageError) else error
             raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
+
+    def decode_all(self, mode: str) -> Tensor:
+        """Returns all images as uint8 (N, C, H, W).
+
+        Raises:
+            ValueError: where an image cannot be read, or they differ in size.
+        """
+        arrays: list[NDArray[np.uint8]] = []
+        for index, row in enumerate(self.rows):
+            arrays.append(np.atleast_3d(np.asarray(self.decode(index, mode))))
+            height, width, _ = arrays[-1].shape
+            if arrays[-1].shape != arrays[0].shape:
+                raise ValueError(
+                    f"images of {self.name} differ in size ({width}x{height} in row {row}); "
+                    "use data=image_folder, whose transform takes any size"
+                )
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def read_source(
     path: str, image_column: str, label_column: str, splits: Sequence[Sequence[str]] | None = None
 ) -> datasets.DatasetDict:
-    """Read the splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
+    """Reads the splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
 
     Args:
-        path: See above.
-        image_column: Of digits and class folders.
-        label_column: The same.
-        splits: Of class folders, the names that each split wanted may have; null: all there are.
+        path: see above.
+        image_column: of digits and class folders.
+        label_column: the same.
+        splits: of class folders, the names that each split wanted may have; None: all there are.
 
     Raises:
-        ValueError: There is no such folder and the hub does not deliver, or the folder holds no data set.
+        ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
     """
     if path == DIGITS:
         return read_digits(image_column, label_column)
@@ -139,18 +130,13 @@ def read_source(
 
 
 def read_digits(image_column: str, label_column: str) -> datasets.DatasetDict:
-    """Return scikit-learn's 8 x 8 handwritten digits, with a test split that is the same in every run."""
+    """Returns scikit-learn's 8 x 8 handwritten digits, with a test split that is the same in every run."""
     digits = load_digits()
-    images = np.round(digits.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=DIGITS_TEST_SIZE, random_state=0, stratify=digits.target
-    )
-    names = [str(name) for name in digits.target_names]
+    images, labels = np.round(digits.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8), digits.target
+    train, test = train_test_split(np.arange(len(images)), test_size=DIGITS_TEST_SIZE, random_state=0, stratify=labels)
     return datasets.DatasetDict(
-        {
-            split: pack_arrays(images[chosen], digits.target[chosen], names, image_column, label_column)
-            for split, chosen in (("train", train), ("test", test))
-        }
+        train=pack_arrays(images[train], labels[train], len(digits.target_names), image_column, label_column),
+        test=pack_arrays(images[test], labels[test], len(digits.target_names), image_column, label_column),
     )
 
 
@@ -163,7 +149,7 @@ def generate_source(
     label_column: str,
     seed: int,
 ) -> datasets.DatasetDict:
-    """Return images of `num_classes` coloured 4 x 4 patterns under noise, `counts` of them per split.
+    """Returns images of `num_classes` coloured 4 x 4 patterns under noise, `counts` of them per split.
 
     The patterns do not depend on the seed; noise and labels do, and they differ between the splits.
     """
@@ -176,26 +162,25 @@ def generate_source(
         noisy = patterns[labels] + random.normal(0, PATTERN_NOISE, (count, *patterns.shape[1:]))
         images = noisy.clip(0, 255).astype(np.uint8)[:, cells][:, :, cells]
         images = images[..., 0] if num_channels == 1 else images
-        names = [str(name) for name in range(num_classes)]
-        splits[split] = pack_arrays(images, labels, names, image_column, label_column)
+        splits[split] = pack_arrays(images, labels, num_classes, image_column, label_column)
     return datasets.DatasetDict(splits)
 
 
 def pack_arrays(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str], image_column: str, label_column: str
+    images: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int, image_column: str, label_column: str
 ) -> datasets.Dataset:
-    """Return a data set of (N, H, W) or (N, H, W, 3) arrays and their labels."""
-    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(names=names)})
+    """Returns a data set of (N, H, W) or (N, H, W, 3) arrays and their labels; classes are named by their numbers."""
+    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(num_classes)})
     return datasets.Dataset.from_dict({image_column: list(images), label_column: labels}, features=features)
 
 
 def open_split(
     source: datasets.DatasetDict, name: str, image_column: str, label_column: str, num_classes: int, path: str
 ) -> ImageSplit:
-    """Check one split and return it.
+    """Checks one split and returns it.
 
     Raises:
-        ValueError: Split or column missing, no image column, empty split, or a label outside the classes.
+        ValueError: for a missing split or column, no image column, an empty split, or a label outside the classes.
     """
     name = require_split(source, path, name)
     dataset, title = source[name], f"{name} of {path}"
@@ -204,22 +189,17 @@ def open_split(
             raise ValueError(f"no column {column!r} in {title}; there are {', '.join(dataset.column_names)}")
     if not len(dataset):
         raise ValueError(f"{title} is empty")
-    files = read_image_column(dataset, image_column, title)
+    images = dataset.select_columns([image_column])
+    try:  # bytes and paths without a declared type are taken for images
+        files = images.cast_column(image_column, datasets.Image(decode=False))
+    except Exception as error:
+        kind = images.features[image_column]
+        raise ValueError(f"column {image_column!r} of {title} holds no images but {kind}") from error
     labels = read_labels(dataset, label_column, num_classes, title)
     return ImageSplit(title, files, labels, np.arange(len(labels)))
 
 
-def read_image_column(dataset: datasets.Dataset, column: str, title: str) -> datasets.Dataset:
-    """Return the column alone, not decoded; bytes and paths without a declared type are taken for images."""
-    images = dataset.select_columns([column])
-    try:
-        return images.cast_column(column, datasets.Image(decode=False))
-    except Exception as error:
-        raise ValueError(f"column {column!r} of {title} holds no images but {images.features[column]}") from error
-
-
 def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title: str) -> NDArray[np.int64]:
-    """Return the labels as class numbers."""
     labels = np.asarray(dataset.with_format("arrow")[:][column].to_pandas())
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"column {column!r} of {title} must hold a class number in every row, not {labels.dtype}")
@@ -230,6 +210,6 @@ def read_labels(dataset: datasets.Dataset, column: str, num_classes: int, title:
 
 
 def list_label_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
-    """Return the names of the classes that the label column declares, null where it declares none."""
+    """Returns the names of the classes that the label column declares, None where it declares none."""
     feature: Any = dataset.features.get(column)
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -46,7 +46,7 @@ class TokensToTokenViT(nn.Module):
             `nn.LayerNorm` with eps 1e-5.
 
     Raises:
-        ValueError: sizes that do not fit together; an unknown `tokens_type`; in `forward`, images of another size.
+        ValueError: for sizes that do not fit, or an unknown `tokens_type`; in `forward`, for images of another size.
     """
 
     def __init__(
@@ -89,27 +89,24 @@ class TokensToTokenViT(nn.Module):
         rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         self.blocks = nn.Sequential(*(block(attn_drop=attn_drop_rate, drop_path=rate) for rate in rates))
         if qk_scale is not None:
-            self._set_attention_scale(qk_scale)
+            for layer in self.blocks:
+                attention: Any = layer.attn
+                attention.scale = qk_scale
+                attention.fused_attn = False  # timm's fused path knows only the default scale
         self.norm = norm_layer(embed_dim)
         self.head = self._make_head(num_classes)
         self.apply(init_linear)
         nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
 
-    def _set_attention_scale(self, scale: float) -> None:
-        for block in self.blocks:
-            attention: Any = block.attn
-            attention.scale = scale
-            attention.fused_attn = False  # timm's fused path knows only the default scale
-
     def _make_head(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
+        """Maps images (B, in_chans, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to normalised tokens (B, 1 + num_patches, embed_dim), class token first.
+        """Maps images (B, in_chans, H, W) to normalised tokens (B, 1 + num_patches, embed_dim), class token first.
 
         The final norm sees every token, not only the class token: its statistics depend on it.
         """
@@ -123,16 +120,15 @@ class TokensToTokenViT(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map the tokens of `forward_features` to logits, or to the pooled features (B, embed_dim) if `pre_logits`."""
+        """Maps the tokens of `forward_features` to logits, or to the pooled features (B, embed_dim) if `pre_logits`."""
         x = global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         return x if pre_logits else self.head(x)
 
     def get_classifier(self) -> nn.Module:
-        """Return the head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a freshly initialised head in place of the old one; keep the pooling if it is None."""
+        """Replaces the head by a freshly initialised one; keeps the pooling if `global_pool` is None."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
@@ -140,21 +136,21 @@ class TokensToTokenViT(nn.Module):
         init_linear(self.head)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that are not decayed."""
+        """Names the parameters of more than one dimension that are not decayed."""
         return {"cls_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns by which timm numbers the layers for layer-wise learning rates."""
+        """Gives the patterns by which timm numbers the layers for layer-wise learning rates."""
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)]
         return {"stem": r"^cls_token|^tokens_to_token", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in backward. Norms with running statistics then see every batch twice."""
+        """Recomputes the blocks in the backward pass; norms with running statistics then see every batch twice."""
         self.grad_checkpointing = enable
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw the weight of a Linear and clear its bias; leave any other module alone."""
+    """Draws the weight of a Linear and clears its bias; leaves any other module alone."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
         if module.bias is not None:
@@ -162,7 +158,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def make_sinusoid_table(num_positions: int, dim: int) -> Tensor:
-    """Position table (1, num_positions, dim): sine in even channels, cosine in odd ones (arXiv 1706.03762)."""
+    """Returns positions (1, num_positions, dim): sine in even channels, cosine in odd ones (arXiv 1706.03762)."""
     channels = torch.arange(dim)
     pairs = torch.div(channels, 2, rounding_mode="floor")
     frequencies = torch.exp(pairs.double() * (-2 * math.log(SINUSOID_BASE) / dim))
@@ -171,100 +167,43 @@ def make_sinusoid_table(num_positions: int, dim: int) -> Tensor:
     return table.to(torch.get_default_dtype()).unsqueeze(0)
 
 
-def _describe() -> dict[str, Any]:
-    """Input and evaluation of the official code, in timm's terms; no published weights are hosted."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head",
-    }
-
-
-def _size(width: int, depth: int, num_heads: int, mlp_ratio: float, tokens: str = "performer") -> dict[str, Any]:
-    return {
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
-        "tokens_type": tokens,
-    }
-
-
-SIZES = {
-    "t2t_vit_7": _size(256, 7, 4, 2.0),
-    "t2t_vit_10": _size(256, 10, 4, 2.0),
-    "t2t_vit_12": _size(256, 12, 4, 2.0),
-    "t2t_vit_14": _size(384, 14, 6, 3.0),
-    "t2t_vit_19": _size(448, 19, 7, 3.0),
-    "t2t_vit_24": _size(512, 24, 8, 3.0),
-    "t2t_vit_t_14": _size(384, 14, 6, 3.0, "transformer"),
-    "t2t_vit_t_19": _size(448, 19, 7, 3.0, "transformer"),
-    "t2t_vit_t_24": _size(512, 24, 8, 3.0, "transformer"),
+SIZES = {  # width, depth, heads, MLP ratio, tokens
+    "t2t_vit_7": (256, 7, 4, 2.0, "performer"),
+    "t2t_vit_10": (256, 10, 4, 2.0, "performer"),
+    "t2t_vit_12": (256, 12, 4, 2.0, "performer"),
+    "t2t_vit_14": (384, 14, 6, 3.0, "performer"),
+    "t2t_vit_19": (448, 19, 7, 3.0, "performer"),
+    "t2t_vit_24": (512, 24, 8, 3.0, "performer"),
+    "t2t_vit_t_14": (384, 14, 6, 3.0, "transformer"),
+    "t2t_vit_t_19": (448, 19, 7, 3.0, "transformer"),
+    "t2t_vit_t_24": (512, 24, 8, 3.0, "transformer"),
 }
-default_cfgs = generate_default_cfgs({name: _describe() for name in SIZES})
+SIZE_ARGUMENTS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "tokens_type")
+CONFIG = {  # input and evaluation of the official code, in timm's terms; no published weights are hosted
+    "url": "",
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "fixed_input_size": True,
+    "pool_size": None,
+    "crop_pct": 0.9,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "classifier": "head",
+}
+default_cfgs = generate_default_cfgs(dict.fromkeys(SIZES, CONFIG))
 
 
-def _create(name: str, pretrained: bool, **arguments: Any) -> TokensToTokenViT:
-    """Build a size of the family through timm; `arguments` win over the size."""
-    return build_model_with_cfg(TokensToTokenViT, name, pretrained, **{**SIZES[name], **arguments})
+def register_size(name: str) -> None:
+    """Lets timm create the model of this name; the arguments given win over those of its size."""
+    size = dict(zip(SIZE_ARGUMENTS, SIZES[name], strict=True))
+
+    def create(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
+        return build_model_with_cfg(TokensToTokenViT, name, pretrained, **{**size, **arguments})
+
+    create.__name__ = name
+    register_model(create)
 
 
-@register_model
-def t2t_vit_7(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-7 with Performer tokens, 4.3 M parameters."""
-    return _create("t2t_vit_7", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_10(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-10 with Performer tokens, 5.9 M parameters."""
-    return _create("t2t_vit_10", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_12(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-12 with Performer tokens, 6.9 M parameters."""
-    return _create("t2t_vit_12", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_14(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-14 with Performer tokens, 21.5 M parameters."""
-    return _create("t2t_vit_14", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_19(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-19 with Performer tokens, 39.2 M parameters."""
-    return _create("t2t_vit_19", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_24(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-24 with Performer tokens, 64.1 M parameters."""
-    return _create("t2t_vit_24", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_t_14(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-14 with Transformer tokens, 21.5 M parameters."""
-    return _create("t2t_vit_t_14", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_t_19(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-19 with Transformer tokens, 39.2 M parameters."""
-    return _create("t2t_vit_t_19", pretrained, **arguments)
-
-
-@register_model
-def t2t_vit_t_24(pretrained: bool = False, **arguments: Any) -> TokensToTokenViT:
-    """T2T-ViT-24 with Transformer tokens, 64.1 M parameters."""
-    return _create("t2t_vit_t_24", pretrained, **arguments)
+for _name in SIZES:
+    register_size(_name)

@@ -6,7 +6,7 @@ the official T2T-ViT code, so that its state dicts load as they are.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from timm.layers import Mlp
@@ -22,7 +22,7 @@ PERFORMER_EPSILON = 1e-8  # keeps the division by the attention mass finite, off
 
 
 class TokenPerformer(nn.Module):
-    """Token layer with linear attention over positive random features, B,N,C to B,N,`token_dim`.
+    """Token layer with linear attention over positive random features, (B, N, C) to (B, N, token_dim).
 
     The width changes, so the values take the place of the input in the first residual connection.
 
@@ -51,15 +51,15 @@ class TokenPerformer(nn.Module):
         self.w = nn.Parameter(directions * math.sqrt(num_features), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to (B, N, token_dim)."""
         keys, queries, values = self.kqv(self.norm1(x)).chunk(3, dim=-1)
         x = values + self.dropout(self.proj(self._attend(queries, keys, values)))
         return x + self.mlp(self.norm2(x))
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Linear attention in float32 or wider: the exponentials and their sum over tokens overflow in half."""
+        """Attends in float32 or wider: the exponentials and their sum over tokens overflow in half precision."""
         dtype = torch.promote_types(values.dtype, torch.float32)
-        with _without_autocast(values.device):
+        device = values.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             query_features, key_features = self._features(queries.to(dtype)), self._features(keys.to(dtype))
             weighted_values = key_features.transpose(1, 2) @ values.to(dtype)
             attention_mass = query_features @ key_features.sum(dim=1).unsqueeze(-1)
@@ -67,15 +67,15 @@ class TokenPerformer(nn.Module):
         return attended.to(values.dtype)
 
     def _features(self, x: Tensor) -> Tensor:
-        """Positive random features (B, N, m) with phi(q)·phi(k) = exp(q·k) in expectation."""
+        """Returns positive random features (B, N, m) with phi(q)·phi(k) = exp(q·k) in expectation."""
         w = self.w.detach().to(x.dtype)  # detached: unfreezing a whole model must not train the projection
         return torch.exp(x @ w.T - x.square().sum(dim=-1, keepdim=True) / 2) / math.sqrt(w.shape[0])
 
 
 class TokenAttention(nn.Module):
-    """One-head softmax attention from C to `token_dim` channels; the values are the residual.
+    """One-head softmax attention, (B, N, C) to (B, N, token_dim); the values are the residual.
 
-    The scale is C^-1/2 of the wider input, not of the head: so it is in the official code.
+    The scale is C^-1/2 of the wider input, not of the head, as in the official code.
     """
 
     def __init__(self, dim: int, token_dim: int) -> None:
@@ -85,14 +85,13 @@ class TokenAttention(nn.Module):
         self.proj = nn.Linear(token_dim, token_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to (B, N, token_dim)."""
         queries, keys, values = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
         return (values + self.proj(attended)).squeeze(1)
 
 
 class TokenTransformer(nn.Module):
-    """Token layer with softmax attention, B,N,C to B,N,`token_dim`; arguments as in `TokenPerformer`."""
+    """Token layer with softmax attention, (B, N, C) to (B, N, token_dim); arguments as in `TokenPerformer`."""
 
     def __init__(self, dim: int, token_dim: int, norm_layer: NormLayer = nn.LayerNorm) -> None:
         super().__init__()
@@ -102,7 +101,6 @@ class TokenTransformer(nn.Module):
         self.mlp = Mlp(token_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to (B, N, token_dim)."""
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -125,7 +123,7 @@ class TokensToToken(nn.Module):
         norm_layer: makes a norm from a number of channels.
 
     Raises:
-        ValueError: unknown `tokens_type`, or an image too small for the first split.
+        ValueError: for an unknown `tokens_type`, or an image too small for the first split.
     """
 
     def __init__(
@@ -149,11 +147,9 @@ class TokensToToken(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Number of tokens that leave the last split."""
         return math.prod(self.grids[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to tokens (B, num_patches, embed_dim)."""
         layers: Sequence[nn.Module] = (self.attention1, self.attention2)
         for layer, grid, split in zip(layers, self.grids, SOFT_SPLITS, strict=False):
             x = layer(split_softly(x, *split)).transpose(1, 2).unflatten(2, grid)
@@ -161,15 +157,15 @@ class TokensToToken(nn.Module):
 
 
 def split_softly(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """Cut maps (B, C, H, W) into overlapping patches (B, N, C * kernel²)."""
+    """Cuts maps (B, C, H, W) into overlapping patches (B, N, C * kernel²)."""
     return F.unfold(x, kernel, stride=stride, padding=padding).transpose(1, 2)
 
 
 def measure_grids(img_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows and columns of tokens after each soft split of an image of `img_size` pixels.
+    """Returns the rows and columns of tokens after each soft split of an image of `img_size` pixels.
 
     Raises:
-        ValueError: the image is smaller than the first split needs.
+        ValueError: where the image is smaller than the first split needs.
     """
     smallest = SOFT_SPLITS[0][0] - 2 * SOFT_SPLITS[0][2]
     if min(img_size) < smallest:
@@ -180,10 +176,3 @@ def measure_grids(img_size: tuple[int, int]) -> list[tuple[int, int]]:
         rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in (rows, columns))
         grids.append((rows, columns))
     return grids
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Switch autocast off inside, also on devices which know no autocast (meta)."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

@@ -16,16 +16,16 @@ BYTE_RANGE = 255
 
 
 class BatchTransform:
-    """Resize, shift by a random crop of the zero-padded image, flip, and normalise; one draw per image of the batch.
+    """Resizes, crops the zero-padded image at random, flips and normalises; one draw per image of the batch.
 
-    Sets with this transform are decoded once and kept in memory.
+    Data with this transform are decoded once and kept in memory.
 
     Args:
-        mean: Mean per channel, on the scale 0 to 1.
-        std: Standard deviation per channel, on the scale 0 to 1.
-        image_size: S; null keeps the stored size.
-        crop_padding: Pixels of zero padding on each side before the random crop back to S x S; 0 is off.
-        flip: Probability of a horizontal flip.
+        mean: mean per channel, on the scale 0 to 1.
+        std: standard deviation per channel, on the scale 0 to 1.
+        image_size: S; None keeps the stored size.
+        crop_padding: pixels of zero padding on each side before the random crop back to S x S; 0 is off.
+        flip: probability of a horizontal flip.
     """
 
     def __init__(
@@ -41,12 +41,10 @@ class BatchTransform:
             raise ValueError(f"crop_padding={crop_padding} must be at least 0 and flip={flip} between 0 and 1")
         self.mean = torch.tensor(mean).mul(BYTE_RANGE)[:, None, None]
         self.std = torch.tensor(std).mul(BYTE_RANGE)[:, None, None]
-        self.image_size = image_size
-        self.crop_padding = crop_padding
-        self.flip = flip
+        self.image_size, self.crop_padding, self.flip = image_size, crop_padding, flip
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn uint8 (B, C, H, W) into normalised float32 (B, C, S, S); without a generator nothing is random."""
+        """Turns uint8 (B, C, H, W) into normalised float32 (B, C, S, S); without a generator nothing is random."""
         size = self.image_size
         if size is not None and images.shape[-2:] != (size, size):
             images = functional.resize(images, [size, size], antialias=True)
@@ -59,10 +57,10 @@ class BatchTransform:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> int:
-    """Return the number of channels.
+    """Returns the number of channels.
 
     Raises:
-        ValueError: Not a mean and a positive standard deviation for each.
+        ValueError: where they do not have a mean and a positive standard deviation each.
     """
     if not mean or len(mean) != len(std) or not all(value > 0 for value in std):
         raise ValueError(f"mean={list(mean)} and std={list(std)} must have a value per channel, std above 0")
@@ -70,7 +68,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> int:
 
 
 def crop_at_random(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Cut (B, C, H, W) out of the zero-padded images at one of (2 padding + 1)^2 places, drawn for each image."""
+    """Cuts (B, C, H, W) out of the zero-padded images at one of (2 padding + 1)^2 places, drawn for each image."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, [padding] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, places, places, H, W)
@@ -83,13 +81,13 @@ class ImageTransform:
 
     Args:
         image_size: S.
-        crop_pct: Evaluation resizes the shorter side to floor(S / crop_pct), then crops S x S from the centre.
-        interpolation: Of the evaluation resize.
-        train_interpolation: Of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
-        mean: Mean per channel, on the scale 0 to 1.
-        std: Standard deviation per channel, on the scale 0 to 1.
-        re_after_mixing: Leave random erasing (`re_prob` and so on) to the task, see `task.random_erasing`.
-        **augmentation: Any further argument of `timm.data.create_transform`, for training only.
+        crop_pct: evaluation resizes the shorter side to floor(S / crop_pct), then crops S x S from the centre.
+        interpolation: of the evaluation resize.
+        train_interpolation: of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
+        mean: mean per channel, on the scale 0 to 1.
+        std: standard deviation per channel, on the scale 0 to 1.
+        re_after_mixing: leaves random erasing (`re_prob` and so on) to the task, see `task.random_erasing`.
+        **augmentation: any further argument of `timm.data.create_transform`, for training only.
     """
 
     def __init__(
@@ -111,5 +109,5 @@ class ImageTransform:
         self.evaluate = create_transform(interpolation=interpolation, crop_pct=crop_pct, **common)
 
     def __call__(self, image: Image.Image, training: bool) -> Tensor:
-        """Turn one image into normalised float32 (C, S, S); training draws from the global random states."""
+        """Turns one image into normalised float32 (C, S, S); training draws from the global random states."""
         return self.train(image) if training else self.evaluate(image)
