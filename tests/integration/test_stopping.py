@@ -34,7 +34,7 @@ def check_stop(process: subprocess.Popen[str], signum: signal.Signals, runs: Pat
     assert folder is not None
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert process.returncode == 128 + signum, errors
-    assert errors == f"stopped by {signum.name} at step {step}: the same command goes on\n"
+    assert errors == f"stopped by {signum.name} at step {step}: run the same command to resume\n"
     assert not (folder / "result.json").exists()
 
 

@@ -10,6 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from un.command.errors import UserError
+from un.command.value_types import check_kinds
+from un.training.callbacks.activation_stats import ActivationStats
 from un.training.callbacks.checkpoints import Checkpoints
 from un.training.callbacks.divergence import DivergedError, DivergenceStop
 from un.training.callbacks.metrics_file import MetricsFile, log_values
@@ -206,10 +209,10 @@ def test_monitor_that_was_not_logged() -> None:
         Checkpoints(every_n_steps=1).on_validation_end(trainer, mock.Mock(monitor="val/acc1", monitor_mode="max"))
 
 
-@pytest.mark.parametrize("kind", [Checkpoints, DivergenceStop, WatchNorms])
+@pytest.mark.parametrize("kind", [ActivationStats, Checkpoints, DivergenceStop, WatchNorms])
 def test_intervals_start_at_one(kind: Any) -> None:
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
-        kind(every_n_steps=0)
+    with pytest.raises(UserError, match=r"x.every_n_steps=0 must be an integer of at least 1"):
+        check_kinds("x", kind, {"every_n_steps": 0})
 
 
 def test_stopwatch_goes_on() -> None:

@@ -44,7 +44,7 @@ def test_accumulates_up_to_the_recipes_batch(experiment: str, batch: str, proces
 
 @pytest.mark.parametrize(("processes", "batch"), [(3, 64), (16, 64), (1, 100), (1, 1024)])
 def test_a_batch_that_does_not_divide_is_refused(processes: int, batch: int) -> None:
-    message = f"global_batch_size=512 is no multiple of data.batch_size={batch} x {processes} process.*=null"
+    message = f"global_batch_size=512 is not a multiple of data.batch_size={batch} x {processes} process.*=null"
     with pytest.raises(UserError, match=message) as error:
         plan(processes, "experiment=imagenet_t2t_vit_14", f"data.batch_size={batch}")
     assert "\n" not in str(error.value)
@@ -160,7 +160,7 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
         (Execution(4, 64, 2, "32-true", {"count": "updates"}), r"processes was 8, is 4; .*batches was 1, is 2"),
         (Execution(8, 64, 1, "16-mixed"), r"\(precision was 32-true, is 16-mixed\)"),
     ):
-        with pytest.raises(UserError, match=f"was begun otherwise.*{part}.*force=true"):
+        with pytest.raises(UserError, match=f"was started differently.*{part}.*force=true"):
             keep_execution(file, other, resumes=True, writes=True)
     file.write_text("{}")
     with pytest.raises(UserError, match=r"execution[.]json is damaged"):

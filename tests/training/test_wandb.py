@@ -3,18 +3,19 @@
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from tests.sweeps.test_launch import RESULT
 from un.reports.result import Result
 from un.training import loggers
-from un.training.loggers import GuardedLogger, build_loggers, build_wandb_logger
+from un.training.loggers import build_loggers, build_wandb_logger, guard
 from un.training.run_folder import RunIdentity
-
-PROJECT = {"project": "p", "entity": None, "group": None}
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,12 @@ def _wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_TAGS", raising=False)
+
+
+def start(identity: RunIdentity, tags: Sequence[str] = (), group: str | None = None) -> Any:
+    logger = build_wandb_logger(identity, project="p", entity=None, group=group, tags=tags)
+    guard("wandb", logger)
+    return logger
 
 
 def make_identity(runs: Path, **choices: str) -> RunIdentity:
@@ -35,8 +42,8 @@ def test_a_page_shows_what_the_run_is(tmp_path: Path, monkeypatch: pytest.Monkey
     identity = make_identity(tmp_path, ablation="un_window")
     (identity.folder / "figures").mkdir()
     Figure().savefig(identity.folder / "figures/outliers.png")
-    logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=["mine"], **PROJECT))
-    page = logger.logger.experiment  # type: ignore[attr-defined]
+    logger = start(identity, tags=["mine"])
+    page = logger.experiment
     assert (page.group, page.name) == ("digits_vit/un_window", "norm=un,norm.window=2/seed=3")
     assert set(page.tags) == {"mine", "cifar10_small"}
     logger.log_result(Result(**RESULT), identity.folder)
@@ -54,8 +61,8 @@ def test_a_page_shows_what_the_run_is(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_group_without_an_ablation_and_as_asked_for(tmp_path: Path) -> None:
     identity = make_identity(tmp_path)
     for asked, group in ((None, "digits_vit"), ("mine", "mine")):
-        logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=[], **{**PROJECT, "group": asked}))
-        assert logger.logger.experiment.group == group  # type: ignore[attr-defined]
+        logger = start(identity, group=asked)
+        assert logger.experiment.group == group
         logger.close()
 
 
@@ -67,7 +74,7 @@ def test_a_server_that_is_not_there(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(loggers, "WANDB_PATIENCE", 2)
     begin = time.perf_counter()
-    logger = GuardedLogger("wandb", build_wandb_logger(make_identity(tmp_path), tags=[], **PROJECT))
+    logger = start(make_identity(tmp_path))
     logger.log_metrics({"x": 1.0}, step=1)
     logger.log_result(Result(**RESULT), tmp_path)
     logger.close()
@@ -78,20 +85,18 @@ def test_a_server_that_is_not_there(
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from omegaconf import OmegaConf
-
     monkeypatch.setitem(sys.modules, "wandb", None)
     file = Path(__file__).parents[2] / "configs/logger/wandb.yaml"
     config = OmegaConf.create({"logger": OmegaConf.load(file)})
     assert build_loggers(config, make_identity(tmp_path)) == []
-    assert "logger=wandb does not start, going on without it" in caplog.text
+    assert "logger=wandb failed to start; continuing without it" in caplog.text
 
 
 def test_a_summary_that_breaks_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     identity = make_identity(tmp_path)
     (identity.folder / "figures").mkdir()
     (identity.folder / "figures/torn.png").write_bytes(b"no picture")
-    logger = GuardedLogger("wandb", build_wandb_logger(identity, tags=[], **PROJECT))
+    logger = start(identity)
     logger.log_result(Result(**RESULT), identity.folder)
     logger.close()
-    assert "logger=wandb broke, going on without it" in caplog.text
+    assert "logger=wandb broke; continuing without it" in caplog.text

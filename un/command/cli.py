@@ -1,4 +1,4 @@
-"""What all programs share: mistakes of the user end in one line on stderr and exit code 2."""
+"""What every program shares: its command line, and mistakes of the user that end in one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -23,15 +23,16 @@ from un.command.errors import CONFIG_FOLDER, UserError, describe_error, is_user_
 from un.command.overrides import quote_override
 from un.command.ranks import is_first_process
 
-FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
-ASKED = "UN_FULL_ERROR"  # what the user set it to, for the processes that one of ours starts after it has set it
-WANTS_TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL_ERROR)) == "1"
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's variable
 EXIT_CODE = 2
 RUNS = "paths.runs"
+# Options of Hydra: those that lead to other configs than ours, and those that ask for an answer, not for a run.
+REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+ANSWERED = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
 class ReportedError(UserError):
-    """A mistake in another process of a sweep, whose line was printed when its job ended."""
+    """A mistake in a job of a sweep, whose line was printed when the job ended."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -39,46 +40,64 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
-        raise UserError(f"{message}; --help shows what there is")
+        raise UserError(f"{message}; see --help")
 
 
-_failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
-
-
-def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | None] | None = None) -> None:
-    """Calls a function made by `hydra.main` and ends the process.
+def run_command(
+    name: str, task: Callable[[DictConfig], Any], sweep: Callable[[Sequence[str]], int | None] | None = None
+) -> None:
+    """Does what the command line asks for: a task with a composed config, a sweep, or an answer of Hydra's.
 
     Args:
-        main: the function.
+        name: of the program and its config in configs/.
+        task: takes the config of one run.
         sweep: takes over where the command line has `-m`: gets the overrides, returns how many runs failed or, to leave
             the sweep to Hydra after all, None.
     """
-    global _failed_jobs
-    _failed_jobs = []
     prepare_process()
-    arguments = sort_arguments(sys.argv[1:])
-    is_sweep = arguments[:1] in (["-m"], ["--multirun"])
-    sys.argv[1:] = [quote_override(argument, is_sweep) for argument in arguments]
-    overrides = sys.argv[2:]
-    is_plain_sweep = is_sweep and not any(text.startswith("-") for text in overrides)
     signals.forget()
-    try:
-        with answer_signals():
-            check_arguments(sys.argv[1:])
-            failed = sweep(overrides) if sweep is not None and is_plain_sweep else None
-            if failed is None:
-                os.environ[ASKED] = str(int(WANTS_TRACEBACK))
-                os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
-                main()
-    except ReportedError:
-        sys.exit(EXIT_CODE)
-    except Exception as error:
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        _print_error(error)
-        sys.exit(EXIT_CODE)
-    if failed or _failed_jobs:
-        sys.exit(EXIT_CODE)
+    with answer_signals(), end_on_mistake():
+        parser = CommandParser(parents=[get_args_parser()], add_help=False)
+        options = parser.parse_intermixed_args(sys.argv[1:])
+        if refused := [option for option in REFUSED if getattr(options, option)]:
+            raise UserError(f"--{refused[0].replace('_', '-')} is not supported; see --help")
+        options.multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+        options.overrides = [quote_override(text, options.multirun) for text in options.overrides]
+        check_overrides(options.overrides)
+        is_sweep = options.multirun and not any(getattr(options, option) for option in ANSWERED)
+        failed = sweep(options.overrides) if sweep is not None and is_sweep else None
+        if failed is None:
+            _run_hydra(name, task, parser, options)
+        elif failed:
+            sys.exit(EXIT_CODE)
+
+
+def _run_hydra(
+    name: str, task: Callable[[DictConfig], Any], parser: CommandParser, options: argparse.Namespace
+) -> None:
+    """Does what `hydra.main` does, but for errors, which are raised here and printed there."""
+
+    def run_job(config: DictConfig) -> Any:
+        with end_on_mistake():  # Hydra would add a line of its own to an exception that leaves a job
+            return task(config)
+
+    overrides = options.overrides
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3", job_name=name):
+        hydra: Any = GlobalHydra.instance().hydra
+        if options.help:
+            hydra.app_help(name, parser, options)
+        elif options.hydra_help:
+            hydra.hydra_help(name, parser, options)
+        elif options.cfg:
+            hydra.show_cfg(name, overrides, options.cfg, options.package, options.resolve)
+        elif options.info:
+            hydra.show_info(options.info, name, overrides)
+        elif options.shell_completion:
+            hydra.shell_completion(name, overrides)
+        elif options.multirun:
+            hydra.multirun(name, run_job, overrides)
+        else:
+            hydra.run(name, run_job, overrides)
 
 
 @contextlib.contextmanager
@@ -110,43 +129,21 @@ def prepare_process() -> None:
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, would print a traceback per line
 
 
-def sort_arguments(arguments: list[str]) -> list[str]:
-    """Moves `-m` to the front: behind an override, argparse takes the overrides after it for unknown arguments."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Checks what Hydra would take for something else before the config is checked.
 
     Raises:
-        UserError: an unknown flag, one without its value, a list for a config group with anything but names in it, or
-            what Hydra would make a wrong folder of before the config is checked.
+        UserError: a list for a config group with anything but names in it, or a value that is not a folder for runs.
     """
-    parser = get_args_parser()
-    parser.__class__ = CommandParser
-    overrides = parser.parse_args(arguments).overrides
     with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
-        for override in OverridesParser.create().parse_overrides(overrides):
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
             key, choices = override.key_or_group, override.value()
             if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
                 raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
-            if not isinstance(choices, list) or not (CONFIG_FOLDER / override.key_or_group).is_dir():
-                continue
-            wrong = [choice for choice in choices if not isinstance(choice, str)]
-            if wrong:
-                raise UserError(f"{override.key_or_group} takes the names of its options, got {wrong[0]} in {choices}")
-
-
-@contextlib.contextmanager
-def end_on_mistake() -> Iterator[None]:
-    """Ends a program that is none of Hydra's with the line of a mistake."""
-    try:
-        yield
-    except Exception as error:
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+            if isinstance(choices, list) and (CONFIG_FOLDER / key).is_dir():
+                wrong = [choice for choice in choices if not isinstance(choice, str)]
+                if wrong:
+                    raise UserError(f"{key} takes the names of its options, got {wrong[0]} in {choices}")
 
 
 def read_count(text: str) -> int:
@@ -161,49 +158,37 @@ def read_count(text: str) -> int:
 
 
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Prints a job's mistake when the job ends; a sweep goes on with its other jobs and fails at the end.
-
-    Hydra would add a line of its own to an exception that leaves a job of this process.
-    """
+def end_on_mistake() -> Iterator[None]:
+    """Ends the process where an error is raised: after one line for a mistake of the user, else after its traceback."""
     try:
         yield
     except signals.StoppedError as stop:
         log_to_files(str(stop))
         raise
     except Exception as error:
-        log_to_files(traceback.format_exc())
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        _print_error(error)
-        if _failed_jobs is None:
-            raise ReportedError(str(error)) from None
-        _failed_jobs.append(str(error))
+        report_error(error)
+        sys.exit(EXIT_CODE if _is_one_line(error) else 1)
 
 
 def report_error(error: Exception) -> None:
     """Prints a mistake of the user as one line, a fault of the program as its traceback, which the log gets anyway."""
     log_to_files("".join(traceback.format_exception(error)))
-    if WANTS_TRACEBACK or not is_user_error(error):
-        traceback.print_exception(error)
+    if _is_one_line(error):
+        print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
     else:
-        _print_error(error)
+        traceback.print_exception(error)
 
 
-def _print_error(error: BaseException) -> None:
-    print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
+def _is_one_line(error: Exception) -> bool:
+    return is_user_error(error) and not WANTS_TRACEBACK
 
 
-def _list_keys() -> list[str]:
-    """Returns every dotted key and group that can be overridden; nothing when the config itself is broken."""
+def _list_keys() -> Iterator[str]:
+    """Yields every dotted key and group that can be overridden; nothing when the config itself is broken."""
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = compose(Path(sys.argv[0]).stem)
-    except Exception:
-        return []
-    groups = [path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir()]
-    return [*groups, *_flatten_keys(config)]
+    with contextlib.suppress(Exception), initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        yield from _flatten_keys(compose(Path(sys.argv[0]).stem))
+        yield from (path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir())
 
 
 def _flatten_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

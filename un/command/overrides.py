@@ -28,7 +28,7 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
             file or folder of that name is there, as run folders have commas in their names.
     """
     key, separator, typed = argument.partition("=")
-    if not separator or key.startswith("-"):
+    if not separator:
         return argument
     values = _list_values(key, typed) if is_sweep else [typed]
     return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from un.command.errors import UserError, suggest
-from un.command.value_types import check_kinds
+from un.command.value_types import check_kind, check_kinds
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
@@ -66,15 +66,12 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
     weights that were saved with such norms in place hold their state and are loaded after. A model that knows padding
     has `use_pad_mask(enabled)`, which says whether the new norms are told where it is.
     """
-    model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
-    weights = None
-    if config.init_weights is not None:
-        path = Path(str(config.init_weights))
-        weights = drop_other_head(model, read_model_weights(path))
-        if factory is None or model.state_dict().keys() >= weights.keys():
-            check_state(model, weights, path)
-            model.load_state_dict(weights)
-            weights = None
+    model: nn.Module = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
+    path = None if config.init_weights is None else Path(str(config.init_weights))
+    weights = {} if path is None else drop_other_head(model, read_model_weights(path))
+    holds_norm_state = factory is not None and not model.state_dict().keys() >= weights.keys()
+    if path is not None and not holds_norm_state:
+        _load_weights(model, weights, path)
     if factory is not None:
         surgery = config.surgery
         report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
@@ -83,12 +80,16 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
             model.use_pad_mask(bool(surgery.pad_mask))
     else:
         log.info("the model is left untouched")
-    if weights is not None:
-        check_state(model, weights, path)
-        model.load_state_dict(weights)
+    if path is not None and holds_norm_state:
+        _load_weights(model, weights, path)
     if config.surgery.reset_steps:
         log.info("step counters of %d norms start over", reset_norm_steps(model))
     return model
+
+
+def _load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    check_state(model, weights, path)
+    model.load_state_dict(weights)
 
 
 def build_norm_factory(config: DictConfig) -> NormFactory | None:
@@ -129,10 +130,10 @@ def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -
 
 
 def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
-    """Builds one node of the config and hands it objects which a config cannot hold.
+    """Builds one node of the config and hands it objects that a config cannot hold.
 
     Raises:
-        UserError: the node has no `_target_`, or arguments which the target does not take.
+        UserError: the node has no `_target_`, or arguments that the target does not take.
     """
     node = OmegaConf.select(config, key)
     if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -147,14 +148,8 @@ def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
 
 
 def _read_partial(key: str, node: DictConfig) -> functools.partial[Any]:
-    """Returns what a node names with its arguments, not called yet, whatever its own `_partial_` is.
-
-    Raises:
-        UserError: that is neither true nor false.
-    """
-    flag = node.get("_partial_", False)
-    if not isinstance(flag, bool):
-        raise UserError(f"{key}._partial_={flag} must be true or false")
+    """Returns what a node names with its arguments, not called yet, whatever its own `_partial_` is."""
+    check_kind(f"{key}._partial_", node.get("_partial_", False), bool)
     partial: functools.partial[Any] = instantiate(node, _partial_=True, _convert_="all")
     return partial
 
@@ -178,8 +173,7 @@ def _check_nested(key: str, node: Any) -> None:
     """Checks the nodes inside a node, which are built before it."""
     for name, child in node.items():
         if isinstance(child, dict) and child.get("_target_") is not None:
-            if not isinstance(child["_target_"], str):
-                raise UserError(f"{key}.{name}._target_={child['_target_']} must be the name of a class or function")
+            check_kind(f"{key}.{name}._target_", child["_target_"], str)
             _check_nested(f"{key}.{name}", child)
             plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
             _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
@@ -188,17 +182,13 @@ def _check_nested(key: str, node: Any) -> None:
 def _check_arguments(
     key: str, target: Callable[..., Any], arguments: Mapping[str, Any], objects: Mapping[str, Any] | None = None
 ) -> None:
-    """Compares arguments with the signature, so that a wrong name is told with the right one, and a wrong kind at once.
+    """Compares arguments of the config with the signature and the annotations of what takes them.
 
-    Args:
-        key: of the node.
-        target: what takes them.
-        arguments: of the config.
-        objects: the other arguments; None where they are not known yet.
+    `objects` are the other arguments, or None where they are not known yet.
     """
     try:
         signature = inspect.signature(target)
-    except ValueError:  # a target written in C, as datetime.timedelta, tells nothing about itself
+    except ValueError:  # a target written in C, such as datetime.timedelta, tells nothing about itself
         return
     names = list(signature.parameters)
     open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())

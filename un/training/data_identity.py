@@ -70,7 +70,6 @@ class Fingerprint:
     digest: str
 
     def __str__(self) -> str:
-        """Where the data are and how much there is."""
         return f"{self.path} ({self.files} files, {self.size} bytes)" if self.files else str(self.path)
 
 
@@ -84,13 +83,12 @@ def take_fingerprint(path: Any, runs: Path | None = None) -> Fingerprint:
 
 
 def write_fingerprint(file: Path, fingerprint: Fingerprint) -> None:
-    """Writes it as JSON."""
     with replace_file(file) as opened:
         json.dump(asdict(fingerprint), opened)
 
 
 def read_fingerprint(file: Path) -> Fingerprint:
-    """Reads it.
+    """Reads what `write_fingerprint` wrote.
 
     Raises:
         UserError: the file holds something else.

@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def require_preprocessor(module: LightningDataModule) -> InferenceData:
-    """Returns the data module as what keeps a preprocessor with its runs.
+    """Returns the data module itself.
 
     Raises:
-        UserError: it does not offer one.
+        UserError: it offers no preprocessor.
     """
     missing = [name for name in ("preprocessor_class", "use_preprocessor") if not hasattr(module, name)]
     if missing:
@@ -32,16 +32,10 @@ def require_preprocessor(module: LightningDataModule) -> InferenceData:
 
 
 def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
-    """Writes the preprocessor of a training that starts, or compares it with the one that the training started with.
-
-    Args:
-        module: data of the training.
-        folder: of the run.
-        resumes: whether the training goes on.
-        writes: whether this process is the one that writes.
+    """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run.
 
     Raises:
-        UserError: the training went on with words or classes that are others than before.
+        UserError: the words or classes are others than before.
     """
     data = require_preprocessor(module)
     if not resumes or not folder.preprocessor.exists():  # runs that were started before this was kept have none

@@ -34,7 +34,7 @@ def start_run(config: DictConfig) -> float | None:
 
     Raises:
         UserError: a value out of range, a folder that is in use or holds a run of another config, or a search for a
-            metric which the run does not have.
+            metric that the run does not have.
     """
     check_config(config)
     expand_home(config)
@@ -69,7 +69,8 @@ def read_objective(folder: RunFolder, metric: str) -> float | None:
     if result.status == "diverged":
         return None
     if metric not in result.metrics:
-        raise UserError(f"hparams_search.metric={metric} is none of the run's: {', '.join(sorted(result.metrics))}")
+        known = ", ".join(sorted(result.metrics))
+        raise UserError(f"hparams_search.metric={metric} is not a metric of the run; it has {known}")
     return result.metrics[metric]
 
 
@@ -93,9 +94,8 @@ def _resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _tell_finished(folder: RunFolder, config: DictConfig) -> None:
-    status, unrecorded = read_result(folder.result).status, folder.list_unrecorded(_resolve(config))
-    if unrecorded and is_first_process():
-        missing = ", ".join(unrecorded)
+    status, missing = read_result(folder.result).status, ", ".join(folder.list_unrecorded(_resolve(config)))
+    if missing:
         log.info("%s is %s already, without %s: force=true starts over and records it", folder.path, status, missing)
     else:
         log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from un.command.value_types import FromOne
+
 NEVER = -1
 # Loss scaling skips a step whose loss is not finite and halves its factor, from torch's first, 2**16, to 1 in so many.
 SKIPPED_STEPS = 16
@@ -50,9 +52,7 @@ class DivergenceStop(Callback):
             number of classes.
     """
 
-    def __init__(self, every_n_steps: int, max_loss_ratio: float | None = 1000.0) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: FromOne, max_loss_ratio: float | None = 1000.0) -> None:
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1 or null, got {max_loss_ratio}")
         self.every_n_steps = every_n_steps
@@ -66,7 +66,6 @@ class DivergenceStop(Callback):
         self._counts_then: Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the norms that count batches with non-finite statistics."""
         self._counters = {
             name: module.nonfinite_counter
             for name, module in getattr(pl_module, "model", pl_module).named_modules()
@@ -77,7 +76,6 @@ class DivergenceStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes whether this step's loss is the first bad one."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None:
             is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -89,26 +87,22 @@ class DivergenceStop(Callback):
             self._check_weights(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks before numbers of a broken model are taken for a result."""
         self._check_loss(trainer)
         self._check_weights(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the steps since the last look."""
         self._check_loss(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Looks before last.ckpt is written, in all processes."""
         self._check_loss(trainer)
         self._check_weights(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first loss of the run; there is no bad step to keep, since nothing is saved after one."""
+        # There is no bad step to keep, since nothing is saved after one.
         return {"first_loss": None if self._first_loss is None else float(self._first_loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the first loss; checkpoints of early runs lack it, which then start anew."""
-        first_loss = state_dict.get("first_loss")
+        first_loss = state_dict.get("first_loss")  # checkpoints of early runs lack it
         self._first_loss = None if first_loss is None else torch.tensor(first_loss)
 
     def _note(self, loss: Tensor, step: int, allowed: int) -> None:
