@@ -5,13 +5,11 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.integration.commands import run, start
-from un.reports.result import read_result
+from tests.outcomes import check_same, read_outcome
 
 COMMON = [
     "data.limit=320",
@@ -58,9 +56,7 @@ def test_killed_run(name: str, tmp_path: Path) -> None:
     assert "resuming" in again.output
     errors = whole.communicate()[1]
     assert whole.returncode == 0, errors
-    expected, outcome = read_outcome(tmp_path / "whole"), read_outcome(tmp_path / "killed")
-    for part, value in expected.items():
-        assert outcome[part] == value, part
+    check_same(read_outcome(tmp_path / "killed"), read_outcome(tmp_path / "whole"))
 
 
 def find_run(runs: Path) -> Path | None:
@@ -73,26 +69,3 @@ def count_steps(runs: Path) -> int:
         return 0
     with (folder / "metrics.csv").open(newline="") as file:
         return max((int(row["step"] or 0) for row in csv.DictReader(file)), default=0)
-
-
-def read_outcome(runs: Path) -> dict[str, Any]:
-    folder = find_run(runs)
-    assert folder is not None
-    result = read_result(folder / "result.json")
-    last, best = (torch.load(folder / "checkpoints" / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
-    return {
-        "metrics.csv": (folder / "metrics.csv").read_text(),
-        "result": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
-        "weights, averages and norm state": flatten(last["state_dict"]),
-        "optimizer": flatten(last["optimizer_states"]),
-        "scheduler": last["lr_schedulers"],
-        "best": flatten(best["state_dict"]),
-    }
-
-
-def flatten(node: Any) -> Any:
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: flatten(value) for key, value in node.items()}
-    return [flatten(value) for value in node] if isinstance(node, list | tuple) else node

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.integration.commands import run, start
-from tests.integration.test_killed_run import COMMON, count_steps, read_outcome
+from tests.integration.test_killed_run import COMMON, count_steps
+from tests.outcomes import check_same, read_outcome
 from un.command.console import quiet_libraries
 from un.reports.result import read_result
 from un.training.assembly import build, build_trainer
@@ -136,8 +137,7 @@ def test_a_process_is_killed(launcher: str, victim: int, uninterrupted: dict[str
     again = run(*command)
     assert again.code == 0, again
     assert "resuming" in again.output
-    for part, value in read_outcome(tmp_path).items():
-        assert value == uninterrupted[part], part
+    check_same(read_outcome(tmp_path), uninterrupted)
 
 
 def find_ranks(parent: int) -> dict[int, int]:

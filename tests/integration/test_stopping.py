@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.integration.commands import run, start
-from tests.integration.test_killed_run import count_steps, find_run, read_outcome
+from tests.integration.test_killed_run import count_steps, find_run
+from tests.outcomes import check_same, read_outcome
 from un.reports.result import read_result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # every process imports torch and trains for seconds
@@ -58,10 +59,7 @@ def test_a_stopped_run_goes_on(signum: signal.Signals, settings: tuple[str, ...]
     again = run("train.py", *command)
     assert again.code == 0, again
     assert "resuming" in again.output
-    expected = read_outcome(tmp_path / "whole")
-    outcome = read_outcome(tmp_path / "stopped")
-    for part in expected:
-        assert outcome[part] == expected[part], part
+    check_same(read_outcome(tmp_path / "stopped"), read_outcome(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(("signum", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])

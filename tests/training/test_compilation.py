@@ -8,8 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.integration.commands import run_here
-from tests.training.test_train import run
-from tests.training.toy import make_config
+from tests.training.toy import make_config, run_toy
 from un.command.checks import check_config
 from un.command.errors import UserError
 from un.training.compilation import compile_in_training
@@ -18,8 +17,8 @@ from un.training.weights import read_checkpoint
 
 
 def test_a_compiled_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    eager = run(tmp_path / "eager")
-    compiled = run(tmp_path / "compiled", "compile.backend=aot_eager", "compile.fullgraph=true")
+    eager = run_toy(tmp_path / "eager", "trainer.max_epochs=1")
+    compiled = run_toy(tmp_path / "compiled", "trainer.max_epochs=1", "compile.backend=eager", "compile.fullgraph=true")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-5)
     states = [

@@ -11,12 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from tests.outcomes import check_same, read_outcome
 from tests.training.toy import make_config, make_identity
 from un.command import signals
-from un.reports.result import read_result
 from un.training import train as training
 from un.training.assembly import build_trainer
-from un.training.callbacks.checkpoints import list_epoch_checkpoints
 from un.training.run_folder import RunFolder
 from un.training.start import open_folder
 
@@ -75,33 +74,6 @@ def run_with_snapshots(folder: Path, target: Path, overrides: list[str], monkeyp
     return list(point.copies.values())
 
 
-def read_outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, except times."""
-    result = read_result(folder / "result.json")
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
-    return {
-        "metrics.csv": (folder / "metrics.csv").read_text(),
-        "result": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
-        "weights and norm state": flatten(checkpoint["state_dict"]),
-        "optimizer": flatten(checkpoint["optimizer_states"]),
-        "scheduler": checkpoint["lr_schedulers"],
-        "best": flatten(best["state_dict"]),
-        "epochs": {
-            path.name: flatten(torch.load(path, weights_only=True)["state_dict"])
-            for path in list_epoch_checkpoints(RunFolder(folder).checkpoints)
-        },
-    }
-
-
-def flatten(node: Any) -> Any:
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: flatten(value) for key, value in node.items()}
-    return [flatten(value) for value in node] if isinstance(node, list | tuple) else node
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_killed_anywhere(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = SETTINGS[setting]
@@ -111,9 +83,7 @@ def test_killed_anywhere(setting: str, tmp_path: Path, monkeypatch: pytest.Monke
     for copy in copies:
         assert not (copy / "result.json").exists()
         run(copy, overrides)
-        outcome = read_outcome(copy)
-        for part in expected:
-            assert outcome[part] == expected[part], f"{part} after a kill at state {copy.name}"
+        check_same(read_outcome(copy), expected)
 
 
 def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,6 @@ class Execution:
 
     @property
     def global_batch_size(self) -> int | None:
-        """Images or tokens of an update."""
         return None if self.batch_size is None else self.processes * self.batch_size * self.accumulate_grad_batches
 
     def describe(self) -> dict[str, Any]:
@@ -51,7 +50,6 @@ class Execution:
         return {**asdict(self), "global_batch_size": self.global_batch_size}
 
     def __str__(self) -> str:
-        """The global batch and what it is made of."""
         accumulated = self.accumulate_grad_batches
         batches = f" x {accumulated} accumulated batches" if accumulated > 1 else ""
         return f"global batch {self.global_batch_size} = {self.batch_size} x {_count(self.processes)}{batches}"

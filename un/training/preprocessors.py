@@ -38,16 +38,15 @@ def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes
         UserError: the words or classes are others than before.
     """
     data = require_preprocessor(module)
-    if not resumes or not folder.preprocessor.exists():  # runs that were started before this was kept have none
-        if writes:
-            save_preprocessor(data, folder.preprocessor)
-        return
-    difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
-    if difference:
-        raise UserError(
-            f"{folder.path} was started with other data (they have {difference} now): use force=true to start over or "
-            "another paths.runs"
-        )
+    if resumes and folder.preprocessor.exists():  # runs of early versions have none
+        difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
+        if difference:
+            raise UserError(
+                f"{folder.path} was started with other data (they have {difference} now): use force=true to start "
+                "over, or another paths.runs"
+            )
+    elif writes:
+        save_preprocessor(data, folder.preprocessor)
 
 
 def save_preprocessor(data: InferenceData, path: Path) -> None:
