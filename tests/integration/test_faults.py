@@ -1,15 +1,10 @@
 """Runs and sweeps that are killed at any moment, and disks that fail: what they leave is whole, and all is resumed."""
 
 import errno
-import multiprocessing
 import os
 import random
-import runpy
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +17,7 @@ import un.training.train
 import un.vision.data
 import un.vision.models
 import un.vision.module
-from tests.integration.commands import REPOSITORY
+from tests.integration.forked import Command, finish
 from tests.outcomes import check_same, list_run_folders, read_outcome
 from un.reports.result import read_result
 
@@ -36,41 +31,6 @@ HITS = 4
 SEED = 20220803  # of the random moments
 FILES = ("config.yaml", "preprocessor", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "result.json")
 OFTEN_WRITTEN = ("metrics.csv", "last.ckpt")  # these are hit the second time, when there is an older one
-PATIENCE = 600
-
-
-class Command:
-    """`train.py` in a process forked from this one, where torch is loaded already; it leads a process group."""
-
-    def __init__(self, arguments: tuple[str, ...], prepare: Callable[[], None] = lambda: None) -> None:
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process runs
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(arguments, prepare))
-        self.process.start()
-
-    def _run(self, arguments: tuple[str, ...], prepare: Callable[[], None]) -> None:
-        os.setsid()
-        os.chdir(REPOSITORY)
-        sys.stdout, sys.stderr = self._output, self._errors
-        prepare()
-        sys.argv = ["train.py", *arguments]
-        runpy.run_path("train.py", run_name="__main__")
-
-    def wait(self) -> tuple[int | None, str]:
-        """Returns the exit code, or minus the signal that ended it, and the errors."""
-        self.process.join(PATIENCE)
-        self._errors.seek(0)
-        return self.process.exitcode, self._errors.read()
-
-    def kill(self) -> None:
-        assert self.process.pid is not None
-        if self.process.exitcode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.join()
-
-
-def finish(arguments: tuple[str, ...]) -> None:
-    assert Command(arguments).wait() == (0, "")
 
 
 def check_whole(runs: Path) -> None:

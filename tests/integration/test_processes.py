@@ -23,6 +23,7 @@ from un.training.run_folder import RunFolder
 
 FAST = ("debug=fast", "trainer.accelerator=cpu")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+LONG = (*COMMON, "data.limit=320", "data.batch_size=8", "trainer.max_epochs=4")
 LAUNCHERS = {
     "lightning": ("train.py",),
     "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"),
@@ -50,14 +51,15 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 UNEVEN = {
     "lightning": ("data.limit=333", "data.batch_size=16", "trainer.max_epochs=2", "task.ema_decay=0.8"),
     "torchrun": (
-        *(
-            "experiment=phrasebook_tiny",
-            "norm.sync=true",
-            "data.limit=333",
-            "data.bpe_merges=100",
-            "data.max_tokens=512",
-        ),
-        *("trainer.max_epochs=2", "task.val_bleu=true", "task.beam=2", "task.max_len_b=8"),
+        "experiment=phrasebook_tiny",
+        "norm.sync=true",
+        "data.limit=333",
+        "data.bpe_merges=100",
+        "data.max_tokens=512",
+        "trainer.max_epochs=2",
+        "task.val_bleu=true",
+        "task.beam=2",
+        "task.max_len_b=8",
     ),
 }
 
@@ -106,7 +108,7 @@ def test_every_process_validates_what_rank_0_saves(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     runs = tmp_path_factory.mktemp("whole")
-    outcome = run("train.py", f"paths.runs={runs}", *DDP, *COMMON, "data.batch_size=8")
+    outcome = run("train.py", f"paths.runs={runs}", *DDP, *LONG)
     assert outcome.code == 0, outcome
     return read_outcome(runs)
 
@@ -115,7 +117,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_process_is_killed(launcher: str, victim: int, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
-    command = (*LAUNCHERS[launcher], f"paths.runs={tmp_path}", *DDP, *COMMON, "data.batch_size=8")
+    command = (*LAUNCHERS[launcher], f"paths.runs={tmp_path}", *DDP, *LONG)
     process = start(*command)
     step = random.Random(SEED + victim).randrange(10, 70)
     while process.poll() is None and count_steps(tmp_path) < step:
