@@ -36,20 +36,21 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
 
 def _list_values(key: str, typed: str) -> list[str]:
     """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
-    if _is_path(key):
-        is_one = not PATHS[key.lstrip("+")] or os.path.exists(os.path.expanduser(typed))
-        return [typed] if is_one or _is_function(_parse(key, typed)) else _split(typed)
-    return _split(typed) if _parse(key, typed) is None else [typed]
+    read, path = _parse(key, typed), key.lstrip("+")
+    if path not in PATHS:
+        return [typed] if read is not None else _split(typed)
+    is_one = not PATHS[path] or os.path.exists(os.path.expanduser(typed)) or _is_function(read)
+    return [typed] if is_one else _split(typed)
 
 
 def _quote_value(key: str, value: str, is_sweep: bool) -> str:
-    override = _parse(key, value)
+    override, is_path = _parse(key, value), key.lstrip("+") in PATHS
     if key == RUN_FOLDER and override is None:
         value = value.removeprefix('"').removesuffix('"')
-    if override is not None and _is_meant(override, value, _is_path(key), is_sweep):
+    if override is not None and _is_meant(override, value, is_path, is_sweep):
         return value
-    home = _is_path(key) and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
-    quoted = QuotedString(os.path.expanduser(value) if home else value, Quote.double).with_quotes()
+    is_home = is_path and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
+    quoted = QuotedString(os.path.expanduser(value) if is_home else value, Quote.double).with_quotes()
     return value if _parse(key, quoted) is None else quoted
 
 
@@ -62,17 +63,10 @@ def _is_meant(override: Override, value: str, is_path: bool, is_sweep: bool) -> 
     return known or not is_path
 
 
-def _is_path(key: str) -> bool:
-    return key.lstrip("+") in PATHS
-
-
 def _is_function(override: Override | None) -> bool:
-    """Tells whether a value is such as choice(a,b)."""
-    return override is not None and isinstance(override._value, Sweep) and not _is_list(override._value)
-
-
-def _is_list(sweep: Sweep) -> bool:
-    return isinstance(sweep, ChoiceSweep) and sweep.simple_form
+    """Tells whether a value is a sweep such as choice(a,b), not a plain list of choices."""
+    value = None if override is None else override._value
+    return isinstance(value, Sweep) and not (isinstance(value, ChoiceSweep) and value.simple_form)
 
 
 def _split(typed: str) -> list[str]:

@@ -46,8 +46,8 @@ def load_tested(folder: RunFolder, module: LightningModule, count: int | None) -
 def average_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the mean of state dicts with the same names, shapes and types; one state at a time is in memory.
 
-    Floating-point entries, running statistics included: arithmetic mean, summed in float64. Integer entries: summed and
-    floor-divided, as in the official scripts. Entries that are no tensors: those of the last state.
+    Floating-point entries, running statistics included, are summed in float64; integer entries are summed and divided
+    with floor, as in the official scripts; entries that are not tensors are those of the last state.
     """
     sums: dict[str, Tensor] = {}
     last: Mapping[str, Any] = {}

@@ -83,7 +83,7 @@ class RunPage(WandbLogger):
             page.log({f"figures/{path.stem}": Image(str(path)) for path in figures})
 
     def close(self) -> None:
-        """Ends the page, which the next job of a sweep would go on with otherwise."""
+        """Ends the page; otherwise the next job of a sweep would write on it."""
         page: Any = self.experiment
         page.finish()
 

@@ -35,7 +35,7 @@ def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes
     """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run.
 
     Raises:
-        UserError: the words or classes are others than before.
+        UserError: the words or classes have changed.
     """
     data = require_preprocessor(module)
     if resumes and folder.preprocessor.exists():  # runs of early versions have none
@@ -84,7 +84,7 @@ def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
     """Compares the data with those that outside weights were trained on, if these are a run's that kept them.
 
     Raises:
-        UserError: the weights are no start for these data.
+        UserError: training on these data cannot start from the weights.
     """
     trained = RunFolder(weights.resolve().parent.parent).preprocessor
     if not trained.is_dir():

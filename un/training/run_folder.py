@@ -151,16 +151,13 @@ class RunFolder:
 
     @property
     def status(self) -> Literal["interrupted", "failed", "missing"]:
-        """Of a folder without a result: whether a run has begun here, has failed before it began, or was never started.
-
-        An interrupted run was killed, broke off or is still running.
-        """
+        """Of a folder without a result; an interrupted run may be running still, a failed one has trained nothing."""
         if self.config.exists():
             return "interrupted"
         return "failed" if self.log.exists() else "missing"
 
     def forget_start(self) -> None:
-        """Takes back that a run has begun, where nothing was trained; its log stays."""
+        """Removes the traces of a start, except the log, where nothing was trained."""
         if not self.holds_run() and not self.metrics.exists():
             for path in (self.config, self.fingerprint, self.execution):
                 path.unlink(missing_ok=True)
@@ -226,7 +223,7 @@ class RunFolder:
         """Reads the resolved config.
 
         Raises:
-            UserError: there is none, so the folder is not a run folder.
+            UserError: there is none, or it is not a config.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no config.yaml")

@@ -1,4 +1,4 @@
-"""Tells the norms of a model about optimizer steps, and takes back what a skipped one left in them."""
+"""Tells the norms of a model about optimizer steps, and undoes what a skipped step left in them."""
 
 from __future__ import annotations
 
