@@ -50,7 +50,7 @@ def test_missing_packages_come_with_the_command_that_installs_them() -> None:
     located.__cause__ = missing
     wrapped = InstantiationException("Error locating target 'un.translation.data.X'\nfull_key: data")
     wrapped.__cause__ = located
-    line = "sacrebleu is not installed, which is part of the extra 'translation': make translation"
+    line = "sacrebleu, which belongs to the extra 'translation', is not installed: make translation"
     assert describe_error(missing) == line
     assert describe_error(wrapped) == f"data: {line}"
     own = ImportError("translation needs fairseq,\nwhich is broken")

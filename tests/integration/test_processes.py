@@ -134,7 +134,7 @@ def test_a_process_is_killed(launcher: str, victim: int, uninterrupted: dict[str
     assert process.returncode not in (0, None)
     # Lightning's main process is sometimes killed by its own watchdog first, the workers of torchrun by their agent.
     if process.returncode == 2 or (launcher == "lightning" and victim == 0):
-        assert "error: another process of this run ended or does not answer; the same command resumes" in errors
+        assert "error: another process of this run ended or does not answer; run the same command to resume" in errors
         assert "Traceback" not in errors
     again = run(*command)
     assert again.code == 0, again

@@ -36,7 +36,8 @@ class Bomb(Callback):
 
 
 def run(folder: Path, *overrides: str, kill_at: int = -1, **recorder: Any) -> Result:
-    callbacks = make_config(folder, "callbacks.checkpoints.every_n_steps=3").callbacks
+    often = ("callbacks.checkpoints.every_n_steps=3", "callbacks.divergence.every_n_steps=1")
+    callbacks = make_config(folder, *often).callbacks
     callbacks.activation_stats = OmegaConf.merge(RECORDER, {"draw_figures": False}, recorder)
 
     def build(*arguments: Any) -> Any:

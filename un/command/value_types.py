@@ -92,7 +92,8 @@ def describe_kind(kind: Any) -> str:
     if origin is Literal:
         return ("one of " if len(options) > 1 else "") + ", ".join(map(show, options))
     if origin is Annotated:
-        return f"{describe_kind(options[0])} of at least {options[1].ge}"
+        least = f" of at least {options[1].ge}" if isinstance(options[1], Ge) else ""
+        return f"{describe_kind(options[0])}{least}"
     plain = origin or kind
     return NAMES.get(plain, getattr(plain, "__name__", str(plain)))
 

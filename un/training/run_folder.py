@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what it holds, and whether a config may continue in it.
+"""The folder of a run: its name, what it holds, and whether a config may resume in it.
 
 Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
 execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what
@@ -267,6 +267,6 @@ def _resolve_experiment(*, _root_: DictConfig) -> str:
     return RunIdentity.from_hydra().experiment if HydraConfig.initialized() else DEFAULT_EXPERIMENT
 
 
-# When imported, because the processes of a parallel sweep import this module but do not start in `run_main`.
+# When imported, because the processes of a parallel sweep import this module but do not begin in `run_command`.
 OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)

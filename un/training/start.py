@@ -88,9 +88,8 @@ def open_folder(folder: RunFolder, config: DictConfig) -> None:
 
 
 def _resolve(config: DictConfig) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return dict(resolved)
 
 
 def _tell_finished(folder: RunFolder, config: DictConfig) -> None:
