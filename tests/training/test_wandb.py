@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from tests.sweeps.test_launch import RESULT
+from tests.training.toy import run_toy
 from un.reports.result import Result
 from un.training import loggers
 from un.training.loggers import build_loggers, build_wandb_logger, guard
@@ -23,6 +23,11 @@ def _wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_TAGS", raising=False)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return run_toy(tmp_path_factory.mktemp("run"), "trainer.max_epochs=1")
 
 
 def start(identity: RunIdentity, tags: Sequence[str] = (), group: str | None = None) -> Any:
@@ -37,7 +42,7 @@ def make_identity(runs: Path, **choices: str) -> RunIdentity:
     return RunIdentity(folder, "digits_vit", {"norm": "un", **choices}, ("norm.window=2", "seed=3"))
 
 
-def test_a_page_shows_what_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_shows_what_the_run_is(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_TAGS", "cifar10_small")
     identity = make_identity(tmp_path, ablation="un_window")
     (identity.folder / "figures").mkdir()
@@ -46,9 +51,9 @@ def test_a_page_shows_what_the_run_is(tmp_path: Path, monkeypatch: pytest.Monkey
     page = logger.experiment
     assert (page.group, page.name) == ("digits_vit/un_window", "norm=un,norm.window=2/seed=3")
     assert set(page.tags) == {"mine", "cifar10_small"}
-    logger.log_result(Result(**RESULT), identity.folder)
-    assert {key: page.summary[key] for key in ("status", "steps")} == {"status": "finished", "steps": 1}
-    assert page.summary["metrics"]["test/acc1"] == 12.5
+    logger.log_result(result, identity.folder)
+    assert {key: page.summary[key] for key in ("status", "steps")} == {"status": "finished", "steps": 5}
+    assert page.summary["metrics"]["test/acc1"] == result.metrics["test/acc1"]
     assert page.summary["figures/outliers"]["_type"] == "image-file"
     logger.close()
     (folder,) = identity.folder.glob("wandb/offline-run-*")
@@ -67,7 +72,7 @@ def test_the_group_without_an_ablation_and_as_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -76,7 +81,7 @@ def test_a_server_that_is_not_there(
     begin = time.perf_counter()
     logger = start(make_identity(tmp_path))
     logger.log_metrics({"x": 1.0}, step=1)
-    logger.log_result(Result(**RESULT), tmp_path)
+    logger.log_result(result, tmp_path)
     logger.close()
     assert time.perf_counter() - begin < 60
     assert "does not reach its server, so the run is kept offline" in caplog.text
@@ -92,11 +97,13 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "logger=wandb failed to start; continuing without it" in caplog.text
 
 
-def test_a_summary_that_breaks_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_summary_that_breaks_costs_a_warning(
+    result: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     identity = make_identity(tmp_path)
     (identity.folder / "figures").mkdir()
     (identity.folder / "figures/torn.png").write_bytes(b"no picture")
     logger = start(identity)
-    logger.log_result(Result(**RESULT), identity.folder)
+    logger.log_result(result, identity.folder)
     logger.close()
     assert "logger=wandb broke; continuing without it" in caplog.text

@@ -62,7 +62,7 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
     weights that were saved with such norms in place hold their state and are loaded after. A model that knows padding
     has `use_pad_mask(enabled)`, which says whether the new norms are told where it is.
     """
-    model: nn.Module = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
+    model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
     path = None if config.init_weights is None else Path(str(config.init_weights))
     weights = {} if path is None else drop_other_head(model, read_model_weights(path))
     holds_norm_state = factory is not None and not model.state_dict().keys() >= weights.keys()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
+PACKAGES: tuple[str, ...] = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
 PACKAGES += ("hydra-core", "omegaconf", "fairseq-fixed")
 REPOSITORY = Path(__file__).parents[2]
 

@@ -142,7 +142,7 @@ def _describe_config(config: DictConfig, identity: RunIdentity) -> dict[str, Any
     }
 
 
-def _describe_place(module: LightningModule, execution: Execution) -> dict[str, Any]:
+def _describe_place(module: Any, execution: Execution) -> dict[str, Any]:
     return {
         "execution": execution.describe(),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
