@@ -97,9 +97,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "logger=wandb failed to start; continuing without it" in caplog.text
 
 
-def test_a_summary_that_breaks_costs_a_warning(
-    result: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_summary_costs_a_warning(result: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     identity = make_identity(tmp_path)
     (identity.folder / "figures").mkdir()
     (identity.folder / "figures/torn.png").write_bytes(b"no picture")
