@@ -36,7 +36,7 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps between two saves of last.ckpt inside an epoch; every validation saves it too.
         keep_epochs: how many epoch=<n>.ckpt to keep, of the last whole epochs; the first is 0. 0 or None keeps none. An
-            epoch which max_steps cuts short does not count, as in fairseq.
+            epoch that max_steps cuts short does not count, as in fairseq.
 
     Attributes:
         best_metrics: validation metrics of best.ckpt; empty before the first validation.

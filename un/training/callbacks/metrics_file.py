@@ -15,7 +15,6 @@ from torch import Tensor
 from un.files import name_in_errors, replace_file
 
 EVALUATION_PREFIXES = ("val/", "test/")
-FIRST_COLUMNS = ["epoch", "step"]
 
 
 class MetricsFile(Callback):
@@ -26,7 +25,7 @@ class MetricsFile(Callback):
     """
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._path = Path()
         self._rows = 0
         self._columns: list[str] = []
         self._last_step = -1
@@ -70,7 +69,6 @@ class MetricsFile(Callback):
         self._rows, self._last_step, self._epoch = state_dict["rows"], state_dict["last_step"], state_dict["epoch"]
 
     def _append(self, row: Mapping[str, float]) -> None:
-        assert self._path is not None
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._read()
@@ -81,7 +79,7 @@ class MetricsFile(Callback):
         self._rows += 1
 
     def _keep_rows(self, number: int) -> None:
-        """Leaves the first rows and the columns which these use, as if nothing had come after."""
+        """Leaves the first rows and the columns that these use, as if nothing had come after."""
         rows = self._read()[:number]
         self._rows = len(rows)
         used = {name for row in rows for name, value in row.items() if value}
@@ -90,14 +88,12 @@ class MetricsFile(Callback):
         self._rewrite([{name: row[name] for name in self._columns} for row in rows])
 
     def _read(self) -> list[dict[str, str]]:
-        assert self._path is not None
-        if not self._path.exists():
+        if not self._path.is_file():
             return []
         with self._path.open(newline="") as file:
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        assert self._path is not None
         with replace_file(self._path) as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if self._columns:
