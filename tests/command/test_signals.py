@@ -1,10 +1,8 @@
 """Signals reach real processes: small ones, forked from the tests, so that they start at once."""
 
-import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,46 +10,19 @@ from typing import Any
 
 import pytest
 
+from tests.forked import FORK, Forked
 from un.command import signals
 from un.command.cli import answer_signals
 from un.training.run_folder import RunFolder
 
-FORK = multiprocessing.get_context("fork")
-PATIENCE = 20
 Tell = Callable[[Any], None]
 
 
-class Program:
-    """A function in a process of its own that leads a group; it gets a function that tells this process something."""
-
-    def __init__(self, body: Callable[..., None], *arguments: Any) -> None:
-        self._heard, told = FORK.Pipe(duplex=False)
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the program is
-        self.process = FORK.Process(target=self._run, args=(body, told, arguments))
-        self.process.start()
-        told.close()
-        assert self.hear() == "ready"
-
-    def _run(self, body: Callable[..., None], told: Any, arguments: tuple[Any, ...]) -> None:
-        os.setsid()
-        sys.stderr = self._errors
-        body(told.send, *arguments)
-
-    def hear(self) -> Any:
-        assert self._heard.poll(PATIENCE)
-        return self._heard.recv()
-
-    def send(self, signum: int) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signum)
-
-    def wait(self) -> tuple[int | None, str]:
-        """Returns the exit code and what was printed as errors."""
-        deadline = time.monotonic() + PATIENCE
-        while self.process.exitcode is None and time.monotonic() < deadline:  # join would wait for what it forked, too
-            time.sleep(0.01)
-        self._errors.seek(0)
-        return self.process.exitcode, self._errors.read()
+def start(body: Callable[..., None], *arguments: Any) -> Forked:
+    """Starts a program and waits until it says that it is ready."""
+    program = Forked(body, *arguments, talks=True)
+    assert program.hear() == "ready"
+    return program
 
 
 def wait_for_signal() -> None:
@@ -114,14 +85,14 @@ def be_submitted(tell: Tell) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize(("body", "where"), [(answer_at_once, ""), (answer_later, " at step 7"), (never_answer, "")])
 def test_one_signal(body: Callable[..., None], where: str, signum: signal.Signals) -> None:
-    program = Program(body)
+    program = start(body)
     program.send(signum)
     assert program.wait() == (128 + signum, f"stopped by {signum.name}{where}: run the same command to resume\n")
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_two_signals_end_at_once(first: signal.Signals) -> None:
-    program = Program(answer_later, 60)
+    program = start(answer_later, 60)
     program.send(first)
     assert program.hear() == "asked"
     time.sleep(signals.ECHO_SECONDS + 0.1)
@@ -131,7 +102,7 @@ def test_two_signals_end_at_once(first: signal.Signals) -> None:
 
 @pytest.mark.parametrize(("signum", "pause"), [(signal.SIGINT, 0.0), (signal.SIGUSR1, signals.ECHO_SECONDS + 0.1)])
 def test_an_echo_and_a_repeated_notice_are_not_a_second_signal(signum: signal.Signals, pause: float) -> None:
-    program = Program(answer_later, 1.0)
+    program = start(answer_later, 1.0)
     program.send(signum)
     assert program.hear() == "asked"
     time.sleep(pause)
@@ -141,16 +112,15 @@ def test_an_echo_and_a_repeated_notice_are_not_a_second_signal(signum: signal.Si
 
 def test_a_forked_process_ignores_the_terminal_and_obeys_its_parent() -> None:
     """Ctrl-C reaches a data loader, too, before the run has come to a place where it can stop."""
-    program = Program(load_data)
-    assert program.process.pid is not None
-    os.killpg(program.process.pid, signal.SIGINT)
+    program = start(load_data)
+    os.killpg(program.pid, signal.SIGINT)
     assert program.hear() is True
     assert program.hear() == -signal.SIGTERM
     assert program.wait()[0] == 128 + signal.SIGINT
 
 
 def test_a_sweep_passes_signals_on() -> None:
-    program = Program(sweep)
+    program = start(sweep)
     program.send(signal.SIGINT)
     assert program.hear() == 128 + signal.SIGTERM
     code, errors = program.wait()
@@ -159,7 +129,7 @@ def test_a_sweep_passes_signals_on() -> None:
 
 
 def test_who_started_the_process_is_told_last() -> None:
-    program = Program(be_submitted)
+    program = start(be_submitted)
     program.send(signal.SIGUSR2)
     assert program.wait() == (122, "stopped by SIGUSR2 at step 7: run the same command to resume\n")
 
@@ -176,14 +146,14 @@ def test_slurm_is_asked_to_start_a_job_again_after_a_notice(
     for name, value in {"SLURM_JOB_ID": "31", "PATH": f"{tmp_path}:{os.environ['PATH']}", **array}.items():
         monkeypatch.setenv(name, value)
     for signum in (signal.SIGTERM, signal.SIGUSR1):
-        process = Program(answer_later)
+        process = start(answer_later)
         process.send(signum)
         assert process.wait()[0] == 128 + signum
     assert (tmp_path / "calls").read_text() == f"requeue {job}\n"
 
 
 def test_a_lost_data_loader_is_part_of_the_signal() -> None:
-    program = Program(answer_later, 0, RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated."))
+    program = start(answer_later, 0, RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated."))
     program.send(signal.SIGTERM)
     code, errors = program.wait()
     assert (code, len(errors.splitlines())) == (128 + signal.SIGTERM, 1)
@@ -208,7 +178,7 @@ def lock(tell: Tell, folder: Path) -> None:
 
 def test_a_killed_run_lets_go_of_its_folder(tmp_path: Path) -> None:
     """Though a data loader that it has forked has not noticed yet, the same command can take the folder."""
-    program = Program(lock, tmp_path)
+    program = start(lock, tmp_path)
     with pytest.raises(ValueError, match="is in use"):
         RunFolder(tmp_path).lock()
     program.send(signal.SIGKILL)
@@ -216,5 +186,4 @@ def test_a_killed_run_lets_go_of_its_folder(tmp_path: Path) -> None:
     try:
         RunFolder(tmp_path).lock()
     finally:
-        assert program.process.pid is not None
         os.killpg(program.process.pid, signal.SIGKILL)

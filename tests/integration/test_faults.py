@@ -17,7 +17,7 @@ import un.training.train
 import un.vision.data
 import un.vision.models
 import un.vision.module
-from tests.integration.forked import Command, finish
+from tests.integration.forked import finish, start
 from tests.outcomes import check_same, list_run_folders, read_outcome
 from un.reports.result import read_result
 
@@ -50,14 +50,14 @@ def check_outcomes(runs: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
-    start = time.monotonic()
+    begin = time.monotonic()
     finish((*COMMANDS[kind], f"paths.runs={tmp_path / 'whole'}"))
-    seconds, draw = time.monotonic() - start, random.Random(SEED)
+    seconds, draw = time.monotonic() - begin, random.Random(SEED)
     command = (*COMMANDS[kind], f"paths.runs={tmp_path / 'killed'}")
     for _ in range(HITS):
-        killed = Command(command)
+        killed = start(command)
         killed.process.join(draw.uniform(0, seconds / 2))
-        killed.kill()
+        killed.kill_group()
         check_whole(tmp_path / "killed")
     finish(command)
     check_outcomes(tmp_path / "killed", tmp_path / "whole")
@@ -107,7 +107,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_faults_while_writing_each_file(moment: str, whole: Path, tmp_path: Path) -> None:
     command = (*SETTINGS, f"paths.runs={tmp_path}")
     for name in FILES:
-        code, errors = Command(command, partial(strike, name, moment)).wait()
+        code, errors = start(command, partial(strike, name, moment)).wait()
         if moment == "full":
             assert code == 2, (name, errors)
             (line,) = errors.splitlines()

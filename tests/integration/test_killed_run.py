@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.forked import Command, finish
+from tests.integration.forked import finish, start
 from tests.outcomes import check_same, list_run_folders, read_outcome
 
 COMMON = ("data.batch_size=16", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu")
@@ -42,11 +42,11 @@ def test_killed_run(name: str, tmp_path: Path) -> None:
         importlib.import_module("un.translation.module")  # here, so that the forked processes need not
     finish((f"paths.runs={tmp_path / 'whole'}", *COMMON, *SETTINGS[name]))
     command = (f"paths.runs={tmp_path / 'killed'}", *COMMON, *SETTINGS[name])
-    killed = Command(command)
+    killed = start(command)
     step = random.Random(SEED).randrange(5, 13)
     while killed.process.exitcode is None and count_steps(tmp_path / "killed") < step:
         time.sleep(0.01)
-    killed.kill()
+    killed.kill_group()
     assert not list(tmp_path.rglob("killed/**/result.json"))
     finish(command)
     (log,) = (tmp_path / "killed").rglob("train.log")

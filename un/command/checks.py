@@ -67,11 +67,7 @@ def _check_compile(config: DictConfig) -> None:
 
 
 def check_keys(config: DictConfig) -> None:
-    """Checks the keys that no `_target_` checks: those of the whole and those of surgery.
-
-    Raises:
-        UserError: one is unknown, which only a plus before it lets in.
-    """
+    """Checks the keys that no `_target_` checks, which a plus lets in: those of the whole and those of surgery."""
     train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
     groups = [name for entry in train.defaults if isinstance(entry, DictConfig) for name in entry]
     surgery: Any = OmegaConf.load(CONFIG_FOLDER / "surgery/all.yaml")
@@ -82,11 +78,7 @@ def check_keys(config: DictConfig) -> None:
 
 
 def check_ablation(config: DictConfig) -> None:
-    """Checks that the ablation asks something of this task; `ablation.tasks` lists those parts of `un` where it does.
-
-    Raises:
-        UserError: it does not; `ablation.reason` says why.
-    """
+    """Raises a UserError where the ablation makes no sense for the task: `ablation.tasks` lists those it is for."""
     ablation, target = config.get("ablation"), config.task._target_
     if ablation is None or target.split(".")[1] in ablation.tasks:
         return

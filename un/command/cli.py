@@ -39,7 +39,6 @@ class CommandParser(argparse.ArgumentParser):
     """A command line whose mistakes are a UserError, where argparse prints its usage over them and ends the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
         raise UserError(f"{message}; see --help")
 
 
@@ -130,11 +129,7 @@ def prepare_process() -> None:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Checks what Hydra would take for something else before the config is checked.
-
-    Raises:
-        UserError: a list for a config group with anything but names in it, or a value that is not a folder for runs.
-    """
+    """Checks what Hydra would take for something else: lists for config groups, and the folder of the runs."""
     with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key, choices = override.key_or_group, override.value()
@@ -147,11 +142,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def read_count(text: str) -> int:
-    """Reads an option that counts something, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: not a whole number of at least 1.
-    """
+    """Reads an option that counts something, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)

@@ -124,11 +124,7 @@ def _count(processes: int) -> str:
 
 
 def keep_execution(file: Path, execution: Execution, resumes: bool, writes: bool) -> None:
-    """Writes how a run is executed, in one of its processes, or compares it with how the resumed run was started.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Writes how a run is executed, in one of its processes, or compares it with how the resumed run was started."""
     if not resumes:
         if writes:
             with replace_file(file) as opened:

@@ -43,11 +43,7 @@ def read_partial(key: str, node: DictConfig) -> functools.partial[Any]:
 
 
 def _call(key: str, partial: functools.partial[Any], *arguments: Any, **objects: Any) -> Any:
-    """Calls what a node names; libraries meet a wrong value with whatever they make it do.
-
-    Raises:
-        UserError: names the node; its cause is the library's error, which the run's log shows.
-    """
+    """Calls what a node names; a library's error becomes a UserError that names the node."""
     is_ours = partial.func.__module__.partition(".")[0] == "un"
     try:
         return partial(*arguments, **objects)

@@ -19,11 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def require_preprocessor(module: LightningDataModule) -> InferenceData:
-    """Returns the data module itself.
-
-    Raises:
-        UserError: it offers no preprocessor.
-    """
+    """Returns the data module itself, or raises a UserError where it offers no preprocessor."""
     missing = [name for name in ("preprocessor_class", "use_preprocessor") if not hasattr(module, name)]
     if missing:
         raise UserError(f"data {type(module).__name__} cannot be kept with a run: it has no {', '.join(missing)}")
@@ -32,11 +28,7 @@ def require_preprocessor(module: LightningDataModule) -> InferenceData:
 
 
 def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
-    """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run.
-
-    Raises:
-        UserError: the words or classes have changed.
-    """
+    """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run."""
     data = require_preprocessor(module)
     if resumes and folder.preprocessor.exists():  # runs of early versions have none
         difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
@@ -56,11 +48,7 @@ def save_preprocessor(data: InferenceData, path: Path) -> None:
 
 
 def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> None:
-    """Lets the data of a finished run work with the preprocessor of its training, whatever the training data are now.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Lets the data of a finished run work with the preprocessor of its training, whatever these data are now."""
     data = require_preprocessor(module)
     if folder.preprocessor.exists():
         data.use_preprocessor(read_preprocessor(data, folder.preprocessor))
@@ -69,11 +57,7 @@ def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> Non
 
 
 def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
-    """Reads a preprocessor of the kind that the data have.
-
-    Raises:
-        UserError: it is damaged or of another kind.
-    """
+    """Reads a preprocessor of the kind that the data have, or raises a UserError where it is damaged."""
     try:
         return data.preprocessor_class.load(path)
     except (OSError, ValueError) as error:
@@ -81,11 +65,7 @@ def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
 
 
 def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
-    """Compares the data with those that outside weights were trained on, if these are a run's that kept them.
-
-    Raises:
-        UserError: training on these data cannot start from the weights.
-    """
+    """Raises a UserError where a run's weights cannot be the start of a training on these data."""
     trained = RunFolder(weights.resolve().parent.parent).preprocessor
     if not trained.is_dir():
         return
@@ -97,11 +77,7 @@ def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
 
 
 def check_changes(run_config: DictConfig, changed: DictConfig) -> None:
-    """Checks that the config of a finished run has kept what its preprocessor decides.
-
-    Raises:
-        UserError: names the key, its value and that of the run.
-    """
+    """Raises a UserError where a finished run's config was changed in what its preprocessor decides."""
     data: Any = get_object(run_config.data._target_)
     for name in getattr(data, "fixed_arguments", ()):
         old, new = (OmegaConf.select(config, f"data.{name}") for config in (run_config, changed))

@@ -71,12 +71,7 @@ class RunIdentity:
 def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, data: str = "") -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science.
 
-    Args:
-        experiment: name of the experiment.
-        norm: the norm's choice.
-        overrides: as typed.
-        seed: of the run.
-        data: the choice of data, where `overrides` do not make it.
+    `data` is the choice of data, where the overrides do not make it.
     """
     values = read_overrides(overrides)
     parts = {
@@ -133,11 +128,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Takes the folder for this process until it ends; processes that it forks do not hold it.
-
-        Raises:
-            UserError: another process works in it.
-        """
+        """Takes the folder for this process, not for those it forks; a UserError says that another works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a")
         try:
@@ -172,11 +163,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes the resolved config, after checking that the folder does not hold a run of another one.
-
-        Raises:
-            UserError: it does.
-        """
+        """Writes the resolved config, or raises a UserError where the folder holds a run of another one."""
         if self.config.exists() and self.holds_run():
             self._check_same(self.read_config(), config)
             return
@@ -184,23 +171,15 @@ class RunFolder:
             OmegaConf.save(OmegaConf.create(dict(config)), file)
 
     def write_fingerprint(self, path: Any) -> None:
-        """Writes the fingerprint of the data, after checking that the folder does not hold a run of others.
-
-        Raises:
-            UserError: it does.
-        """
+        """Writes the fingerprint of the data, or raises a UserError where the folder holds a run of others."""
         if self.holds_run():
             self.check_data(path)
         else:
             write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
 
     def check_data(self, path: Any) -> None:
-        """Compares data with those of the run; runs of early versions kept nothing to compare with.
-
-        Raises:
-            UserError: they differ.
-        """
-        if not self.fingerprint.is_file():
+        """Raises a UserError where the data are not those of the run."""
+        if not self.fingerprint.is_file():  # of a run of an early version
             return
         before, now = read_fingerprint(self.fingerprint), take_fingerprint(path, self.runs)
         if now.digest != before.digest:
@@ -220,11 +199,7 @@ class RunFolder:
         ]
 
     def read_config(self) -> dict[str, Any]:
-        """Reads the resolved config.
-
-        Raises:
-            UserError: there is none, or it is not a config.
-        """
+        """Reads the resolved config, or raises a UserError where there is none."""
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
         loaded = OmegaConf.to_container(OmegaConf.load(self.config))

@@ -60,11 +60,7 @@ def start_run(config: DictConfig) -> float | None:
 
 
 def read_objective(folder: RunFolder, metric: str) -> float | None:
-    """Returns a metric of a run's result; None for a diverged run.
-
-    Raises:
-        UserError: the run has no such metric.
-    """
+    """Returns a metric of a run's result; None for a diverged run."""
     result = read_result(folder.result)
     if result.status == "diverged":
         return None
@@ -75,11 +71,7 @@ def read_objective(folder: RunFolder, metric: str) -> float | None:
 
 
 def open_folder(folder: RunFolder, config: DictConfig) -> None:
-    """Takes the folder for this process, clears it if asked to, and writes resolved config and fingerprint of the data.
-
-    Raises:
-        UserError: the folder is in use or holds a run of another config or of other data.
-    """
+    """Takes the folder for this process, clears it if asked to, and writes config and fingerprint of the data."""
     folder.lock()
     if config.force:
         folder.clear()

@@ -29,14 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, identity: RunIdentity) -> None:
-    """Trains, tests and writes result.json; resumes where an earlier process was killed.
+    """Trains, tests and writes result.json into a folder that `un.training.start` has opened; resumes a killed run.
 
     Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
     training with a checkpoint; before and after it, at once.
-
-    Args:
-        config: composed from configs/train.yaml.
-        identity: of the run; its folder is ready (`un.training.start`).
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)

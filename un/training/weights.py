@@ -46,11 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Checks that a state dict is this module's.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Raises a UserError where the names or shapes of a state dict are not the module's."""
     own = module.state_dict()
     problems = {
         "lacks": [name for name in own if name not in state],
@@ -67,11 +63,7 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
 
 def read_model_weights(path: Path) -> dict[str, Tensor]:
-    """Returns a model's state dict out of our checkpoints or published ones, averaged weights where there are any.
-
-    Raises:
-        UserError: see `read_checkpoint`; or there is no state dict in the file.
-    """
+    """Returns a model's state dict out of our checkpoints or published ones, averaged weights where there are any."""
     content: Any = read_checkpoint(path)
     for key in NESTED_KEYS:
         if isinstance(content.get(key), Mapping):

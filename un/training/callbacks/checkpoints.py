@@ -161,7 +161,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes beside the final place, then renames."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, binary=True) as file:
