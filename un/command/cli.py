@@ -1,4 +1,4 @@
-"""What every program shares: its command line, and mistakes of the user that end in one line and exit code 2."""
+"""The command line of every program; a mistake of the user ends it with one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ class ReportedError(UserError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command line whose mistakes are a UserError, where argparse prints its usage over them and ends the process."""
+    """A command line whose mistakes are UserErrors; argparse itself would print its usage above the line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -45,11 +45,11 @@ class CommandParser(argparse.ArgumentParser):
 def run_command(
     name: str, task: Callable[[DictConfig], Any], sweep: Callable[[Sequence[str]], int | None] | None = None
 ) -> None:
-    """Does what the command line asks for: a task with a composed config, a sweep, or an answer of Hydra's.
+    """Does what the command line asks for: a run, a sweep, or an answer of Hydra's such as `--help`.
 
     Args:
-        name: of the program and its config in configs/.
-        task: takes the config of one run.
+        name: of the program and of its config in configs/.
+        task: takes the composed config of one run.
         sweep: takes over where the command line has `-m`: gets the overrides, returns how many runs failed or, to leave
             the sweep to Hydra after all, None.
     """
@@ -74,7 +74,7 @@ def run_command(
 def _run_hydra(
     name: str, task: Callable[[DictConfig], Any], parser: CommandParser, options: argparse.Namespace
 ) -> None:
-    """Does what `hydra.main` does, but for errors, which are raised here and printed there."""
+    """Does what `hydra.main` does, except that errors are raised, not printed."""
 
     def run_job(config: DictConfig) -> Any:
         with end_on_mistake():  # Hydra would add a line of its own to an exception that leaves a job
@@ -101,11 +101,9 @@ def _run_hydra(
 
 @contextlib.contextmanager
 def answer_signals() -> Iterator[None]:
-    """Ends what a signal stopped with one line, from the first process of a run.
+    """Ends what a signal stopped with one line, from the first process of a run, and the exit code of the signal.
 
-    Raises:
-        SystemExit: with the exit code of the signal; 0 in the other processes of a run, whose launchers take another
-            code for a crash that the first process must be killed for.
+    The other processes end with 0: their launchers take another code for a crash, for which they kill the first.
     """
     with signals.listening():
         try:
@@ -150,7 +148,7 @@ def read_count(text: str) -> int:
 
 @contextlib.contextmanager
 def end_on_mistake() -> Iterator[None]:
-    """Ends the process where an error is raised: after one line for a mistake of the user, else after its traceback."""
+    """Ends the process at an error, after one line for a mistake of the user or a traceback for any other."""
     try:
         yield
     except signals.StoppedError as stop:
@@ -162,7 +160,7 @@ def end_on_mistake() -> Iterator[None]:
 
 
 def report_error(error: Exception) -> None:
-    """Prints a mistake of the user as one line, a fault of the program as its traceback, which the log gets anyway."""
+    """Prints a mistake of the user as one line, any other error as its traceback; the log gets the traceback of both."""
     log_to_files("".join(traceback.format_exception(error)))
     if _is_one_line(error):
         print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
