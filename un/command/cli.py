@@ -160,7 +160,7 @@ def end_on_mistake() -> Iterator[None]:
 
 
 def report_error(error: Exception) -> None:
-    """Prints a mistake of the user as one line, any other error as its traceback; the log gets the traceback of both."""
+    """Prints a mistake of the user as one line and any other error as its traceback; the log gets the traceback."""
     log_to_files("".join(traceback.format_exception(error)))
     if _is_one_line(error):
         print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
