@@ -13,19 +13,16 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from un.command import signals
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
-from un.command.overrides import quote_override
+from un.command.overrides import check_overrides, quote_override
 from un.command.ranks import is_first_process
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's variable
 EXIT_CODE = 2
-RUNS = "paths.runs"
 # Options of Hydra: those that lead to other configs than ours, and those that ask for an answer, not for a run.
 REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun")
 ANSWERED = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -124,19 +121,6 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, would print a traceback per line
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Checks what Hydra would take for something else: lists for config groups, and the folder of the runs."""
-    with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            key, choices = override.key_or_group, override.value()
-            if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
-                raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
-            if isinstance(choices, list) and (CONFIG_FOLDER / key).is_dir():
-                wrong = [choice for choice in choices if not isinstance(choice, str)]
-                if wrong:
-                    raise UserError(f"{key} takes the names of its options, got {wrong[0]} in {choices}")
 
 
 def read_count(text: str) -> int:

@@ -6,15 +6,20 @@ read is therefore quoted, and a path always is, unless quotes say that the user 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from un.command.errors import CONFIG_FOLDER, UserError
+
+RUNS = "paths.runs"
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
-PATHS = {"data.path": True, "init_weights": True, "output": False, "paths.runs": False, "run": False}
+PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
 
@@ -32,6 +37,19 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
         return argument
     values = _list_values(key, typed) if is_sweep else [typed]
     return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Checks what Hydra would take for something else: lists for config groups, and the folder of the runs."""
+    with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key, choices = override.key_or_group, override.value()
+            if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
+                raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
+            if isinstance(choices, list) and (CONFIG_FOLDER / key).is_dir():
+                wrong = [choice for choice in choices if not isinstance(choice, str)]
+                if wrong:
+                    raise UserError(f"{key} takes the names of its options, got {wrong[0]} in {choices}")
 
 
 def _list_values(key: str, typed: str) -> list[str]:
