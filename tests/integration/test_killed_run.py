@@ -14,15 +14,17 @@ from tests.outcomes import check_same, list_run_folders, read_outcome
 COMMON = ("data.batch_size=16", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu")
 COMMON += ("callbacks.checkpoints.every_n_steps=3", "callbacks.watch_norms.every_n_steps=5")
 # Everything that draws numbers or keeps a state besides optimizer and norms.
+VISION = "vision: dropped paths, Mixup, averaged weights"
+TRANSLATION = "translation: dropout, schedule, accumulation, last epochs' mean"
 SETTINGS = {
-    "vision: dropped paths, Mixup, averaged weights": (
+    VISION: (
         "data.limit=160",
         "trainer.max_epochs=3",
         "task.ema_decay=0.9",
         "task.mixup={mixup_alpha: 0.4}",
         "model.drop_path_rate=0.1",
     ),
-    "translation: dropout, schedule, accumulation, last epochs' mean": (
+    TRANSLATION: (
         "experiment=phrasebook_tiny",
         "data.limit=160",
         "data.bpe_merges=50",
@@ -36,9 +38,12 @@ SETTINGS = {
 SEED = 20220803  # of the step at which the process is killed
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name",
+    [VISION, pytest.param(TRANSLATION, marks=pytest.mark.slow)],  # fairseq takes long to load and to translate
+)
 def test_killed_run(name: str, tmp_path: Path) -> None:
-    if "translation" in name:
+    if name == TRANSLATION:
         importlib.import_module("un.translation.module")  # here, so that the forked processes need not
     finish((f"paths.runs={tmp_path / 'whole'}", *COMMON, *SETTINGS[name]))
     command = (f"paths.runs={tmp_path / 'killed'}", *COMMON, *SETTINGS[name])

@@ -23,11 +23,11 @@ EVERY_OTHER = "callbacks.checkpoints.every_n_steps=2"
 FEW = "data.num_batches=4"
 SETTINGS = {
     "epochs": ["data.num_batches=3"],
-    "max_steps inside an epoch": [FEW, "trainer.max_epochs=-1", "trainer.max_steps=6"],
+    "max_steps inside an epoch": [FEW, EVERY_OTHER, "trainer.max_epochs=-1", "trainer.max_steps=6"],
     "max_steps at the end of an epoch": [FEW, "trainer.max_steps=4"],
-    "two validations per epoch": [FEW, "trainer.val_check_interval=0.5"],
+    "two validations per epoch": [FEW, EVERY_OTHER, "trainer.val_check_interval=0.5"],
     "validation every other epoch": ["data.num_batches=2", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
-    "accumulated gradients": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
+    "accumulated gradients": [EVERY_OTHER, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
     "averaged epochs": ["data.num_batches=3", "average_checkpoints=2", "trainer.max_epochs=3", EVERY_OTHER],
     "limited batches": ["trainer.limit_train_batches=3", EVERY_OTHER],
 }
