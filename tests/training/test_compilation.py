@@ -12,7 +12,6 @@ from tests.training.toy import make_config, run_toy
 from un.command.checks import check_config
 from un.command.errors import UserError
 from un.training.compilation import compile_in_training
-from un.training.run_folder import name_run
 from un.training.weights import read_checkpoint
 
 
@@ -81,7 +80,3 @@ def test_other_errors_stay_what_they_are() -> None:
     model = Branching()
     with pytest.raises(RuntimeError, match="out of memory"), compile_in_training(model, {"backend": "eager"}):
         raise RuntimeError("out of memory")
-
-
-def test_the_folder_says_so() -> None:
-    assert name_run("e", "un", ["compile=true"], 4) == "e/norm=un,compile=True/seed=4"
