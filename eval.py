@@ -1,19 +1,16 @@
 """Evaluates a finished run again: `python eval.py run=<run folder>`."""
 
-import hydra
 from omegaconf import DictConfig
 
-from un.command.cli import report_errors, run_main
+from un.command.cli import run_command
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
-def main(config: DictConfig) -> None:
+def evaluate_run(config: DictConfig) -> None:
     """Evaluates the run named by `run`, rebuilt from its own config."""
-    with report_errors():
-        from un.finished.evaluate import evaluate
+    from un.finished.evaluate import evaluate  # imports torch
 
-        evaluate(config)
+    evaluate(config)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_command("eval", evaluate_run)

@@ -3,22 +3,19 @@
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from un.command.cli import report_errors, run_main
+from un.command.cli import run_command
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="fold")
-def main(config: DictConfig) -> None:
+def fold(config: DictConfig) -> None:
     """Folds the run named by `run`."""
-    with report_errors():
-        from un.finished.fold_run import write_folded
+    from un.finished.fold_run import write_folded  # imports torch
 
-        write_folded(config)
+    write_folded(config)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_command("fold", fold)

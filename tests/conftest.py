@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT_PACKAGES = ("benchmarks", "faults")  # in scripts/, beside the programs that import them
+SCRIPT_PACKAGES = ("benchmarks",)  # in scripts/, beside the programs that import them
 
 # The tests' tensors are small: one thread is as fast as several, and leaves the other cores alone. Child processes too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

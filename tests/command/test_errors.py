@@ -2,7 +2,6 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf.errors import InterpolationKeyError
 
-from un.command.cli import sort_arguments
 from un.command.errors import describe_error, is_user_error
 
 
@@ -51,7 +50,7 @@ def test_missing_packages_come_with_the_command_that_installs_them() -> None:
     located.__cause__ = missing
     wrapped = InstantiationException("Error locating target 'un.translation.data.X'\nfull_key: data")
     wrapped.__cause__ = located
-    line = "sacrebleu is not installed, which is part of the extra 'translation': make translation"
+    line = "sacrebleu, which belongs to the extra 'translation', is not installed: make translation"
     assert describe_error(missing) == line
     assert describe_error(wrapped) == f"data: {line}"
     own = ImportError("translation needs fairseq,\nwhich is broken")
@@ -60,10 +59,6 @@ def test_missing_packages_come_with_the_command_that_installs_them() -> None:
     assert describe_error(wrapped) == "data: translation needs fairseq, which is broken"
     unknown = ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
     assert describe_error(unknown) == "No module named 'nowhere'"
-
-
-def test_multirun_may_stand_anywhere() -> None:
-    assert sort_arguments(["a=1", "-m", "b=2", "--multirun"]) == ["-m", "--multirun", "a=1", "b=2"]
 
 
 def test_errors_of_a_loader_process_lose_its_traceback() -> None:

@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 
 from un.command.overrides import PATHS, quote_override
 
-TEXTS = [
-    *("/a b", " a ", "[a]", "a [1]", "(a)", "photos (1)", "{a}", "{a: 1}", "a,b", "k=v,l=w", "=", "a:b", "a;b", "a|b"),
-    *("it's", 'say "hi"', "'tis", 'a "b', "a'", "~a", "a~", "a&b", "$HOME", "a$", "#1", "a#b", "100%", "a*b?", "!"),
-    *("`a`", "runs/e/norm=un,a=1/seed=0", "Käse", "中文", "🙂", "a\tb", "a\nb"),
-    *("a\\b", "a\\\\b", "a\\", "a\\,b", 'a\\"b', "\\", "<a>", "a::b"),
-    *("2024", "007", "1_000", "1e5", "-1", "true", "None", "nan", "choice(a,b)", "range(1,3)", "glob(*)", "sort(3,1)"),
-]  # fmt: skip
+TEXTS = ["/a b", " a ", "[a]", "photos (1)", "{a: 1}", "runs/e/norm=un,a=1/seed=0", "=", "a:b", "a|b", "it's", 'a "b']
+TEXTS += ["~a", "a&b", "$HOME", "#1", "a*b?", "`a`", "Käse 中文 🙂", "a\tb", "a\nb", "a\\b", "a\\", "a\\,b", 'a\\"b']
+TEXTS += ["2024", "007", "1_000", "1e5", "-1", "true", "None", "nan", "choice(a,b)", "range(1,3)", "glob(*)"]
 
 
 def read(argument: str) -> object:
@@ -24,11 +20,11 @@ def read(argument: str) -> object:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("key", [*PATHS, "+data.path"])
-def test_paths_are_read_as_typed(key: str, text: str) -> None:
-    quoted = quote_override(f"{key}={text}")
-    assert read(quoted) == text
-    assert quote_override(quoted) == quoted
+def test_paths_are_read_as_typed(text: str) -> None:
+    for key in (*PATHS, "+data.path"):
+        quoted = quote_override(f"{key}={text}")
+        assert read(quoted) == text
+        assert quote_override(quoted) == quoted
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -75,9 +71,7 @@ def test_other_values_mean_what_they_mean_to_hydra_if_anything(text: str, value:
     assert quote_override(quoted) == quoted
 
 
-@pytest.mark.parametrize(
-    "argument", ["--config-dir=a b=c", "norm", "~data.path", "=a b", "a b=c d", "norm=un,layernorm"]
-)
+@pytest.mark.parametrize("argument", ["norm", "~data.path", "=a b", "a b=c d", "norm=un,layernorm"])
 def test_other_arguments_stay(argument: str) -> None:
     assert quote_override(argument) == argument
 

@@ -1,151 +1,137 @@
-"""Signals reach real processes: small ones without torch, so that this takes no time."""
+"""Signals reach real processes: small ones, forked from the tests, so that they start at once."""
 
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from un.command import signals
-from un.training.run_folder import RunFolder
-
-BEGIN = """
-import multiprocessing, os, signal, sys, time
+from tests.forked import FORK, Forked
 from un.command import signals
 from un.command.cli import answer_signals
-def tell(text):
-    print(text, flush=True)
-"""
-AT_ONCE = """
-with answer_signals():
-    tell("ready")
-    time.sleep(60)
-"""
-DEFERRED = """
-with answer_signals(), signals.deferring():
-    tell("ready")
+from un.training.run_folder import RunFolder
+
+Tell = Callable[[Any], None]
+
+
+def start(body: Callable[..., None], *arguments: Any) -> Forked:
+    """Starts a program and waits until it says that it is ready."""
+    program = Forked(body, *arguments, talks=True)
+    assert program.hear() == "ready"
+    return program
+
+
+def wait_for_signal() -> None:
     while not signals.is_stopping():
         time.sleep(0.01)
-    tell("asked")
-    time.sleep(float(sys.argv[1]))
-    raise signals.make_stop(" at step 7")
-"""
-UNANSWERED = """
-with answer_signals():
-    with signals.deferring():
+
+
+def answer_at_once(tell: Tell) -> None:
+    with answer_signals():
         tell("ready")
-        while not signals.is_stopping():
-            time.sleep(0.01)
-    tell("never")
-"""
-FORKED = """
-def work():
-    tell("ready")
-    time.sleep(60)
-with answer_signals(), signals.deferring():
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    while not signals.is_stopping():
-        time.sleep(0.01)
-    time.sleep(0.2)
-    tell(f"child alive {child.is_alive()}")
-    child.terminate()
-    child.join()
-    tell(f"child ended by {-child.exitcode}")
-"""
-FORWARDING = """
-def work():
+        time.sleep(60)
+
+
+def answer_later(tell: Tell, seconds: float = 0.0, error: Exception | None = None) -> None:
     with answer_signals(), signals.deferring():
         tell("ready")
-        while not signals.is_stopping():
-            time.sleep(0.01)
-if __name__ == "__main__":
+        wait_for_signal()
+        tell("asked")
+        time.sleep(seconds)
+        raise error or signals.make_stop(" at step 7")
+
+
+def never_answer(tell: Tell) -> None:
+    with answer_signals():
+        with signals.deferring():
+            tell("ready")
+            wait_for_signal()
+        raise AssertionError("went on")
+
+
+def load_data(tell: Tell) -> None:
+    """Starts a process as a data loader does."""
+    with answer_signals(), signals.deferring():
+        child = FORK.Process(target=time.sleep, args=(60,))
+        child.start()
+        tell("ready")
+        wait_for_signal()
+        time.sleep(0.2)
+        tell(child.is_alive())
+        child.terminate()
+        child.join()
+        tell(child.exitcode)
+
+
+def sweep(tell: Tell) -> None:
+    """Starts a process as a launcher does."""
     with answer_signals(), signals.forwarding():
-        child = multiprocessing.get_context("spawn").Process(target=work)
+        child = FORK.Process(target=never_answer, args=(tell,))
         child.start()
         child.join()
-        tell(f"child ended with {child.exitcode}")
-"""
-STARTER = """
-signal.signal(signal.SIGUSR2, lambda *arguments: sys.exit(122))  # as submitit, which starts such jobs again
-"""
+        tell(child.exitcode)
 
 
-def start(body: str, *arguments: str, group: bool = False, file: Path | None = None) -> subprocess.Popen[str]:
-    """Starts a program and waits until it says that it is ready."""
-    command = [sys.executable, "-c", BEGIN + body, *arguments]
-    if file is not None:  # whose functions another process can import
-        file.write_text(BEGIN + body)
-        command = [sys.executable, str(file), *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=group)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+def be_submitted(tell: Tell) -> None:
+    """Is started as by submitit, which starts such jobs again."""
+    signal.signal(signal.SIGUSR2, lambda *arguments: sys.exit(122))
+    answer_later(tell)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_one_signal(signum: signal.Signals) -> None:
-    processes = {"": start(AT_ONCE), " at step 7": start(DEFERRED, "0"), "unanswered": start(UNANSWERED)}
-    for where, process in processes.items():
-        process.send_signal(signum)
-        output, errors = process.communicate(timeout=20)
-        assert process.returncode == 128 + signum
-        assert errors == f"stopped by {signum.name}{where.removeprefix('unanswered')}: the same command goes on\n"
-        assert "never" not in output
+@pytest.mark.parametrize(("body", "where"), [(answer_at_once, ""), (answer_later, " at step 7"), (never_answer, "")])
+def test_one_signal(body: Callable[..., None], where: str, signum: signal.Signals) -> None:
+    program = start(body)
+    program.send(signum)
+    assert program.wait() == (128 + signum, f"stopped by {signum.name}{where}: run the same command to resume\n")
 
 
-@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
-def test_two_signals_end_at_once(first: str, second: str) -> None:
-    process = start(DEFERRED, "60")
-    process.send_signal(getattr(signal, first))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "asked\n"
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_end_at_once(first: signal.Signals) -> None:
+    program = start(answer_later, 60)
+    program.send(first)
+    assert program.hear() == "asked"
     time.sleep(signals.ECHO_SECONDS + 0.1)
-    process.send_signal(getattr(signal, second))
-    process.communicate(timeout=20)
-    assert process.returncode == -getattr(signal, second)
+    program.send(signal.SIGTERM)
+    assert program.wait() == (-signal.SIGTERM, "")
 
 
-def test_an_echo_and_a_repeated_notice_are_not_a_second_signal() -> None:
-    for signum, pause in ((signal.SIGINT, 0.0), (signal.SIGUSR1, signals.ECHO_SECONDS + 0.1)):
-        process = start(DEFERRED, "1.5")
-        process.send_signal(signum)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "asked\n"
-        time.sleep(pause)
-        process.send_signal(signum)
-        process.communicate(timeout=20)
-        assert process.returncode == 128 + signum
+@pytest.mark.parametrize(("signum", "pause"), [(signal.SIGINT, 0.0), (signal.SIGUSR1, signals.ECHO_SECONDS + 0.1)])
+def test_an_echo_and_a_repeated_notice_are_not_a_second_signal(signum: signal.Signals, pause: float) -> None:
+    program = start(answer_later, 1.0)
+    program.send(signum)
+    assert program.hear() == "asked"
+    time.sleep(pause)
+    program.send(signum)
+    assert program.wait()[0] == 128 + signum
 
 
 def test_a_forked_process_ignores_the_terminal_and_obeys_its_parent() -> None:
-    """A data loader's: Ctrl-C reaches it, too, before the run has come to a place where it can stop."""
-    process = start(FORKED, group=True)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    assert output == f"child alive True\nchild ended by {signal.SIGTERM}\n"
-    assert process.returncode == 128 + signal.SIGINT
+    """Ctrl-C reaches a data loader, too, before the run has come to a place where it can stop."""
+    program = start(load_data)
+    os.killpg(program.pid, signal.SIGINT)
+    assert program.hear() is True
+    assert program.hear() == -signal.SIGTERM
+    assert program.wait()[0] == 128 + signal.SIGINT
 
 
-def test_a_sweep_passes_signals_on(tmp_path: Path) -> None:
-    process = start(FORWARDING, file=tmp_path / "sweep.py")
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
-    assert output == f"child ended with {128 + signal.SIGTERM}\n"
-    assert process.returncode == 128 + signal.SIGINT
+def test_a_sweep_passes_signals_on() -> None:
+    program = start(sweep)
+    program.send(signal.SIGINT)
+    assert program.hear() == 128 + signal.SIGTERM
+    code, errors = program.wait()
+    assert code == 128 + signal.SIGINT
     assert [line.split(":")[0] for line in errors.splitlines()] == ["stopped by SIGTERM", "stopped by SIGINT"]
 
 
 def test_who_started_the_process_is_told_last() -> None:
-    process = start(STARTER + DEFERRED, "0")
-    process.send_signal(signal.SIGUSR2)
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (122, "stopped by SIGUSR2 at step 7: the same command goes on\n")
+    program = start(be_submitted)
+    program.send(signal.SIGUSR2)
+    assert program.wait() == (122, "stopped by SIGUSR2 at step 7: run the same command to resume\n")
 
 
 @pytest.mark.parametrize(
@@ -160,19 +146,17 @@ def test_slurm_is_asked_to_start_a_job_again_after_a_notice(
     for name, value in {"SLURM_JOB_ID": "31", "PATH": f"{tmp_path}:{os.environ['PATH']}", **array}.items():
         monkeypatch.setenv(name, value)
     for signum in (signal.SIGTERM, signal.SIGUSR1):
-        process = start(DEFERRED, "0")
-        process.send_signal(signum)
-        process.communicate(timeout=20)
-        assert process.returncode == 128 + signum
+        process = start(answer_later)
+        process.send(signum)
+        assert process.wait()[0] == 128 + signum
     assert (tmp_path / "calls").read_text() == f"requeue {job}\n"
 
 
 def test_a_lost_data_loader_is_part_of_the_signal() -> None:
-    lost = "RuntimeError('DataLoader worker (pid 3) is killed by signal: Terminated.')"
-    process = start(DEFERRED.replace('raise signals.make_stop(" at step 7")', f"raise {lost}"), "0")
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, len(errors.splitlines())) == (128 + signal.SIGTERM, 1)
+    program = start(answer_later, 0, RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated."))
+    program.send(signal.SIGTERM)
+    code, errors = program.wait()
+    assert (code, len(errors.splitlines())) == (128 + signal.SIGTERM, 1)
 
 
 def test_handlers_are_put_back() -> None:
@@ -183,22 +167,23 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(signum) for signum in (*signals.URGENT, *signals.NOTICES)] == before
 
 
-def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """Else the same command would find the run in use until the data loader has noticed that it is dead."""
-    body = f"""
-from pathlib import Path
-from un.training.run_folder import RunFolder
-folder = RunFolder(Path({str(tmp_path)!r}))
-folder.lock()
-if os.fork() == 0:
-    time.sleep(20)
-tell("ready")
-time.sleep(60)
-"""
-    process = start(body, group=True)
-    process.kill()
-    process.wait()
+def lock(tell: Tell, folder: Path) -> None:
+    run = RunFolder(folder)
+    run.lock()
+    loader = FORK.Process(target=time.sleep, args=(60,))
+    loader.start()
+    tell("ready")
+    time.sleep(60)
+
+
+def test_a_killed_run_lets_go_of_its_folder(tmp_path: Path) -> None:
+    """Though a data loader that it has forked has not noticed yet, the same command can take the folder."""
+    program = start(lock, tmp_path)
+    with pytest.raises(ValueError, match="is in use"):
+        RunFolder(tmp_path).lock()
+    program.send(signal.SIGKILL)
+    program.wait()
     try:
         RunFolder(tmp_path).lock()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(program.process.pid, signal.SIGKILL)

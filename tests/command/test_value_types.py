@@ -6,7 +6,7 @@ from typing import Any, Literal, Optional, Union
 import pytest
 
 from un.command.errors import UserError
-from un.command.value_types import check_kinds, describe_kind, fits
+from un.command.value_types import FromOne, check_kinds, describe_kind, fits
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,10 @@ from un.command.value_types import check_kinds, describe_kind, fits
         (None, int, False),
         ("a", Literal["a", "b"], True),
         ("c", Literal["a", "b"], False),
-        (True, Literal[1], False),
+        ([1, 2], tuple[int, ...], True),
+        ([float("nan"), 1.0], list[float], False),
+        (0, FromOne, False),
+        (1, FromOne, True),
         ([1, 2], Sequence[int], True),
         ([1, "a"], Sequence[int], False),
         ("ab", Sequence[str], False),
@@ -52,6 +55,7 @@ def test_fits(value: object, kind: object, expected: bool) -> None:
 
 def test_descriptions() -> None:
     assert describe_kind(int | None) == "an integer or null"
+    assert describe_kind(FromOne | Literal[-1]) == "an integer of at least 1 or -1"
     assert describe_kind(bool | Mapping[str, Any]) == "true or false or a mapping"
     assert describe_kind(Literal["a", "b"]) == "one of a, b"
     assert describe_kind(int | Sequence[int]) == "an integer or a list"

@@ -201,7 +201,7 @@ def spoilt(tmp_path: Path) -> Path:
         ("data.path={}/empty", "empty"),
         ("data.path={}/columns", "columns"),
         ("data.path={}/file", "file"),
-        ("init_weights={}/file", "file is cut short or no checkpoint"),
+        ("init_weights={}/file", "file is cut short or not a checkpoint"),
         ("init_weights={}/empty", "no such checkpoint"),
         ("paths.runs={}/file", "Not a directory"),
     ],

@@ -105,7 +105,7 @@ def test_evaluation_without_a_model(sweep: tuple[Path, Outcome], finished: Path,
     diverged = find_folders(sweep[0])["norm=un,debug=fast,optimizer.lr=1e+38"]
     run_here("eval.py", f"run={diverged}").check_error("diverged at step")
     run_here("eval.py", f"run={tmp_path / 'nowhere'}").check_error("no such folder")
-    run_here("eval.py", f"run={tmp_path}").check_error("no run folder")
+    run_here("eval.py", f"run={tmp_path}").check_error("is not a run folder")
     run_here("eval.py").check_error("run is missing")
     best = finished / "checkpoints/best.ckpt"
     best.write_bytes(best.read_bytes()[:1000])
@@ -157,7 +157,7 @@ def test_evaluation_without_a_model(sweep: tuple[Path, Outcome], finished: Path,
         (["data.path=[a,b]"], ["data.path='[a,b]': no such folder"]),
         ([f"data.path=/{'x' * 300}"], ["x" * 300]),
         (["global_batch_size=0"], ["global_batch_size=0 must be an integer of at least 1 or null"]),
-        (["global_batch_size=9"], ["global_batch_size=9 is no multiple of data.batch_size=8 x 1 process:"]),
+        (["global_batch_size=9"], ["global_batch_size=9 is not a multiple of data.batch_size=8 x 1 process:"]),
         (["model.name=vit_tiny_patch1_224"], ["vit_tiny_patch16_224"]),
         (["optimizer.lr=-1"], ["-1"]),
         (["task.mixup=3"], ["task.mixup=3 must be a mapping or null"]),

@@ -4,20 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.integration.commands import REPOSITORY
 
 CODE = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_path('train.py', run_name='__main__')"
 
 
-@pytest.mark.parametrize("package", ["fairseq", "sacrebleu"])
-def test_missing_package(package: str, tmp_path: Path) -> None:
+def test_missing_package(tmp_path: Path) -> None:
     arguments = (f"paths.runs={tmp_path}", "experiment=phrasebook_tiny", "debug=fast", "trainer.accelerator=cpu")
-    command = [sys.executable, "-c", CODE, package, *arguments]
+    command = [sys.executable, "-c", CODE, "fairseq", *arguments]
     outcome = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert outcome.returncode == 2, outcome
     (line,) = outcome.stderr.splitlines()
     assert line.startswith("error: ")
-    assert package in line
+    assert "fairseq" in line
     assert line.endswith(": make translation")

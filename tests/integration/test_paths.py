@@ -40,8 +40,6 @@ def test_every_program_takes_any_path(place: Path, monkeypatch: pytest.MonkeyPat
     assert "the same to the last bit" in run_right("eval.py", f"run={run}", f"data.path={place}/data")
     run_right("scripts/fold.py", f"run={run.relative_to(place.parent)}", f"output={NAME}/folded.ckpt")
     assert (place / "folded.ckpt").is_file()
-    run_right("scripts/export.py", f"run={run}", "format=torch_export", f"output={place}/graph.pt2")
-    assert (place / "graph.pt2").is_file()
     run_right("scripts/analyse.py", f"run={place}/runs", f"output={place}/figures")
     run_right("scripts/report.py", str(place / "runs"), f"--output={place}/report")
     weights = f"init_weights={run}/checkpoints/best.ckpt"

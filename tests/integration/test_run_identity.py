@@ -29,7 +29,7 @@ def test_where_and_how_a_run_is_executed_is_no_part_of_its_name(tmp_path: Path) 
     for elsewhere in (("trainer=ddp", "trainer.devices=2"), ("trainer.precision=bf16-mixed", "trainer.num_nodes=2")):
         assert "is finished already: nothing to do" in run_here(*command, *elsewhere).output
     refused = run_here(*command, "data.batch_size=12")
-    refused.check_error("global_batch_size=32 is no multiple of data.batch_size=12 x 1 process")
+    refused.check_error("global_batch_size=32 is not a multiple of data.batch_size=12 x 1 process")
 
 
 def make_pictures(folder: Path, seed: int) -> Path:

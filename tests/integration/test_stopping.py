@@ -1,4 +1,4 @@
-"""Signals to real commands: a run of one and of two processes, sweeps, and jobs of Slurm and submitit."""
+"""Signals to real commands: a run of one and of two processes, sweeps, and jobs of submitit."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.integration.commands import run, start
-from tests.integration.test_killed_run import count_steps, find_run, read_outcome
+from tests.integration.test_killed_run import count_steps, find_run
+from tests.outcomes import check_same, read_outcome
 from un.reports.result import read_result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # every process imports torch and trains for seconds
 LONG = ("trainer.accelerator=cpu", "data.limit=160", "data.batch_size=16", "trainer.log_every_n_steps=1")
 LONG += ("trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=1000", "callbacks.watch_norms=null")
-SLURM = {"SLURM_JOB_ID": "31", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
 PATIENCE = 300
 
 
@@ -34,7 +34,7 @@ def check_stop(process: subprocess.Popen[str], signum: signal.Signals, runs: Pat
     assert folder is not None
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert process.returncode == 128 + signum, errors
-    assert errors == f"stopped by {signum.name} at step {step}: the same command goes on\n"
+    assert errors == f"stopped by {signum.name} at step {step}: run the same command to resume\n"
     assert not (folder / "result.json").exists()
 
 
@@ -58,27 +58,7 @@ def test_a_stopped_run_goes_on(signum: signal.Signals, settings: tuple[str, ...]
     again = run("train.py", *command)
     assert again.code == 0, again
     assert "resuming" in again.output
-    expected = read_outcome(tmp_path / "whole")
-    outcome = read_outcome(tmp_path / "stopped")
-    for part in expected:
-        assert outcome[part] == expected[part], part
-
-
-@pytest.mark.parametrize(("signum", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
-def test_a_job_of_slurm(
-    signum: signal.Signals, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
-    program.chmod(0o755)
-    for name, value in {**SLURM, "PATH": f"{tmp_path}:{os.environ['PATH']}"}.items():
-        monkeypatch.setenv(name, value)
-    process = start("train.py", f"paths.runs={tmp_path / 'runs'}", *LONG)
-    wait_for_steps(tmp_path / "runs", 3, process)
-    process.send_signal(signum)
-    check_stop(process, signum, tmp_path / "runs")
-    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-    assert calls == ("requeue 31\n" if signum == signal.SIGUSR1 else "")
+    check_same(read_outcome(tmp_path / "stopped"), read_outcome(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

@@ -51,7 +51,7 @@ def test_folders_with_the_same_base_name_are_told_apart(tmp_path: Path, photos: 
     assert all(name.startswith("photos-") for name in names)
 
 
-@pytest.mark.parametrize("base", ["holiday, 2024 = [best]", "Fotos für Müller", "照片", "a&b"])
+@pytest.mark.parametrize("base", ["holiday, 2024 = [best]", "照片 & Fotos"])
 def test_names_are_harmless(base: str, tmp_path: Path) -> None:
     name = name_data("image_folder", str(make_folder(tmp_path / base, {"a": 1})))
     assert not set(name) & set("/,=[]& ")

@@ -4,35 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from tests.training.toy import make_config, make_identity
-from un.reports.result import Result, read_result
-from un.training.run_folder import RunFolder
-from un.training.start import open_folder
-from un.training.train import train
+from tests.training.toy import run_toy
 
-UNTOUCHED = OmegaConf.create({"_target_": None})
+UNTOUCHED = {"_target_": None}
 EPOCH = 5  # steps
 
 
-def run(folder: Path, *overrides: str, layernorm: bool = False) -> Result:
-    config = make_config(folder, *overrides)
-    if layernorm:
-        config.norm = UNTOUCHED
-    open_folder(RunFolder(folder), config)
-    train(config, make_identity(folder))
-    return read_result(folder / "result.json")
-
-
-@pytest.mark.parametrize("layernorm", [False, True])
-@pytest.mark.parametrize("layer", ["body", "norm", "head"])
+@pytest.mark.parametrize(("layer", "layernorm"), [("body", False), ("norm", False), ("norm", True), ("head", False)])
 def test_the_norm_whose_counter_tells_is_named(
-    layernorm: bool, layer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    layer: str, layernorm: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rare = "callbacks.checkpoints.every_n_steps=100"  # the step is seen after its weights are broken
+    norm = {"norm": UNTOUCHED} if layernorm else {}
     with caplog.at_level("INFO"):
-        result = run(tmp_path, "task.explode_at=8", f"task.poisoned={layer}", rare, layernorm=layernorm)
+        result = run_toy(tmp_path, "task.explode_at=8", f"task.poisoned={layer}", rare, **norm)
     counted = not layernorm and layer != "head"  # what the head makes reaches no norm
     expected = "norm" if counted else None
     assert (result.status, result.diverged_step, result.diverged_layer) == ("diverged", 8, expected)
@@ -46,7 +32,7 @@ def test_the_norm_whose_counter_tells_is_named(
 def test_the_last_good_checkpoint_is_kept(step: int, poisoned: str, tmp_path: Path) -> None:
     """Whatever is due at or after the bad step: last.ckpt, best.ckpt, or the checkpoint of an epoch."""
     often = ("callbacks.checkpoints.every_n_steps=2", "average_checkpoints=2")
-    result = run(tmp_path, f"task.explode_at={step}", f"task.poisoned={poisoned}", *often)
+    result = run_toy(tmp_path, f"task.explode_at={step}", f"task.poisoned={poisoned}", *often)
     assert (result.status, result.diverged_step) == ("diverged", step)
     paths = sorted((tmp_path / "checkpoints").iterdir())
     names = {"last.ckpt"} | ({"best.ckpt", "epoch=0.ckpt"} if step > EPOCH else set())
@@ -58,7 +44,7 @@ def test_the_last_good_checkpoint_is_kept(step: int, poisoned: str, tmp_path: Pa
 
 
 def test_an_exploded_loss_is_no_matter_of_a_layer(tmp_path: Path) -> None:
-    result = run(tmp_path, "optimizer.lr=1e5", "callbacks.divergence.max_loss_ratio=100", "scheduler=null")
+    result = run_toy(tmp_path, "optimizer.lr=1e5", "callbacks.divergence.max_loss_ratio=100", "scheduler=null")
     assert result.status == "diverged"
     assert result.diverged_layer is None
     assert result.diverged_step is not None

@@ -7,13 +7,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.training.toy import make_config, make_identity
+from tests.training.toy import make_config, run_toy
 from un.command.errors import CONFIG_FOLDER, UserError
-from un.reports.result import Result, read_result
 from un.training.execution import Execution, describe_start, keep_execution, plan_execution
-from un.training.run_folder import RunFolder
-from un.training.start import open_folder
-from un.training.train import train
 
 
 def plan(processes: int, *overrides: str, precision: str = "32-true") -> Execution:
@@ -24,27 +20,25 @@ def plan(processes: int, *overrides: str, precision: str = "32-true") -> Executi
 
 @pytest.mark.parametrize(
     ("experiment", "batch", "processes", "accumulated"),
-    [  # 8 GPUs with 64 images, 8 with 128, 8 with 3584 tokens; one GPU with 128 images, with 4096 tokens
-        *[("imagenet_t2t_vit_14", "", processes, 8 // processes) for processes in (1, 2, 4, 8)],
-        *[("imagenet_t2t_vit_14", "data.batch_size=32", processes, 16 // processes) for processes in (2, 16)],
-        *[("imagenet_deit_small", "", 1, 8), ("imagenet_swin_tiny", "", 2, 4)],
-        *[("wmt14_en_de", "", 1, 8), ("wmt14_en_de_big", "", 8, 1), ("wmt14_en_de", "data.max_tokens=1792", 4, 4)],
-        *[("cifar10_transfer", "", 1, 1), ("cifar100_transfer", "data.batch_size=16", 4, 2)],
-        *[("iwslt14_de_en", "", 1, 1), ("iwslt14_de_en", "data.max_tokens=1024", 2, 2)],
+    [  # 8 GPUs with 64 images, 8 with 128, 8 with 3584 tokens; one GPU with 128 images
+        ("imagenet_t2t_vit_14", "", 1, 8),
+        ("imagenet_t2t_vit_14", "data.batch_size=32", 16, 1),
+        ("imagenet_swin_tiny", "", 2, 4),
+        ("wmt14_en_de", "data.max_tokens=1792", 4, 4),
+        ("cifar10_transfer", "", 1, 1),
     ],
 )
 def test_accumulates_up_to_the_recipes_batch(experiment: str, batch: str, processes: int, accumulated: int) -> None:
     execution = plan(processes, f"experiment={experiment}", "norm=un", *filter(None, [batch]))
     assert execution.accumulate_grad_batches == accumulated
     assert execution.norm == ({"count": "updates"} if accumulated > 1 else {})
-    batches = {"imagenet_t2t_vit_14": 512, "imagenet_deit_small": 1024, "imagenet_swin_tiny": 1024}
-    batches |= {"cifar10_transfer": 128, "cifar100_transfer": 128, "iwslt14_de_en": 4096}
-    assert execution.global_batch_size == batches.get(experiment, 28672)
+    batches = {"imagenet_t2t_vit_14": 512, "imagenet_swin_tiny": 1024, "wmt14_en_de": 28672, "cifar10_transfer": 128}
+    assert execution.global_batch_size == batches[experiment]
 
 
-@pytest.mark.parametrize(("processes", "batch"), [(3, 64), (16, 64), (1, 100), (1, 1024)])
+@pytest.mark.parametrize(("processes", "batch"), [(3, 64), (1, 1024)])
 def test_a_batch_that_does_not_divide_is_refused(processes: int, batch: int) -> None:
-    message = f"global_batch_size=512 is no multiple of data.batch_size={batch} x {processes} process.*=null"
+    message = f"global_batch_size=512 is not a multiple of data.batch_size={batch} x {processes} process.*=null"
     with pytest.raises(UserError, match=message) as error:
         plan(processes, "experiment=imagenet_t2t_vit_14", f"data.batch_size={batch}")
     assert "\n" not in str(error.value)
@@ -54,7 +48,6 @@ def test_a_batch_that_does_not_divide_is_refused(processes: int, batch: int) -> 
     ("overrides", "accumulated"),
     [
         (["global_batch_size=null"], 1),
-        (["trainer.accumulate_grad_batches=1"], 1),
         (["trainer.accumulate_grad_batches=3"], 3),
         (["debug=fast"], 1),
     ],
@@ -67,8 +60,10 @@ def test_what_was_typed_stays(overrides: list[str], accumulated: int) -> None:
 @pytest.mark.parametrize(
     ("norm", "options"),
     [
-        *[([f"norm={name}"], {"count": "updates"}) for name in ("un", "un_paper", "pn_v", "mabn", "powernorm")],
-        *[([f"norm={name}"], {}) for name in ("layernorm", "batchnorm", "rmsnorm", "rep_batchnorm", "dyt")],
+        (["norm=un"], {"count": "updates"}),
+        (["norm=mabn"], {"count": "updates"}),
+        (["norm=layernorm"], {}),
+        (["norm=batchnorm"], {}),
         (["norm=prepbn"], {"calls_per_step": 8}),
         (["norm=prepbn", "norm.calls_per_step=3"], {}),
         (["norm=un", "norm.count=calls"], {}),
@@ -88,12 +83,7 @@ def test_experiments_without_a_batch_of_their_own_are_left_alone() -> None:
     ("processes", "overrides", "is_recipe", "parts"),
     [
         (8, [], True, ["global batch 512 = 64 x 8 processes"]),
-        (
-            2,
-            [],
-            True,
-            ["512 = 64 x 2 processes x 4 accumulated batches", "norm.count=updates", "still move with every"],
-        ),
+        (2, [], True, ["512 = 64 x 2 processes x 4 accumulated batches; norm.count=updates", "still move with every"]),
         (1, ["global_batch_size=null"], False, ["global batch 64 = 64 x 1 process; not the recipe's 512"]),
         (1, ["global_batch_size=256"], False, ["4 accumulated batches; not the recipe's 512; norm.count=updates"]),
         (1, ["trainer.accumulate_grad_batches=8"], True, ["count 8 calls an update; norm.count=updates"]),
@@ -126,20 +116,13 @@ def test_a_batch_of_unknown_parts_is_refused() -> None:
         plan(1, "global_batch_size=32", "data.batch_size=0")
 
 
-def run(folder: Path, *overrides: str) -> Result:
-    config = make_config(folder, *overrides)
-    open_folder(RunFolder(folder), config)
-    train(config, make_identity(folder))
-    return read_result(folder / "result.json")
-
-
 SWITCHES = ("norm.count=calls", "data.batch_size=4", "data.num_batches=8")
 
 
 def test_a_derived_accumulation_is_the_typed_one(tmp_path: Path) -> None:
-    derived = run(tmp_path / "derived", *SWITCHES, "global_batch_size=16")
-    typed = run(tmp_path / "typed", *SWITCHES, "trainer.accumulate_grad_batches=4", "norm.count=updates")
-    alone = run(tmp_path / "alone", *SWITCHES)
+    derived = run_toy(tmp_path / "derived", *SWITCHES, "global_batch_size=16")
+    typed = run_toy(tmp_path / "typed", *SWITCHES, "trainer.accumulate_grad_batches=4", "norm.count=updates")
+    alone = run_toy(tmp_path / "alone", *SWITCHES)
     assert derived.metrics == typed.metrics != alone.metrics
     assert (derived.steps, alone.steps) == (3 * 8 // 4, 3 * 8)
     assert (derived.norm["count"], alone.norm["count"]) == ("updates", "calls")
@@ -160,7 +143,7 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
         (Execution(4, 64, 2, "32-true", {"count": "updates"}), r"processes was 8, is 4; .*batches was 1, is 2"),
         (Execution(8, 64, 1, "16-mixed"), r"\(precision was 32-true, is 16-mixed\)"),
     ):
-        with pytest.raises(UserError, match=f"was begun otherwise.*{part}.*force=true"):
+        with pytest.raises(UserError, match=f"was started differently.*{part}.*force=true"):
             keep_execution(file, other, resumes=True, writes=True)
     file.write_text("{}")
     with pytest.raises(UserError, match=r"execution[.]json is damaged"):
@@ -168,7 +151,7 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_not_resumed_in_another_precision(tmp_path: Path) -> None:
-    run(tmp_path)
+    run_toy(tmp_path)
     (tmp_path / "result.json").unlink()
     with pytest.raises(UserError, match="precision was 32-true, is bf16-mixed"):
-        run(tmp_path, "trainer.precision=bf16-mixed")
+        run_toy(tmp_path, "trainer.precision=bf16-mixed")

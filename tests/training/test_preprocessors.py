@@ -7,20 +7,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tests.training.toy import ToyPreprocessor, make_config, make_identity
+from tests.training.toy import ToyPreprocessor, make_config, run_toy
 from un.command.errors import CONFIG_FOLDER, UserError
 from un.finished.open_run import open_run
 from un.training.assembly import build
 from un.training.preprocessors import keep_preprocessor
 from un.training.run_folder import RunFolder
-from un.training.start import open_folder
-from un.training.train import train
 
 
 def run(path: Path, *overrides: str) -> RunFolder:
-    config = make_config(path, "trainer.max_epochs=1", *overrides)
-    open_folder(RunFolder(path), config)
-    train(config, make_identity(path))
+    run_toy(path, "trainer.max_epochs=1", *overrides)
     return RunFolder(path)
 
 

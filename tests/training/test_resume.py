@@ -11,26 +11,25 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from tests.training.toy import make_config, make_identity
+from tests.outcomes import check_same, read_outcome
+from tests.training.toy import run_toy
 from un.command import signals
-from un.reports.result import read_result
 from un.training import train as training
 from un.training.assembly import build_trainer
-from un.training.callbacks.checkpoints import list_epoch_checkpoints
-from un.training.run_folder import RunFolder
-from un.training.start import open_folder
 
 HOOKS = {"on_train_batch_start", "on_train_batch_end", "on_validation_batch_end", "on_validation_end"}
 HOOKS |= {"on_train_epoch_start", "on_train_epoch_end", "on_train_end", "on_test_batch_end"}
+EVERY_OTHER = "callbacks.checkpoints.every_n_steps=2"
+FEW = "data.num_batches=4"
 SETTINGS = {
-    "epochs": [],
-    "max_steps inside an epoch": ["trainer.max_epochs=-1", "trainer.max_steps=7"],
-    "max_steps at the end of an epoch": ["trainer.max_steps=5"],
-    "two validations per epoch": ["trainer.val_check_interval=0.5"],
-    "validation every other epoch": ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
-    "accumulated gradients": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
-    "averaged epochs": ["average_checkpoints=2", "trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=3"],
-    "limited batches": ["trainer.limit_train_batches=4", "callbacks.checkpoints.every_n_steps=3"],
+    "epochs": ["data.num_batches=3"],
+    "max_steps inside an epoch": [FEW, EVERY_OTHER, "trainer.max_epochs=-1", "trainer.max_steps=6"],
+    "max_steps at the end of an epoch": [FEW, "trainer.max_steps=4"],
+    "two validations per epoch": [FEW, EVERY_OTHER, "trainer.val_check_interval=0.5"],
+    "validation every other epoch": ["data.num_batches=2", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
+    "accumulated gradients": [EVERY_OTHER, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
+    "averaged epochs": ["data.num_batches=3", "average_checkpoints=2", "trainer.max_epochs=3", EVERY_OTHER],
+    "limited batches": ["trainer.limit_train_batches=3", EVERY_OTHER],
 }
 
 
@@ -54,12 +53,6 @@ class SnapshotPoint(Checkpoint):
             shutil.copytree(self.folder, self.copies[digest])
 
 
-def run(folder: Path, overrides: list[str]) -> None:
-    config = make_config(folder, "trainer.max_epochs=2", *overrides)
-    open_folder(RunFolder(folder), config)
-    training.train(config, make_identity(folder))
-
-
 def run_with_snapshots(folder: Path, target: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs once and returns what the run folder was at every hook."""
     point = SnapshotPoint(folder, target)
@@ -71,55 +64,26 @@ def run_with_snapshots(folder: Path, target: Path, overrides: list[str], monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "build_trainer", build_watched)
-        run(folder, overrides)
+        run_toy(folder, *overrides)
     return list(point.copies.values())
-
-
-def read_outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, except times."""
-    result = read_result(folder / "result.json")
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
-    return {
-        "metrics.csv": (folder / "metrics.csv").read_text(),
-        "result": (result.status, result.metrics, result.best_epoch, result.best_step, result.steps),
-        "weights and norm state": flatten(checkpoint["state_dict"]),
-        "optimizer": flatten(checkpoint["optimizer_states"]),
-        "scheduler": checkpoint["lr_schedulers"],
-        "best": flatten(best["state_dict"]),
-        "epochs": {
-            path.name: flatten(torch.load(path, weights_only=True)["state_dict"])
-            for path in list_epoch_checkpoints(RunFolder(folder).checkpoints)
-        },
-    }
-
-
-def flatten(node: Any) -> Any:
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: flatten(value) for key, value in node.items()}
-    return [flatten(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_killed_anywhere(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = SETTINGS[setting]
+    overrides = ["trainer.max_epochs=2", *SETTINGS[setting]]
     copies = run_with_snapshots(tmp_path / "whole", tmp_path, overrides, monkeypatch)
     expected = read_outcome(tmp_path / "whole")
     assert len(copies) > 3
     for copy in copies:
         assert not (copy / "result.json").exists()
-        run(copy, overrides)
-        outcome = read_outcome(copy)
-        for part in expected:
-            assert outcome[part] == expected[part], f"{part} after a kill at state {copy.name}"
+        run_toy(copy, *overrides)
+        check_same(read_outcome(copy), expected)
 
 
 def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = SETTINGS["two validations per epoch"]
+    overrides = ["trainer.max_epochs=2", *SETTINGS["two validations per epoch"]]
     copies = run_with_snapshots(tmp_path / "whole", tmp_path / "first", overrides, monkeypatch)
-    for number in range(3):  # killed in the middle of what was left
+    for number in range(2):  # killed in the middle of what was left
         folder = tmp_path / f"killed{number}"
         shutil.copytree(copies[len(copies) // 2], folder)
         copies = run_with_snapshots(folder, tmp_path / f"copies{number}", overrides, monkeypatch)
@@ -133,11 +97,11 @@ class Interruption(Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["two validations per epoch", "accumulated gradients", "averaged epochs"])
 def test_stopped_at_every_batch(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time the run goes on to the next place where it may stop, and at least one batch further."""
-    overrides = [*SETTINGS[setting], "callbacks.checkpoints.every_n_steps=100"]
-    run(tmp_path / "whole", overrides)
+    overrides = ["trainer.max_epochs=2", *SETTINGS[setting], "callbacks.checkpoints.every_n_steps=100"]
+    run_toy(tmp_path / "whole", *overrides)
     folder, steps, places = tmp_path / "stopped", [0], list[str]()
 
     def build_interrupted(*arguments: Any) -> Any:
@@ -150,7 +114,7 @@ def test_stopped_at_every_batch(setting: str, tmp_path: Path, monkeypatch: pytes
         while not (folder / "result.json").exists():
             signals.forget()
             try:
-                run(folder, overrides)
+                run_toy(folder, *overrides)
             except signals.StoppedError as stop:
                 steps.append(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"])
                 places.append(stop.where)

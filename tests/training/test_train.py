@@ -6,28 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
-from tests.training.toy import ToyModel, make_config, make_identity
+from tests.training.toy import ToyModel, make_config, make_identity, run_toy
 from un.command.checks import check_config
-from un.command.errors import UserError
+from un.command.errors import CONFIG_FOLDER, UserError
 from un.norms import UnifiedNorm
-from un.reports.result import Result, read_result
 from un.training import loggers
 from un.training.assembly import build, build_norm_factory
-from un.training.loggers import GuardedLogger, build_loggers, choose_wandb_mode
-from un.training.run_folder import RunFolder
-from un.training.start import open_folder
+from un.training.loggers import choose_wandb_mode
 from un.training.train import train
 from un.training.weights import read_model_weights
 
-
-def run(folder: Path, *overrides: str) -> Result:
-    config = make_config(folder, *overrides)
-    open_folder(RunFolder(folder), config)
-    train(config, make_identity(folder))
-    return read_result(folder / "result.json")
+SEEDS = {"a": 0, "b": 0, "c": 1}
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -36,7 +28,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_result_is_of_the_best_checkpoint(tmp_path: Path) -> None:
-    result = run(tmp_path)
+    result = run_toy(tmp_path)
     scores = [float(row["val/acc1"]) for row in read_rows(tmp_path) if row["val/acc1"]]
     assert result.metrics["val/acc1"] == max(scores)
     assert result.best_epoch == scores.index(max(scores))
@@ -52,7 +44,7 @@ def test_result_is_of_the_best_checkpoint(tmp_path: Path) -> None:
 
 
 def test_rows_of_norms_and_losses(tmp_path: Path) -> None:
-    run(tmp_path, "trainer.log_every_n_steps=5", "callbacks.watch_norms.every_n_steps=4")
+    run_toy(tmp_path, "trainer.log_every_n_steps=5", "callbacks.watch_norms.every_n_steps=4")
     rows = read_rows(tmp_path)
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [5, 10, 15]
     assert [int(row["step"]) for row in rows if row["norm/norm/window_ratio"]] == [4, 8, 12]
@@ -60,37 +52,27 @@ def test_rows_of_norms_and_losses(tmp_path: Path) -> None:
 
 
 def test_diverged_run_is_a_result(tmp_path: Path) -> None:
-    result = run(tmp_path, "task.explode_at=8")
-    assert (result.status, result.diverged_step, result.steps) == (
-        "diverged",
-        8,
-        8,
-    )  # seen before step 8 would have been saved
+    result = run_toy(tmp_path, "task.explode_at=8")
+    assert (result.status, result.diverged_step, result.steps) == ("diverged", 8, 8)  # before step 8 was saved
     assert result.best_epoch == 0
     assert set(result.metrics) == {"val/loss", "val/acc1"}
 
 
 def test_same_seed_same_run(tmp_path: Path) -> None:
-    results = [run(tmp_path / name, f"seed={seed}") for name, seed in (("a", 0), ("b", 0), ("c", 1))]
-    rows = [read_rows(tmp_path / name) for name in "abc"]
+    results = [run_toy(tmp_path / name, f"seed={seed}", "trainer.max_epochs=1") for name, seed in SEEDS.items()]
+    rows = [read_rows(tmp_path / name) for name in SEEDS]
     assert results[0].metrics == results[1].metrics
-    assert rows[0] == rows[1]
-    assert rows[0] != rows[2]
+    assert rows[0] == rows[1] != rows[2]
 
 
 def test_layernorm_leaves_the_model_untouched(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     config.norm = {"_target_": None}
     model = build(config)[1].model
-    torch.manual_seed(0)
-    from lightning.pytorch import seed_everything
-
-    seed_everything(config.seed, verbose=False)
-    expected = ToyModel(3)
+    torch.manual_seed(config.seed)
+    expected = ToyModel(3).state_dict()
     assert type(model.norm) is nn.LayerNorm
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 class PaddedModel(ToyModel):
@@ -130,7 +112,7 @@ def test_outside_weights_come_before_the_norms(tmp_path: Path) -> None:
 
 
 def test_weights_with_norm_state_come_after_the_norms(tmp_path: Path) -> None:
-    run(tmp_path / "first")
+    run_toy(tmp_path / "first")
     best = tmp_path / "first/checkpoints/best.ckpt"
     saved = read_model_weights(best)
     model = build(make_config(tmp_path, f"init_weights={best}"))[1].model
@@ -162,7 +144,7 @@ def test_head_for_other_classes_is_left_out(tmp_path: Path) -> None:
         ),
         ({"epoch": 3}, "holds no weights"),
         ([1], "it holds a list"),
-        (UserError, r"is refused: it holds un.command.errors.UserError, no tensor .* can run any code"),
+        (UserError, r"is refused: it holds un.command.errors.UserError, not a tensor .* can run any code"),
     ],
 )
 def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
@@ -176,7 +158,7 @@ def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
 def test_foreign_bytes_are_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cut short or no checkpoint") as error:
+    with pytest.raises(UserError, match="cut short or not a checkpoint") as error:
         read_model_weights(path)
     assert "\n" not in str(error.value)
 
@@ -189,11 +171,10 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_model(tmp_path: Path) -> None:
-    run(tmp_path)
+    run_toy(tmp_path, "trainer.max_epochs=1")
     (tmp_path / "result.json").unlink()
-    config = make_config(tmp_path, "model.width=4")
     with pytest.raises(UserError, match=r"last[.]ckpt is of another model"):
-        train(config, make_identity(tmp_path))
+        train(make_config(tmp_path, "model.width=4"), make_identity(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +197,7 @@ def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
     [
         ("seed=1.5", "seed=1.5 must be an integer of at least 0"),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be an integer of at least 1 or -1"),
-        ("trainer.max_epochs=true", "trainer.max_epochs=True must be"),
+        ("trainer.max_epochs=true", "trainer.max_epochs=true must be"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be a number of at least 0 or null"),
         ("trainer.max_epochs=-1", "both unlimited"),
         ("average_checkpoints=-1", "average_checkpoints=-1 must be an integer of at least 0 or null"),
@@ -248,16 +229,13 @@ def build_breaking(identity: Any) -> BreakingLogger:
 
 
 def test_broken_loggers_cost_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = make_config(tmp_path, "trainer.max_epochs=1")
-    config.logger = {
+    logger = {
         "down": {"_target_": "tests.training.test_train.fail"},
         "absent": {"_target_": "no.such.package"},
         "full": {"_target_": "tests.training.test_train.build_breaking"},
     }
-    open_folder(RunFolder(tmp_path), config)
-    train(config, make_identity(tmp_path))
-    assert read_result(tmp_path / "result.json").status == "finished"
-    for text in ("logger=down does not start, going on without it", "logger=absent", "logger=full broke"):
+    assert run_toy(tmp_path, "trainer.max_epochs=1", logger=logger).status == "finished"
+    for text in ("logger=down failed to start; continuing without it", "logger=absent", "logger=full broke"):
         assert sum(text in record.getMessage() for record in caplog.records) == 1, text
 
 
@@ -273,18 +251,8 @@ def test_wandb_stays_offline_unless_logged_in(tmp_path: Path) -> None:
 def test_tensorboard_and_offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    config: DictConfig = make_config(tmp_path, "trainer.max_epochs=1")
-    folder = Path(__file__).parents[2] / "configs/logger"
-    config.logger = OmegaConf.merge(*(OmegaConf.load(folder / f"{name}.yaml") for name in ("wandb", "tensorboard")))
-    open_folder(RunFolder(tmp_path), config)
-    train(config, make_identity(tmp_path))
+    files = [CONFIG_FOLDER / f"logger/{name}.yaml" for name in ("wandb", "tensorboard")]
+    run_toy(tmp_path, "trainer.max_epochs=1", logger=OmegaConf.merge(*map(OmegaConf.load, files)))
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert list(tmp_path.glob("tensorboard/events*"))
     assert (tmp_path / "metrics.csv").exists()
-
-
-def test_guard_passes_on(tmp_path: Path) -> None:
-    built = build_loggers(OmegaConf.merge(make_config(tmp_path), {"logger": {}}), make_identity(tmp_path))
-    assert built == []
-    guarded = GuardedLogger("x", loggers.TensorBoardLogger(tmp_path, name="n", version="v"))
-    assert (guarded.name, guarded.version) == ("n", "v")

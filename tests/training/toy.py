@@ -11,7 +11,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from un.training.run_folder import RunIdentity
+from un.reports.result import Result, read_result
+from un.training import train as training
+from un.training.run_folder import RunFolder, RunIdentity
+from un.training.start import open_folder
 
 NUM_FEATURES, NUM_CLASSES = 8, 3
 
@@ -213,3 +216,12 @@ def make_config(folder: Path, *overrides: str) -> DictConfig:
 
 def make_identity(folder: Path, norm: str = "un") -> RunIdentity:
     return RunIdentity(folder, "toy", {"norm": norm, "model": "toy", "data": "toy"}, ("norm=un",))
+
+
+def run_toy(folder: Path, *overrides: str, **groups: Any) -> Result:
+    """Trains in a folder as `train.py` would; `groups` take the place of whole groups of the config."""
+    config = make_config(folder, *overrides)
+    config.update(groups)
+    open_folder(RunFolder(folder), config)
+    training.train(config, make_identity(folder))
+    return read_result(folder / "result.json")

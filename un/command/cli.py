@@ -1,4 +1,4 @@
-"""What all programs share: mistakes of the user end in one line on stderr and exit code 2."""
+"""The command line of every program; a mistake of the user ends it with one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -13,81 +13,94 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from un.command import signals
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
-from un.command.overrides import quote_override
+from un.command.overrides import check_overrides, quote_override
 from un.command.ranks import is_first_process
 
-FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable; 1 shows the traceback of a mistake
-ASKED = "UN_FULL_ERROR"  # what the user set it to, for the processes that one of ours starts after it has set it
-WANTS_TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL_ERROR)) == "1"
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's variable
 EXIT_CODE = 2
-RUNS = "paths.runs"
+# Options of Hydra: those that lead to other configs than ours, and those that ask for an answer, not for a run.
+REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+ANSWERED = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
 class ReportedError(UserError):
-    """A mistake in another process of a sweep, whose line was printed when its job ended."""
+    """A mistake in a job of a sweep, whose line was printed when the job ended."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command line whose mistakes are a UserError, where argparse prints its usage over them and ends the process."""
+    """A command line whose mistakes are UserErrors; argparse itself would print its usage above the line."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise UserError(f"{message}; --help shows what there is")
+        raise UserError(f"{message}; see --help")
 
 
-_failed_jobs: list[str] | None = None  # None outside the process that `run_main` runs in
-
-
-def run_main(main: Callable[[], Any], sweep: Callable[[Sequence[str]], int | None] | None = None) -> None:
-    """Calls a function made by `hydra.main` and ends the process.
+def run_command(
+    name: str, task: Callable[[DictConfig], Any], sweep: Callable[[Sequence[str]], int | None] | None = None
+) -> None:
+    """Does what the command line asks for: a run, a sweep, or an answer of Hydra's such as `--help`.
 
     Args:
-        main: the function.
+        name: of the program and of its config in configs/.
+        task: takes the composed config of one run.
         sweep: takes over where the command line has `-m`: gets the overrides, returns how many runs failed or, to leave
             the sweep to Hydra after all, None.
     """
-    global _failed_jobs
-    _failed_jobs = []
     prepare_process()
-    arguments = sort_arguments(sys.argv[1:])
-    is_sweep = arguments[:1] in (["-m"], ["--multirun"])
-    sys.argv[1:] = [quote_override(argument, is_sweep) for argument in arguments]
-    overrides = sys.argv[2:]
-    is_plain_sweep = is_sweep and not any(text.startswith("-") for text in overrides)
     signals.forget()
-    try:
-        with answer_signals():
-            check_arguments(sys.argv[1:])
-            failed = sweep(overrides) if sweep is not None and is_plain_sweep else None
-            if failed is None:
-                os.environ[ASKED] = str(int(WANTS_TRACEBACK))
-                os.environ[FULL_ERROR] = "1"  # Hydra then raises here instead of printing and leaving itself
-                main()
-    except ReportedError:
-        sys.exit(EXIT_CODE)
-    except Exception as error:
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        _print_error(error)
-        sys.exit(EXIT_CODE)
-    if failed or _failed_jobs:
-        sys.exit(EXIT_CODE)
+    with answer_signals(), end_on_mistake():
+        parser = CommandParser(parents=[get_args_parser()], add_help=False)
+        options = parser.parse_intermixed_args(sys.argv[1:])
+        if refused := [option for option in REFUSED if getattr(options, option)]:
+            raise UserError(f"--{refused[0].replace('_', '-')} is not supported; see --help")
+        options.multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+        options.overrides = [quote_override(text, options.multirun) for text in options.overrides]
+        check_overrides(options.overrides)
+        is_sweep = options.multirun and not any(getattr(options, option) for option in ANSWERED)
+        failed = sweep(options.overrides) if sweep is not None and is_sweep else None
+        if failed is None:
+            _run_hydra(name, task, parser, options)
+        elif failed:
+            sys.exit(EXIT_CODE)
+
+
+def _run_hydra(
+    name: str, task: Callable[[DictConfig], Any], parser: CommandParser, options: argparse.Namespace
+) -> None:
+    """Does what `hydra.main` does, except that errors are raised, not printed."""
+
+    def run_job(config: DictConfig) -> Any:
+        with end_on_mistake():  # Hydra would add a line of its own to an exception that leaves a job
+            return task(config)
+
+    overrides = options.overrides
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3", job_name=name):
+        hydra: Any = GlobalHydra.instance().hydra
+        if options.help:
+            hydra.app_help(name, parser, options)
+        elif options.hydra_help:
+            hydra.hydra_help(name, parser, options)
+        elif options.cfg:
+            hydra.show_cfg(name, overrides, options.cfg, options.package, options.resolve)
+        elif options.info:
+            hydra.show_info(options.info, name, overrides)
+        elif options.shell_completion:
+            hydra.shell_completion(name, overrides)
+        elif options.multirun:
+            hydra.multirun(name, run_job, overrides)
+        else:
+            hydra.run(name, run_job, overrides)
 
 
 @contextlib.contextmanager
 def answer_signals() -> Iterator[None]:
-    """Ends what a signal stopped with one line, from the first process of a run.
+    """Ends what a signal stopped with one line, from the first process of a run, and the exit code of the signal.
 
-    Raises:
-        SystemExit: with the exit code of the signal; 0 in the other processes of a run, whose launchers take another
-            code for a crash that the first process must be killed for.
+    The other processes end with 0: their launchers take another code for a crash, for which they kill the first.
     """
     with signals.listening():
         try:
@@ -110,100 +123,45 @@ def prepare_process() -> None:
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, would print a traceback per line
 
 
-def sort_arguments(arguments: list[str]) -> list[str]:
-    """Moves `-m` to the front: behind an override, argparse takes the overrides after it for unknown arguments."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Parses the command line as Hydra will, which would print its usage over the mistake and end the process itself.
-
-    Raises:
-        UserError: an unknown flag, one without its value, a list for a config group with anything but names in it, or
-            what Hydra would make a wrong folder of before the config is checked.
-    """
-    parser = get_args_parser()
-    parser.__class__ = CommandParser
-    overrides = parser.parse_args(arguments).overrides
-    with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
-        for override in OverridesParser.create().parse_overrides(overrides):
-            key, choices = override.key_or_group, override.value()
-            if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
-                raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
-            if not isinstance(choices, list) or not (CONFIG_FOLDER / override.key_or_group).is_dir():
-                continue
-            wrong = [choice for choice in choices if not isinstance(choice, str)]
-            if wrong:
-                raise UserError(f"{override.key_or_group} takes the names of its options, got {wrong[0]} in {choices}")
-
-
-@contextlib.contextmanager
-def end_on_mistake() -> Iterator[None]:
-    """Ends a program that is none of Hydra's with the line of a mistake."""
-    try:
-        yield
-    except Exception as error:
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
-
-
 def read_count(text: str) -> int:
-    """Reads an option that counts something, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: not a whole number of at least 1.
-    """
+    """Reads an option that counts something, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Prints a job's mistake when the job ends; a sweep goes on with its other jobs and fails at the end.
-
-    Hydra would add a line of its own to an exception that leaves a job of this process.
-    """
+def end_on_mistake() -> Iterator[None]:
+    """Ends the process at an error, after one line for a mistake of the user or a traceback for any other."""
     try:
         yield
     except signals.StoppedError as stop:
         log_to_files(str(stop))
         raise
     except Exception as error:
-        log_to_files(traceback.format_exc())
-        if WANTS_TRACEBACK or not is_user_error(error):
-            raise
-        _print_error(error)
-        if _failed_jobs is None:
-            raise ReportedError(str(error)) from None
-        _failed_jobs.append(str(error))
+        report_error(error)
+        sys.exit(EXIT_CODE if _is_one_line(error) else 1)
 
 
 def report_error(error: Exception) -> None:
-    """Prints a mistake of the user as one line, a fault of the program as its traceback, which the log gets anyway."""
+    """Prints a mistake of the user as one line and any other error as its traceback; the log gets the traceback."""
     log_to_files("".join(traceback.format_exception(error)))
-    if WANTS_TRACEBACK or not is_user_error(error):
-        traceback.print_exception(error)
+    if _is_one_line(error):
+        print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
     else:
-        _print_error(error)
+        traceback.print_exception(error)
 
 
-def _print_error(error: BaseException) -> None:
-    print(f"error: {describe_error(error, _list_keys())}", file=sys.stderr)
+def _is_one_line(error: Exception) -> bool:
+    return is_user_error(error) and not WANTS_TRACEBACK
 
 
-def _list_keys() -> list[str]:
-    """Returns every dotted key and group that can be overridden; nothing when the config itself is broken."""
+def _list_keys() -> Iterator[str]:
+    """Yields every dotted key and group that can be overridden; nothing when the config itself is broken."""
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = compose(Path(sys.argv[0]).stem)
-    except Exception:
-        return []
-    groups = [path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir()]
-    return [*groups, *_flatten_keys(config)]
+    with contextlib.suppress(Exception), initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        yield from _flatten_keys(compose(Path(sys.argv[0]).stem))
+        yield from (path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir())
 
 
 def _flatten_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

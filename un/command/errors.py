@@ -16,8 +16,8 @@ USER_ERROR_NAMES = ("MisconfigurationException",)  # of Lightning, which is not 
 # RuntimeError that quotes its source file.
 LOST_PROCESS_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PROCESS_SOURCE = "/gloo/"
-LOG_ERROR = "Unable to configure"  # so logging begins where it cannot open train.log
-WORKER_ERROR = "Caught ValueError in DataLoader worker process"  # so torch begins what it makes of it
+LOG_ERROR = "Unable to configure"  # how logging's error begins where it cannot open train.log
+WORKER_ERROR = "Caught ValueError in DataLoader worker process"  # how torch's error begins
 # Optional packages: extra of pyproject.toml -> what its modules are called, and the command that installs it.
 EXTRAS = {
     "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
@@ -66,7 +66,7 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
     if isinstance(error, ImportError):
         return _describe_missing_import(error)
     if _is_lost_process(error):
-        return "another process of this run ended or does not answer; the same command resumes the run"
+        return "another process of this run ended or does not answer; run the same command to resume"
     if str(error).startswith(LOG_ERROR) and isinstance(error.__cause__, OSError):
         return describe_error(error.__cause__, keys)
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -85,14 +85,14 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
 
 
 def _describe_missing_import(error: ImportError) -> str:
-    """Returns the line for a module that cannot be imported, and how to install it where it belongs to an extra."""
+    """Returns the line for a module that cannot be imported, with how to install it where it belongs to an extra."""
     if isinstance(error.__cause__, ImportError) and error.name is None and str(error).startswith("Error loading"):
         return _describe_missing_import(error.__cause__)  # what Hydra met behind a `_target_`
     text = " ".join(str(error).split())
     package = (error.name or "").partition(".")[0]
     for extra, (packages, command) in EXTRAS.items():
         if isinstance(error, ModuleNotFoundError) and package in packages:
-            return f"{package} is not installed, which is part of the extra '{extra}': {command}"
+            return f"{package}, which belongs to the extra '{extra}', is not installed: {command}"
     return text
 
 

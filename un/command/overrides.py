@@ -6,15 +6,20 @@ read is therefore quoted, and a path always is, unless quotes say that the user 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from un.command.errors import CONFIG_FOLDER, UserError
+
+RUNS = "paths.runs"
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
-PATHS = {"data.path": True, "init_weights": True, "output": False, "paths.runs": False, "run": False}
+PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
 
@@ -28,28 +33,42 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
             file or folder of that name is there, as run folders have commas in their names.
     """
     key, separator, typed = argument.partition("=")
-    if not separator or key.startswith("-"):
+    if not separator:
         return argument
     values = _list_values(key, typed) if is_sweep else [typed]
     return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Checks what Hydra would take for something else: lists for config groups, and the folder of the runs."""
+    with contextlib.suppress(HydraException):  # of the grammar; Hydra says it again
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key, choices = override.key_or_group, override.value()
+            if key.startswith(f"{RUNS}.") or (key == RUNS and not choices):
+                raise UserError(f"{RUNS} must be the name of a folder: got {override.input_line}")
+            if isinstance(choices, list) and (CONFIG_FOLDER / key).is_dir():
+                wrong = [choice for choice in choices if not isinstance(choice, str)]
+                if wrong:
+                    raise UserError(f"{key} takes the names of its options, got {wrong[0]} in {choices}")
+
+
 def _list_values(key: str, typed: str) -> list[str]:
     """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
-    if _is_path(key):
-        is_one = not PATHS[key.lstrip("+")] or os.path.exists(os.path.expanduser(typed))
-        return [typed] if is_one or _is_function(_parse(key, typed)) else _split(typed)
-    return _split(typed) if _parse(key, typed) is None else [typed]
+    read, path = _parse(key, typed), key.lstrip("+")
+    if path not in PATHS:
+        return [typed] if read is not None else _split(typed)
+    is_one = not PATHS[path] or os.path.exists(os.path.expanduser(typed)) or _is_function(read)
+    return [typed] if is_one else _split(typed)
 
 
 def _quote_value(key: str, value: str, is_sweep: bool) -> str:
-    override = _parse(key, value)
+    override, is_path = _parse(key, value), key.lstrip("+") in PATHS
     if key == RUN_FOLDER and override is None:
         value = value.removeprefix('"').removesuffix('"')
-    if override is not None and _is_meant(override, value, _is_path(key), is_sweep):
+    if override is not None and _is_meant(override, value, is_path, is_sweep):
         return value
-    home = _is_path(key) and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
-    quoted = QuotedString(os.path.expanduser(value) if home else value, Quote.double).with_quotes()
+    is_home = is_path and (value == "~" or value.startswith("~/"))  # which a shell replaces in `a=~` only
+    quoted = QuotedString(os.path.expanduser(value) if is_home else value, Quote.double).with_quotes()
     return value if _parse(key, quoted) is None else quoted
 
 
@@ -62,17 +81,10 @@ def _is_meant(override: Override, value: str, is_path: bool, is_sweep: bool) -> 
     return known or not is_path
 
 
-def _is_path(key: str) -> bool:
-    return key.lstrip("+") in PATHS
-
-
 def _is_function(override: Override | None) -> bool:
-    """Tells whether a value is such as choice(a,b)."""
-    return override is not None and isinstance(override._value, Sweep) and not _is_list(override._value)
-
-
-def _is_list(sweep: Sweep) -> bool:
-    return isinstance(sweep, ChoiceSweep) and sweep.simple_form
+    """Tells whether a value is a sweep such as choice(a,b), not a plain list of choices."""
+    value = None if override is None else override._value
+    return isinstance(value, Sweep) and not (isinstance(value, ChoiceSweep) and value.simple_form)
 
 
 def _split(typed: str) -> list[str]:

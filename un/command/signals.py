@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: one is a request, answered where the work can go on later; a second one ends it.
+"""Signals that ask a process to stop: the first is a request, answered where the work can be resumed; a second ends it.
 
 SIGINT (Ctrl-C) and SIGTERM are what people and batch systems send. SIGUSR1 and SIGUSR2 give notice that the time of a
 job is nearly over: Slurm with `--signal`, and submitit, which starts the job again.
@@ -20,41 +20,34 @@ URGENT = (signal.SIGINT, signal.SIGTERM)
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 # One Ctrl-C reaches a process from the terminal and from its parent; two signals so close together are one.
 ECHO_SECONDS = 0.5
-LOST_LOADER = "DataLoader worker"  # begin of torch's error
-EXIT_BASE = 128  # a shell's exit code of a command ended by signal n is 128 + n
+LOST_LOADER = "DataLoader worker"  # how torch's error begins
 
-
-class StoppedError(SystemExit):
-    """A signal was answered; ends the process with the code that shells give.
-
-    Args:
-        signum: of the signal.
-        where: follows "stopped by <signal>".
-    """
-
-    def __init__(self, signum: int, where: str = "") -> None:
-        super().__init__(EXIT_BASE + signum)
-        self.signum, self.where = signum, where
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.signum).name}{self.where}: the same command goes on"
-
-
-_previous: dict[int, Any] = {}  # handlers that were there before; empty while nobody listens
-_received: dict[int, float] = {}  # signal -> when, the first first
-_owner = 0  # process that listens; those forked from it inherit its handlers
+_previous: dict[int, Any] = {}  # the handlers to put back; empty while nobody listens
+_received: dict[int, float] = {}  # signal -> time, in the order of arrival
 _deferred = 0
 _forwarding = False
 
 
+class StoppedError(SystemExit):
+    """A signal was answered; ends the process with the exit code that shells use for it.
+
+    `where` follows "stopped by <signal>" in the message.
+    """
+
+    def __init__(self, signum: int, where: str = "") -> None:
+        super().__init__(128 + signum)
+        self.signum, self.where = signum, where
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}{self.where}: run the same command to resume"
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Catches the signals; inside another `listening` this does nothing."""
-    global _owner
-    if is_listening():
+    """Catches the signals; has no effect inside another `listening`."""
+    if _previous:
         yield
         return
-    _owner = os.getpid()
     _previous.update({signum: signal.signal(signum, _handle) for signum in (*URGENT, *NOTICES)})
     try:
         yield
@@ -65,23 +58,29 @@ def listening() -> Iterator[None]:
 
 
 def is_listening() -> bool:
-    """Whether this very process catches the signals."""
-    return bool(_previous) and _owner == os.getpid()
+    """Tells whether this very process catches the signals."""
+    return bool(_previous)
 
 
 def is_stopping() -> bool:
-    """Whether a signal asked this process to stop."""
+    """Tells whether a signal asked this process to stop."""
     return bool(_received)
 
 
 def forget() -> None:
-    """Takes up a new command in a process that answered a signal already."""
+    """Takes up a new command in a process that has answered a signal already."""
     _received.clear()
 
 
 def make_stop(where: str = "") -> StoppedError:
     """Returns what to raise as the answer, also in a process of a run that did not get the signal itself."""
     return StoppedError(next(iter(_received), signal.SIGTERM), where)
+
+
+def check_stop() -> None:
+    """Raises `StoppedError` if a signal waits."""
+    if _received:
+        raise make_stop()
 
 
 @contextlib.contextmanager
@@ -104,12 +103,6 @@ def deferring() -> Iterator[None]:
     check_stop()
 
 
-def check_stop() -> None:
-    """Raises `StoppedError` if a signal waits."""
-    if _received:
-        raise make_stop()
-
-
 @contextlib.contextmanager
 def forwarding() -> Iterator[None]:
     """Passes signals on to the processes that this one has started, as SIGTERM, and waits for these to end.
@@ -127,10 +120,10 @@ def forwarding() -> Iterator[None]:
 
 
 def hand_on() -> None:
-    """Tells those who started this process, after it has saved its state, and who may start it again.
+    """Tells whoever started this process, and may start it again, that its state is saved.
 
-    That is submitit, by the handlers which it had installed and which may end the process, or else Slurm, for a job
-    that was given notice by SIGUSR1, as in Lightning.
+    That is submitit, through the handlers it had installed, which may end the process; or else Slurm, for a job that
+    was given notice by SIGUSR1, as in Lightning.
     """
     for signum in list(_received):
         handler = _previous.get(signum)
@@ -143,22 +136,17 @@ def hand_on() -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if os.getpid() != _owner:  # a data loader's process: the run decides, except for the end of it
-        if signum == signal.SIGTERM:
-            _end(signum)
-        return
-    now = time.monotonic()
-    earlier = [moment for number, moment in _received.items() if number in URGENT]
-    if signum in URGENT and earlier and now - earlier[0] > ECHO_SECONDS:
+    first_urgent = next((moment for number, moment in _received.items() if number in URGENT), None)
+    is_second = first_urgent is not None and time.monotonic() - first_urgent > ECHO_SECONDS
+    if signum in URGENT and is_second:
         _forward()
-        _end(signum)
-    if signum in _received:
-        return
-    is_first = not _received
-    _received[signum] = now
-    _forward()
-    if is_first and not _deferred:
-        raise make_stop()
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+    elif signum not in _received:
+        _received[signum] = time.monotonic()
+        _forward()
+        if len(_received) == 1 and not _deferred:
+            raise make_stop()
 
 
 def _forward() -> None:
@@ -167,6 +155,11 @@ def _forward() -> None:
             child.terminate()
 
 
-def _end(signum: int) -> None:
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
+def _leave_to_parent() -> None:
+    """Lets a forked process, such as a data loader's, be ended by its parent, which alone answers the signals."""
+    for signum in _previous:
+        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.SIG_IGN)
+    _previous.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,12 +1,21 @@
-"""Compares the values of a config with the annotations of what takes them, so that a wrong kind is told at once."""
+"""Compares the values of a config with type annotations, so that a wrong kind is reported at once."""
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from un.command.errors import UserError
 
+FromZero = Annotated[int, Ge(0)]
+FromOne = Annotated[int, Ge(1)]
+NumberFromZero = Annotated[float, Ge(0)]
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
@@ -30,41 +39,62 @@ def check_kinds(key: str, target: Callable[..., Any], arguments: Mapping[str, An
         UserError: names the key, its value and what is allowed.
     """
     try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except (NameError, TypeError):  # a name that only type checkers import; a target written in C
         return
     parameters = inspect.signature(target).parameters
     for name, value in arguments.items():
-        known = name in parameters and name in hints and value is not parameters[name].default
-        if known and not fits(value, hints[name]):
-            hint = f"""; quote what is text, as in '{key}.{name}="..."'""" if fits("", hints[name]) else ""
-            raise UserError(f"{key}.{name}={show(value)} must be {describe_kind(hints[name])}{hint}")
+        if name in parameters and name in hints and value is not parameters[name].default:
+            check_kind(f"{key}.{name}", value, hints[name])
+
+
+def check_kind(key: str, value: Any, kind: Any) -> None:
+    """Compares one value with an annotation.
+
+    Raises:
+        UserError: names the key, its value and what is allowed.
+    """
+    if not fits(value, kind):
+        hint = f"""; quote what is text, as in '{key}="..."'""" if fits("", kind) else ""
+        raise UserError(f"{key}={show(value)} must be {describe_kind(kind)}{hint}")
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Tells whether a value is of an annotated kind; NaN is no number, and whole numbers are numbers."""
-    origin, options = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, option) for option in options)
-    if origin is Literal:
-        return any(value is option or (type(value) is type(option) and value == option) for option in options)
-    if kind in (int, float):
-        return isinstance(value, int | kind) and not isinstance(value, bool) and value == value
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(fits(item, options[0]) for item in value)
-    plain = origin or kind
-    if plain is Any or not inspect.isclass(plain) or getattr(plain, "_is_protocol", False):
+    """Tells whether a value is of an annotated kind; NaN is not a number, and a list may stand for a tuple."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, float) and item != item for item in items):
+        return False
+    try:
+        adapter = _adapt(kind)
+    except (PydanticUserError, TypeError):  # a kind that pydantic does not know, such as a protocol
         return True
-    return isinstance(value, plain)
+    return any(_is_valid(adapter, one) for one in ([value, tuple(value)] if isinstance(value, list) else [value]))
+
+
+@functools.cache
+def _adapt(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=STRICT)
+
+
+def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def describe_kind(kind: Any) -> str:
-    """Returns e.g. "an integer or null"."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(describe_kind, get_args(kind))))
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(show, get_args(kind)))}"
-    plain = get_origin(kind) or kind
+    """Returns for instance "an integer of at least 1 or null"."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(describe_kind, options)))
+    if origin is Literal:
+        return ("one of " if len(options) > 1 else "") + ", ".join(map(show, options))
+    if origin is Annotated:
+        least = f" of at least {options[1].ge}" if isinstance(options[1], Ge) else ""
+        return f"{describe_kind(options[0])}{least}"
+    plain = origin or kind
     return NAMES.get(plain, getattr(plain, "__name__", str(plain)))
 
 

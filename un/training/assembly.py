@@ -6,32 +6,28 @@ final parameters. Our checkpoint is loaded by the caller once the module stands.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from un.command.errors import UserError, suggest
+from un.command.errors import UserError
 from un.command.value_types import check_kinds
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
+from un.training.parts import build_part, read_partial
 from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
 from un.training.run_folder import RunFolder
 from un.training.weights import check_state, drop_other_head, read_model_weights
 
 PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
-# What constructors of libraries raise for values they cannot use.
-LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 log = logging.getLogger(__name__)
 
 
@@ -67,14 +63,11 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
     has `use_pad_mask(enabled)`, which says whether the new norms are told where it is.
     """
     model = build_part(config, "model", **{k: v for k, v in arguments.items() if k not in config.model})
-    weights = None
-    if config.init_weights is not None:
-        path = Path(str(config.init_weights))
-        weights = drop_other_head(model, read_model_weights(path))
-        if factory is None or model.state_dict().keys() >= weights.keys():
-            check_state(model, weights, path)
-            model.load_state_dict(weights)
-            weights = None
+    path = None if config.init_weights is None else Path(str(config.init_weights))
+    weights = {} if path is None else drop_other_head(model, read_model_weights(path))
+    holds_norm_state = factory is not None and not model.state_dict().keys() >= weights.keys()
+    if path is not None and not holds_norm_state:
+        _load_weights(model, weights, path)
     if factory is not None:
         surgery = config.surgery
         report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
@@ -83,19 +76,23 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
             model.use_pad_mask(bool(surgery.pad_mask))
     else:
         log.info("the model is left untouched")
-    if weights is not None:
-        check_state(model, weights, path)
-        model.load_state_dict(weights)
+    if path is not None and holds_norm_state:
+        _load_weights(model, weights, path)
     if config.surgery.reset_steps:
         log.info("step counters of %d norms start over", reset_norm_steps(model))
     return model
+
+
+def _load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    check_state(model, weights, path)
+    model.load_state_dict(weights)
 
 
 def build_norm_factory(config: DictConfig) -> NormFactory | None:
     """Returns the norm's constructor with its options, tried once without memory; None leaves the model untouched."""
     if config.get("_target_") is None:
         return None
-    factory = _read_partial("norm", config)
+    factory = read_partial("norm", config)
     check_kinds("norm", factory.func, factory.keywords)
     try:
         factory(PROBE_FEATURES, device="meta")
@@ -126,87 +123,3 @@ def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -
     # Lightning's answer to SIGTERM is to leave without a checkpoint; ours is in `un.command.signals`.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
-    """Builds one node of the config and hands it objects which a config cannot hold.
-
-    Raises:
-        UserError: the node has no `_target_`, or arguments which the target does not take.
-    """
-    node = OmegaConf.select(config, key)
-    if not isinstance(node, DictConfig) or node.get("_target_") is None:
-        raise UserError(f"{key} has no _target_, so nothing can be built from it: {node}")
-    _check_nested(key, OmegaConf.to_container(node, resolve=True))
-    partial = _read_partial(key, node)
-    if node.get("_partial_", False):
-        _check_arguments(key, partial.func, partial.keywords)
-        return functools.partial(_call, key, partial)
-    _check_arguments(key, partial.func, partial.keywords, objects)
-    return _call(key, partial, **objects)
-
-
-def _read_partial(key: str, node: DictConfig) -> functools.partial[Any]:
-    """Returns what a node names with its arguments, not called yet, whatever its own `_partial_` is.
-
-    Raises:
-        UserError: that is neither true nor false.
-    """
-    flag = node.get("_partial_", False)
-    if not isinstance(flag, bool):
-        raise UserError(f"{key}._partial_={flag} must be true or false")
-    partial: functools.partial[Any] = instantiate(node, _partial_=True, _convert_="all")
-    return partial
-
-
-def _call(key: str, partial: functools.partial[Any], *arguments: Any, **objects: Any) -> Any:
-    """Calls what a node names; libraries meet a wrong value with whatever they make it do.
-
-    Raises:
-        UserError: names the node; its cause is the library's error, which the run's log shows.
-    """
-    is_ours = partial.func.__module__.partition(".")[0] == "un"
-    try:
-        return partial(*arguments, **objects)
-    except LIBRARY_ERRORS as error:
-        if is_ours and not isinstance(error, TypeError):
-            raise
-        raise UserError(f"{key}: {error}") from error
-
-
-def _check_nested(key: str, node: Any) -> None:
-    """Checks the nodes inside a node, which are built before it."""
-    for name, child in node.items():
-        if isinstance(child, dict) and child.get("_target_") is not None:
-            if not isinstance(child["_target_"], str):
-                raise UserError(f"{key}.{name}._target_={child['_target_']} must be the name of a class or function")
-            _check_nested(f"{key}.{name}", child)
-            plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
-            _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
-
-
-def _check_arguments(
-    key: str, target: Callable[..., Any], arguments: Mapping[str, Any], objects: Mapping[str, Any] | None = None
-) -> None:
-    """Compares arguments with the signature, so that a wrong name is told with the right one, and a wrong kind at once.
-
-    Args:
-        key: of the node.
-        target: what takes them.
-        arguments: of the config.
-        objects: the other arguments; None where they are not known yet.
-    """
-    try:
-        signature = inspect.signature(target)
-    except ValueError:  # a target written in C, as datetime.timedelta, tells nothing about itself
-        return
-    names = list(signature.parameters)
-    open_ended = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in signature.parameters.values())
-    unknown = [] if open_ended else [name for name in arguments if name not in names]
-    if unknown:
-        raise UserError(f"{key} has no option '{unknown[0]}'{suggest(unknown[0], names) or f'; it takes {names}'}")
-    try:
-        (signature.bind_partial if objects is None else signature.bind)(**{**arguments, **(objects or {})})
-    except TypeError as error:
-        raise UserError(f"{key}: {error}") from None
-    check_kinds(key, target, arguments)

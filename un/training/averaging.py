@@ -20,18 +20,15 @@ log = logging.getLogger(__name__)
 
 
 def load_tested(folder: RunFolder, module: LightningModule, count: int | None) -> list[str]:
-    """Loads into the module what is tested.
+    """Loads into the module what is tested and returns the names of the checkpoints that went into it.
 
-    Not by `Trainer.test(ckpt_path=...)`, which would take the callbacks back to that time, too.
+    `Trainer.test(ckpt_path=...)` would take the callbacks back to that time, too.
 
     Args:
         folder: of the run.
         module: of the run's task and model.
         count: the mean of this many last epoch checkpoints, or of all where there are fewer; None, 0 or no epoch
             checkpoint at all (a training which ended in its first epoch) for best.ckpt.
-
-    Returns:
-        Names of the checkpoints that went into it.
 
     Raises:
         UserError: a file is missing, cut short or of another model.
@@ -49,8 +46,8 @@ def load_tested(folder: RunFolder, module: LightningModule, count: int | None) -
 def average_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the mean of state dicts with the same names, shapes and types; one state at a time is in memory.
 
-    Floating-point entries, running statistics included: arithmetic mean, summed in float64. Integer entries: summed and
-    floor-divided, as in the official scripts. Entries that are no tensors: those of the last state.
+    Floating-point entries, running statistics included, are summed in float64; integer entries are summed and divided
+    with floor, as in the official scripts; entries that are not tensors are those of the last state.
     """
     sums: dict[str, Tensor] = {}
     last: Mapping[str, Any] = {}
@@ -58,29 +55,20 @@ def average_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for count, last in enumerate(states, 1):  # noqa: B007  both are used after the loop
         for name, value in last.items():
             if isinstance(value, Tensor):
-                wide = value.to(_choose_wide(value.dtype))
+                wide = value.to(torch.int64 if _counts(value) else torch.promote_types(value.dtype, torch.float64))
                 sums[name] = sums[name] + wide if name in sums else wide
-    return {
-        name: _divide(sums[name], count).to(value.dtype) if isinstance(value, Tensor) else value
-        for name, value in last.items()
-    }
+    means = {name: total // count if _counts(total) else total / count for name, total in sums.items()}
+    return {name: means[name].to(value.dtype) if name in means else value for name, value in last.items()}
 
 
-def _choose_wide(dtype: torch.dtype) -> torch.dtype:
-    if dtype.is_complex:
-        return torch.complex128
-    return torch.float64 if dtype.is_floating_point else torch.int64
-
-
-def _divide(total: Tensor, count: int) -> Tensor:
-    return total // count if total.dtype == torch.int64 else total / count
+def _counts(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _read_state(path: Path, module: LightningModule) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if "state_dict" not in checkpoint:
-        raise UserError(f"{path} is no checkpoint of a run")
+        raise UserError(f"{path} is not a checkpoint of a run")
     module.on_load_checkpoint(checkpoint)
     check_state(module, checkpoint["state_dict"], path)
-    state: dict[str, Any] = checkpoint["state_dict"]
-    return state
+    return dict(checkpoint["state_dict"])

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER
 
-# Keys which change nothing about the science of a run, with everything below them.
-OTHER_KEYS = (
-    *("experiment", "ablation", "table", "hparams_search", "force", "logger", "paths", "hydra", "updates"),
-    *("data.path", "data.num_workers"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision"),
-    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
-    *(
-        "callbacks.checkpoints",
-        "callbacks.divergence",  # ends a run early, but no finished run has other numbers for it
-        "callbacks.watch_norms",
-        "callbacks.metrics_file",
-        "callbacks.progress_bar",
-        "callbacks.progress_log",
-        "callbacks.activation_stats",
-    ),
-)
-# Of these, those that leave something behind; a finished run that is asked for more of it would have to run again.
-RECORDERS = (
-    *("logger", "trainer.log_every_n_steps", "trainer.profiler"),
-    *("callbacks.watch_norms", "callbacks.metrics_file", "callbacks.activation_stats"),
-)
-
 
 def is_science(key: str) -> bool:
-    """Tells whether a run with another value there is another run."""
-    return not _is_among(key, OTHER_KEYS)
+    """Tells whether a run with another value there is another run; configs/hydra/default.yaml lists the other keys."""
+    return not any(re.match(rf"{re.escape(other)}(?:[./@]|$)", key) for other in _read_other_keys())
 
 
-def is_recorder(key: str) -> bool:
-    """Tells whether a key says what a run leaves behind beside its result."""
-    return _is_among(key, RECORDERS)
+@functools.cache
+def _read_other_keys() -> tuple[str, ...]:
+    settings = OmegaConf.load(CONFIG_FOLDER / "hydra/default.yaml")
+    return tuple(settings.job.config.override_dirname.exclude_keys)
 
 
 @functools.cache
@@ -70,8 +49,3 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
-
-
-def _is_among(key: str, others: Iterable[str]) -> bool:
-    """Tells whether a key is one of the others or below one."""
-    return any(re.match(rf"{re.escape(other)}(?:[./@]|$)", key) for other in others)

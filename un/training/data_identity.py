@@ -28,13 +28,8 @@ LEFT_BY_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # hidden files, too, are n
 def name_data(choice: str, path: Any) -> str:
     """Returns what tells this data set of the user's own from others in a folder's name, e.g. "photos-1f0c9a42".
 
-    Args:
-        choice: of the group `data`.
-        path: as typed; null is for generated data.
-
-    Returns:
-        Base name and a digest of the whole path, the same for every spelling of it; empty where `path` does not say
-        which data these are.
+    That is the base name and a digest of the whole path, the same for every spelling of it. It is empty where the path
+    does not say which data these are, and null is for generated data.
     """
     if choice in LOCATED or path == _read_default(choice):
         return ""
@@ -70,7 +65,6 @@ class Fingerprint:
     digest: str
 
     def __str__(self) -> str:
-        """Where the data are and how much there is."""
         return f"{self.path} ({self.files} files, {self.size} bytes)" if self.files else str(self.path)
 
 
@@ -84,17 +78,12 @@ def take_fingerprint(path: Any, runs: Path | None = None) -> Fingerprint:
 
 
 def write_fingerprint(file: Path, fingerprint: Fingerprint) -> None:
-    """Writes it as JSON."""
     with replace_file(file) as opened:
         json.dump(asdict(fingerprint), opened)
 
 
 def read_fingerprint(file: Path) -> Fingerprint:
-    """Reads it.
-
-    Raises:
-        UserError: the file holds something else.
-    """
+    """Reads what `write_fingerprint` wrote."""
     try:
         return Fingerprint(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -1,5 +1,6 @@
 """Where a run took place: commit, package versions, hardware, memory."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -11,10 +12,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
-    *("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy"),
-    *("hydra-core", "omegaconf", "fairseq-fixed"),
-)
+PACKAGES: tuple[str, ...] = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
+PACKAGES += ("hydra-core", "omegaconf", "fairseq-fixed")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -28,10 +27,8 @@ def list_packages() -> dict[str, str]:
     """Returns the versions of Python and of those packages that decide about numbers and are installed."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

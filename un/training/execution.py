@@ -43,7 +43,6 @@ class Execution:
 
     @property
     def global_batch_size(self) -> int | None:
-        """Images or tokens of an update."""
         return None if self.batch_size is None else self.processes * self.batch_size * self.accumulate_grad_batches
 
     def describe(self) -> dict[str, Any]:
@@ -51,7 +50,6 @@ class Execution:
         return {**asdict(self), "global_batch_size": self.global_batch_size}
 
     def __str__(self) -> str:
-        """The global batch and what it is made of."""
         accumulated = self.accumulate_grad_batches
         batches = f" x {accumulated} accumulated batches" if accumulated > 1 else ""
         return f"global batch {self.global_batch_size} = {self.batch_size} x {_count(self.processes)}{batches}"
@@ -63,14 +61,8 @@ def plan_execution(config: DictConfig, overrides: Sequence[str], processes: int,
     Several calls of a norm then belong to an update: norms whose windows and warm-up count calls count updates instead,
     and those that move once in several calls do so once in as many more. What was typed stays as typed.
 
-    Args:
-        config: of the run.
-        overrides: as typed.
-        processes: that share the data.
-        precision: Lightning's name of it.
-
     Raises:
-        UserError: the global batch is no multiple of what the processes hold at once.
+        UserError: the global batch is not a multiple of what the processes hold at once.
     """
     typed = {key.lstrip("+") for key in read_overrides(overrides)}
     key = "data.max_tokens" if OmegaConf.select(config, "data.max_tokens") else "data.batch_size"
@@ -83,8 +75,8 @@ def plan_execution(config: DictConfig, overrides: Sequence[str], processes: int,
         raise UserError(f"global_batch_size={wanted} needs {key} of at least 1, got {found}")
     if wanted % (processes * batch):
         raise UserError(
-            f"global_batch_size={wanted} is no multiple of {key}={batch} x {_count(processes)}: choose trainer.devices "
-            f"and {key} so that it is, or give up the recipe's batch by global_batch_size=null"
+            f"global_batch_size={wanted} is not a multiple of {key}={batch} x {_count(processes)}: choose "
+            f"trainer.devices and {key} so that it is, or give up the recipe's batch with global_batch_size=null"
         )
     accumulated = wanted // (processes * batch)
     norm: dict[str, Any] = {}
@@ -114,16 +106,17 @@ def describe_start(config: DictConfig, experiment: str, execution: Execution) ->
         return "", True
     departs = recipe is not None and execution.global_batch_size != recipe
     accumulated, count = execution.accumulate_grad_batches, config.norm.get("count")
-    notes = [f"norm.{key}={value}" for key, value in execution.norm.items()]
-    if notes:
-        notes = [f"{', '.join(notes)}; running averages of norms still move with every batch"]
-    elif accumulated > 1 and count == "calls":
-        notes = [
-            f"windows and warm-up of the norms count {accumulated} calls an update; norm.count=updates counts those"
-        ]
+    parts = [str(execution)]
     if departs:
-        notes.insert(0, f"not the recipe's {recipe}")
-    return "; ".join([str(execution), *notes]), not departs
+        parts.append(f"not the recipe's {recipe}")
+    if execution.norm:
+        options = ", ".join(f"norm.{key}={value}" for key, value in execution.norm.items())
+        parts.append(f"{options}; running averages of norms still move with every batch")
+    elif accumulated > 1 and count == "calls":
+        parts.append(
+            f"windows and warm-up of the norms count {accumulated} calls an update; norm.count=updates counts updates"
+        )
+    return "; ".join(parts), not departs
 
 
 def _count(processes: int) -> str:
@@ -131,23 +124,13 @@ def _count(processes: int) -> str:
 
 
 def keep_execution(file: Path, execution: Execution, resumes: bool, writes: bool) -> None:
-    """Writes how a run is executed; a resumed run must be as it was before.
-
-    Args:
-        file: of the run folder.
-        execution: of this process.
-        resumes: whether the run goes on from a checkpoint; one of an early version has no file.
-        writes: whether this process is the one that writes.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Writes how a run is executed, in one of its processes, or compares it with how the resumed run was started."""
     if not resumes:
         if writes:
             with replace_file(file) as opened:
                 json.dump(execution.describe(), opened)
         return
-    if not file.is_file():
+    if not file.is_file():  # of a run of an early version
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -157,5 +140,6 @@ def keep_execution(file: Path, execution: Execution, resumes: bool, writes: bool
     if changed:
         listed = "; ".join(f"{key} was {before[key]}, is {execution.describe()[key]}" for key in changed)
         raise UserError(
-            f"{file.parent} was begun otherwise ({listed}): go on as it began, or use force=true to start over"
+            f"{file.parent} was started differently ({listed}): resume it as it was started, or use force=true to "
+            "start over"
         )

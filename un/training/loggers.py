@@ -1,5 +1,6 @@
-"""Loggers beside metrics.csv; one that cannot start or breaks costs a warning, never the run."""
+"""Loggers beside metrics.csv; one that fails to start or breaks costs a warning, never the run."""
 
+import functools
 import hashlib
 import logging
 import netrc
@@ -16,92 +17,52 @@ from omegaconf import DictConfig, OmegaConf
 from un.reports.result import Result
 from un.training.run_folder import RunIdentity
 
+# Of Lightning's loggers; the last two are ours, and a logger may lack them.
+GUARDED = ("log_hyperparams", "log_metrics", "save", "finalize", "log_result", "close")
 ID_LENGTH = 16
 WANDB_HOST = "api.wandb.ai"
 WANDB_PATIENCE = 30  # seconds for the server at the start and, where something is left to upload, at the end
 log = logging.getLogger(__name__)
 
 
-class GuardedLogger(Logger):
-    """Passes everything on to another logger until that raises; then warns and goes quiet.
+def build_loggers(config: DictConfig, identity: RunIdentity) -> list[Any]:
+    """Builds the loggers of `config.logger` and tells them the config.
 
-    Args:
-        label: what the warning calls it.
-        logger: the other one.
+    Beside what Lightning calls, each has `log_result(result, folder)` and `close()`.
     """
-
-    def __init__(self, label: str, logger: Logger) -> None:
-        super().__init__()
-        self.label, self.logger = label, logger
-        self._broken = False
-
-    @property
-    def name(self) -> str | None:
-        """Of the other logger."""
-        return self.logger.name
-
-    @property
-    def version(self) -> int | str | None:
-        """Of the other logger."""
-        return self.logger.version
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Passes metrics on."""
-        self._try(self.logger.log_metrics, metrics, step)
-
-    def log_hyperparams(self, params: Any, *arguments: Any, **keywords: Any) -> None:
-        """Passes the config on."""
-        self._try(self.logger.log_hyperparams, params, *arguments, **keywords)
-
-    def save(self) -> None:
-        """Passes it on."""
-        self._try(self.logger.save)
-
-    def finalize(self, status: str) -> None:
-        """Passes it on."""
-        self._try(self.logger.finalize, status)
-
-    def log_result(self, result: Result, folder: Path) -> None:
-        """Hands wandb the result as the run's summary, and the figures of the run folder as images."""
-        if isinstance(self.logger, WandbLogger):
-            self._try(_summarize, self.logger.experiment, result, folder)
-
-    def close(self) -> None:
-        """Ends a wandb run, which the next job of a sweep would go on with otherwise."""
-        if isinstance(self.logger, WandbLogger):
-            self._try(lambda: self.logger.experiment.finish())  # type: ignore[attr-defined]
-
-    def _try(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-        if self._broken:
-            return
-        try:
-            call(*arguments, **keywords)
-        except Exception as error:  # whatever a service or its package raises
-            self._broken = True
-            _warn(self.label, "broke, going on without it", error)
-
-
-def _summarize(page: Any, result: Result, folder: Path) -> None:
-    from wandb import Image
-
-    page.summary.update(asdict(result))
-    figures = sorted(folder.glob("figures/*.png"))
-    if figures:
-        page.log({f"figures/{path.stem}": Image(str(path)) for path in figures})
-
-
-def build_loggers(config: DictConfig, identity: RunIdentity) -> list[GuardedLogger]:
-    """Builds the loggers of `config.logger` and tells them the config; those that fail are left out with a warning."""
     loggers = []
     for name, entry in (config.logger or {}).items():
         try:
             logger = instantiate(entry, _partial_=True, _convert_="all")(identity=identity)
-        except Exception as error:
-            _warn(name, "does not start, going on without it", error)
+        except Exception as error:  # whatever a service or its package raises
+            _warn(name, "failed to start; continuing without it", error)
             continue
-        loggers.append(GuardedLogger(name, logger))
-        loggers[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        guard(name, logger)
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        loggers.append(logger)
     return loggers
+
+
+def guard(name: str, logger: Logger) -> None:
+    """Makes the first error of a logger a warning, after which it stays silent; adds the methods it may lack."""
+    is_broken = False
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(call)
+        def try_call(*arguments: Any, **keywords: Any) -> None:
+            nonlocal is_broken
+            if is_broken:
+                return
+            try:
+                call(*arguments, **keywords)
+            except Exception as error:  # whatever a service or its package raises
+                is_broken = True
+                _warn(name, "broke; continuing without it", error)
+
+        return try_call
+
+    for method in GUARDED:
+        setattr(logger, method, guarded(getattr(logger, method, lambda *_: None)))
 
 
 def build_tensorboard_logger(identity: RunIdentity) -> TensorBoardLogger:
@@ -109,9 +70,27 @@ def build_tensorboard_logger(identity: RunIdentity) -> TensorBoardLogger:
     return TensorBoardLogger(identity.folder, name="", version="tensorboard")
 
 
+class RunPage(WandbLogger):
+    """A page of Weights & Biases, which in the end shows the result and the figures of the run folder."""
+
+    def log_result(self, result: Result, folder: Path) -> None:
+        from wandb import Image
+
+        page: Any = self.experiment
+        page.summary.update(asdict(result))
+        figures = sorted(folder.glob("figures/*.png"))
+        if figures:
+            page.log({f"figures/{path.stem}": Image(str(path)) for path in figures})
+
+    def close(self) -> None:
+        """Ends the page; otherwise the next job of a sweep would write on it."""
+        page: Any = self.experiment
+        page.finish()
+
+
 def build_wandb_logger(
     identity: RunIdentity, project: str, entity: str | None, group: str | None, tags: Sequence[str]
-) -> WandbLogger:
+) -> RunPage:
     """Logs to Weights & Biases under an id made of the run folder's name, so that a resumed run continues its page.
 
     A server that cannot be reached costs a warning: the run is kept in `<run folder>/wandb`, for `wandb sync`.
@@ -126,46 +105,45 @@ def build_wandb_logger(
     from wandb import Settings, teardown  # costs a second
 
     ablation = identity.choices.get("ablation")
-    group = group or "/".join([identity.experiment, *([ablation] if ablation else [])])
     name = "/".join(identity.folder.parts[-3:])
-    mode = choose_wandb_mode(os.environ)
-    for choice in dict.fromkeys([mode, "offline"]):
-        logger = WandbLogger(
+
+    def start(mode: str) -> RunPage:
+        page = RunPage(
             name="/".join(identity.folder.parts[-2:]),  # overrides and seed
             id=hashlib.sha256(name.encode()).hexdigest()[:ID_LENGTH],  # wandb forbids the signs a name may have
             resume="allow",
             save_dir=identity.folder,
             project=project,
             entity=entity,
-            group=group,
+            group=group or "/".join([identity.experiment, *([ablation] if ablation else [])]),
             tags=[*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
-            mode=choice,
+            mode=mode,
             settings=Settings(init_timeout=WANDB_PATIENCE, finish_timeout=WANDB_PATIENCE),
         )
-        try:
-            logger.experiment  # noqa: B018  starts the service now, so that its failure is noticed here
-        except Exception as error:  # whatever wandb and its service raise
-            if choice == "offline":
-                raise
-            _warn("wandb", "does not reach its server, so the run is kept offline", error)
-            teardown()  # the service holds the id of the page that did not come about
-        else:
-            return logger
-    raise AssertionError("the loop returns or raises")
+        page.experiment  # noqa: B018  starts the service now, so that its failure is noticed here
+        return page
+
+    mode = choose_wandb_mode(os.environ)
+    try:
+        return start(mode)
+    except Exception as error:  # whatever wandb and its service raise
+        if mode == "offline":
+            raise
+        _warn("wandb", "does not reach its server, so the run is kept offline", error)
+        teardown()  # the service holds the id of the page that did not come about
+        return start("offline")
 
 
 def choose_wandb_mode(environment: Mapping[str, str]) -> str:
     """Returns WANDB_MODE if it is set, "online" for a user who is logged in, else "offline"."""
     if mode := environment.get("WANDB_MODE"):
         return mode
-    if environment.get("WANDB_API_KEY"):
-        return "online"
     try:
         known = netrc.netrc(environment.get("NETRC", Path.home() / ".netrc")).authenticators(WANDB_HOST)
     except (OSError, netrc.NetrcParseError):
         known = None
-    return "online" if known else "offline"
+    return "online" if known or environment.get("WANDB_API_KEY") else "offline"
 
 
-def _warn(label: str, what: str, error: Exception) -> None:
-    log.warning("logger=%s %s: %s", label, what, " ".join(str(error).split()))
+def _warn(name: str, what: str, error: Exception) -> None:
+    log.warning("logger=%s %s: %s", name, what, " ".join(str(error).split()))

@@ -19,11 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def require_preprocessor(module: LightningDataModule) -> InferenceData:
-    """Returns the data module as what keeps a preprocessor with its runs.
-
-    Raises:
-        UserError: it does not offer one.
-    """
+    """Returns the data module itself, or raises a UserError where it offers no preprocessor."""
     missing = [name for name in ("preprocessor_class", "use_preprocessor") if not hasattr(module, name)]
     if missing:
         raise UserError(f"data {type(module).__name__} cannot be kept with a run: it has no {', '.join(missing)}")
@@ -32,28 +28,17 @@ def require_preprocessor(module: LightningDataModule) -> InferenceData:
 
 
 def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
-    """Writes the preprocessor of a training that starts, or compares it with the one that the training started with.
-
-    Args:
-        module: data of the training.
-        folder: of the run.
-        resumes: whether the training goes on.
-        writes: whether this process is the one that writes.
-
-    Raises:
-        UserError: the training went on with words or classes that are others than before.
-    """
+    """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run."""
     data = require_preprocessor(module)
-    if not resumes or not folder.preprocessor.exists():  # runs that were started before this was kept have none
-        if writes:
-            save_preprocessor(data, folder.preprocessor)
-        return
-    difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
-    if difference:
-        raise UserError(
-            f"{folder.path} was started with other data (they have {difference} now): use force=true to start over or "
-            "another paths.runs"
-        )
+    if resumes and folder.preprocessor.exists():  # runs of early versions have none
+        difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
+        if difference:
+            raise UserError(
+                f"{folder.path} was started with other data (they have {difference} now): use force=true to start "
+                "over, or another paths.runs"
+            )
+    elif writes:
+        save_preprocessor(data, folder.preprocessor)
 
 
 def save_preprocessor(data: InferenceData, path: Path) -> None:
@@ -63,11 +48,7 @@ def save_preprocessor(data: InferenceData, path: Path) -> None:
 
 
 def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> None:
-    """Lets the data of a finished run work with the preprocessor of its training, whatever the training data are now.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Lets the data of a finished run work with the preprocessor of its training, whatever these data are now."""
     data = require_preprocessor(module)
     if folder.preprocessor.exists():
         data.use_preprocessor(read_preprocessor(data, folder.preprocessor))
@@ -76,11 +57,7 @@ def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> Non
 
 
 def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
-    """Reads a preprocessor of the kind that the data have.
-
-    Raises:
-        UserError: it is damaged or of another kind.
-    """
+    """Reads a preprocessor of the kind that the data have, or raises a UserError where it is damaged."""
     try:
         return data.preprocessor_class.load(path)
     except (OSError, ValueError) as error:
@@ -88,11 +65,7 @@ def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
 
 
 def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
-    """Compares the data with those that outside weights were trained on, if these are a run's that kept them.
-
-    Raises:
-        UserError: the weights are no start for these data.
-    """
+    """Raises a UserError where a run's weights cannot be the start of a training on these data."""
     trained = RunFolder(weights.resolve().parent.parent).preprocessor
     if not trained.is_dir():
         return
@@ -104,11 +77,7 @@ def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
 
 
 def check_changes(run_config: DictConfig, changed: DictConfig) -> None:
-    """Checks that the config of a finished run has kept what its preprocessor decides.
-
-    Raises:
-        UserError: names the key, its value and that of the run.
-    """
+    """Raises a UserError where a finished run's config was changed in what its preprocessor decides."""
     data: Any = get_object(run_config.data._target_)
     for name in getattr(data, "fixed_arguments", ()):
         old, new = (OmegaConf.select(config, f"data.{name}") for config in (run_config, changed))

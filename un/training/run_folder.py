@@ -1,20 +1,17 @@
-"""The folder of a run: its name, what it holds, and whether a config may continue in it.
+"""The folder of a run: its name, what it holds, and whether a config may resume in it.
 
 Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
-execution.json, train.log, metrics.csv,
-checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what the task writes (translations/),
-result.json (written last), and wandb/ or tensorboard/ where asked for; eval.json and evaluation/ are of eval.py,
-checkpoints/folded.* of scripts/fold.py, exports/ of scripts/export.py. Nothing here imports torch.
+execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what
+the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where asked for; eval.py writes
+eval.json and evaluation/, scripts/fold.py checkpoints/folded.*, scripts/export.py exports/. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import UserError
 from un.files import replace_file
-from un.training.config_keys import flatten, is_recorder, is_science, pins_precision
+from un.training.config_keys import flatten, is_science, pins_precision
 from un.training.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
 # Choices whose values are found by their keys, where they change anything.
 NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
-LEFT_BY_RUNS = (
-    *("result.json", "eval.json", "metrics.csv", "config.yaml", "fingerprint.json", "execution.json"),
-    *("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard"),
-    *("activation_stats", "activation_stats.parquet", "figures"),
-)
+FILES = ("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json")
+FOLDERS = ("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard", "figures")
+RECORDS = ("activation_stats", "activation_stats.parquet")
 MAX_NAME_LENGTH = 150  # bytes of one folder name; file systems allow 255
 HASH_LENGTH = 10
 SHOWN_DIFFERENCES = 3
@@ -76,12 +71,7 @@ class RunIdentity:
 def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, data: str = "") -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science.
 
-    Args:
-        experiment: name of the experiment.
-        norm: the norm's choice.
-        overrides: as typed.
-        seed: of the run.
-        data: the choice of data, where `overrides` do not make it.
+    `data` is the choice of data, where the overrides do not make it.
     """
     values = read_overrides(overrides)
     parts = {
@@ -118,11 +108,7 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 class RunFolder:
-    """The files of a run.
-
-    Args:
-        path: the folder; it is created by `open`.
-    """
+    """The files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,42 +128,34 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Takes the folder for this process until it ends.
-
-        Raises:
-            UserError: another process works in it.
-        """
+        """Takes the folder for this process, not for those it forks; a UserError says that another works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(f"{self.path} is in use: the same run was started already and is not finished") from None
-        _locks.add(self._lock)
 
     def holds_run(self) -> bool:
-        """Tells whether there is anything to go on from; a run that failed before its first checkpoint left nothing."""
+        """Tells whether there is a result or a checkpoint; a run that failed before its first one left nothing."""
         return self.result.exists() or any(self.checkpoints.glob("*.ckpt"))
 
     @property
     def status(self) -> Literal["interrupted", "failed", "missing"]:
-        """Of a folder without a result: whether a run has begun here, has failed before it began, or was never started.
-
-        An interrupted run was killed, broke off or is still running.
-        """
+        """Of a folder without a result; an interrupted run may be running still, a failed one has trained nothing."""
         if self.config.exists():
             return "interrupted"
         return "failed" if self.log.exists() else "missing"
 
     def forget_start(self) -> None:
-        """Takes back that a run has begun, where nothing was trained; its log stays."""
+        """Removes the traces of a start, except the log, where nothing was trained."""
         if not self.holds_run() and not self.metrics.exists():
             for path in (self.config, self.fingerprint, self.execution):
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
-        for name in LEFT_BY_RUNS:
+        for name in (*FILES, *FOLDERS, *RECORDS):
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -185,11 +163,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes the resolved config, after checking that the folder does not hold a run of another one.
-
-        Raises:
-            UserError: it does.
-        """
+        """Writes the resolved config, or raises a UserError where the folder holds a run of another one."""
         if self.config.exists() and self.holds_run():
             self._check_same(self.read_config(), config)
             return
@@ -197,23 +171,15 @@ class RunFolder:
             OmegaConf.save(OmegaConf.create(dict(config)), file)
 
     def write_fingerprint(self, path: Any) -> None:
-        """Writes the fingerprint of the data, after checking that the folder does not hold a run of others.
-
-        Raises:
-            UserError: it does.
-        """
+        """Writes the fingerprint of the data, or raises a UserError where the folder holds a run of others."""
         if self.holds_run():
             self.check_data(path)
         else:
             write_fingerprint(self.fingerprint, take_fingerprint(path, self.runs))
 
     def check_data(self, path: Any) -> None:
-        """Compares data with those of the run; runs of early versions kept nothing to compare with.
-
-        Raises:
-            UserError: they differ.
-        """
-        if not self.fingerprint.is_file():
+        """Raises a UserError where the data are not those of the run."""
+        if not self.fingerprint.is_file():  # of a run of an early version
             return
         before, now = read_fingerprint(self.fingerprint), take_fingerprint(path, self.runs)
         if now.digest != before.digest:
@@ -224,27 +190,21 @@ class RunFolder:
 
     def list_unrecorded(self, config: Mapping[str, Any]) -> list[str]:
         """Returns what a config would have recorded and the run here did not, e.g. `callbacks.activation_stats`."""
-        if not self.config.is_file():
-            return []
-        before = dict(flatten(self.read_config()))
-        asked = [
-            key
-            for key, value in flatten(config)
-            if value not in (None, {}) and value != before.get(key) and is_recorder(key)
+        before = self.read_config() if self.config.is_file() else dict(config)
+        return [
+            f"{group}.{name}"
+            for group in ("callbacks", "logger", "trainer")
+            for name, value in (config.get(group) or {}).items()
+            if value is not None and (before.get(group) or {}).get(name) is None and not is_science(f"{group}.{name}")
         ]
-        return sorted({".".join(key.split(".")[:2]) for key in asked})
 
     def read_config(self) -> dict[str, Any]:
-        """Reads the resolved config.
-
-        Raises:
-            UserError: there is none, so the folder is no run folder.
-        """
+        """Reads the resolved config, or raises a UserError where there is none."""
         if not self.config.is_file():
-            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+            raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
         loaded = OmegaConf.to_container(OmegaConf.load(self.config))
         if not isinstance(loaded, dict):
-            raise UserError(f"{self.config} is no config: delete the folder or use force=true")
+            raise UserError(f"{self.config} is not a config: delete the folder or use force=true")
         return {str(key): value for key, value in loaded.items()}
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -260,11 +220,6 @@ class RunFolder:
                 f"{self.path} holds a run of another config ({'; '.join(listed)}{more}): "
                 "use force=true to start over or another paths.runs"
             )
-
-
-_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # held by this process
-# A forked process, as a data loader's, would hold them for some seconds after this one was killed.
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def _sanitise(text: str) -> str:
@@ -287,6 +242,6 @@ def _resolve_experiment(*, _root_: DictConfig) -> str:
     return RunIdentity.from_hydra().experiment if HydraConfig.initialized() else DEFAULT_EXPERIMENT
 
 
-# When imported, because the processes of a parallel sweep import this module but do not start in `run_main`.
+# When imported, because the processes of a parallel sweep import this module but do not begin in `run_command`.
 OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 OmegaConf.register_new_resolver("experiment_name", _resolve_experiment, replace=True)

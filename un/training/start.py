@@ -34,7 +34,7 @@ def start_run(config: DictConfig) -> float | None:
 
     Raises:
         UserError: a value out of range, a folder that is in use or holds a run of another config, or a search for a
-            metric which the run does not have.
+            metric that the run does not have.
     """
     check_config(config)
     expand_home(config)
@@ -60,25 +60,18 @@ def start_run(config: DictConfig) -> float | None:
 
 
 def read_objective(folder: RunFolder, metric: str) -> float | None:
-    """Returns a metric of a run's result; None for a diverged run.
-
-    Raises:
-        UserError: the run has no such metric.
-    """
+    """Returns a metric of a run's result; None for a diverged run."""
     result = read_result(folder.result)
     if result.status == "diverged":
         return None
     if metric not in result.metrics:
-        raise UserError(f"hparams_search.metric={metric} is none of the run's: {', '.join(sorted(result.metrics))}")
+        known = ", ".join(sorted(result.metrics))
+        raise UserError(f"hparams_search.metric={metric} is not a metric of the run; it has {known}")
     return result.metrics[metric]
 
 
 def open_folder(folder: RunFolder, config: DictConfig) -> None:
-    """Takes the folder for this process, clears it if asked to, and writes resolved config and fingerprint of the data.
-
-    Raises:
-        UserError: the folder is in use or holds a run of another config or of other data.
-    """
+    """Takes the folder for this process, clears it if asked to, and writes config and fingerprint of the data."""
     folder.lock()
     if config.force:
         folder.clear()
@@ -87,15 +80,13 @@ def open_folder(folder: RunFolder, config: DictConfig) -> None:
 
 
 def _resolve(config: DictConfig) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return dict(resolved)
 
 
 def _tell_finished(folder: RunFolder, config: DictConfig) -> None:
-    status, unrecorded = read_result(folder.result).status, folder.list_unrecorded(_resolve(config))
-    if unrecorded and is_first_process():
-        missing = ", ".join(unrecorded)
+    status, missing = read_result(folder.result).status, ", ".join(folder.list_unrecorded(_resolve(config)))
+    if missing:
         log.info("%s is %s already, without %s: force=true starts over and records it", folder.path, status, missing)
     else:
         log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)

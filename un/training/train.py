@@ -29,40 +29,39 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, identity: RunIdentity) -> None:
-    """Trains, tests and writes result.json; resumes where an earlier process was killed.
+    """Trains, tests and writes result.json into a folder that `un.training.start` has opened; resumes a killed run.
 
     Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
     training with a checkpoint; before and after it, at once.
-
-    Args:
-        config: composed from configs/train.yaml.
-        identity: of the run; its folder is ready (`un.training.start`).
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)
+    resumes = folder.last.exists() and not config.force
     loggers = build_loggers(config, identity)
     try:
         trainer = build_trainer(config, folder.path, loggers)
-        execution = _settle_execution(config, identity, folder, trainer)
+        execution = _settle_execution(config, identity, folder, trainer, resumes)
         config = apply_execution(config, execution)
         data, module = build(config)
+        keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
         with compile_in_training(module.model, config.get("compile")):
-            result = _run(config, identity, folder, data, module, trainer, execution)
+            facts = _fit_and_test(config, folder, data, module, trainer, resumes)
         if trainer.is_global_zero:
+            result = Result(**facts, **_describe_config(config, identity), **_describe_place(module, execution))
             write_result(result, folder.result)
             for logger in loggers:
                 logger.log_result(result, folder.path)
+            log.info("%s %s: %s", folder.path, result.status, _describe_outcome(result))
     finally:
         for logger in loggers:
             logger.close()
-    if trainer.is_global_zero:
-        log.info("%s %s: %s", folder.path, result.status, _describe_metrics(result))
 
 
-def _settle_execution(config: DictConfig, identity: RunIdentity, folder: RunFolder, trainer: Trainer) -> Execution:
+def _settle_execution(
+    config: DictConfig, identity: RunIdentity, folder: RunFolder, trainer: Trainer, resumes: bool
+) -> Execution:
     """Lets the trainer accumulate what the recipe's global batch needs, and says what was done."""
     execution = plan_execution(config, identity.overrides, trainer.world_size, str(trainer.precision))
-    resumes = folder.last.exists() and not config.force
     keep_execution(folder.execution, execution, resumes, writes=trainer.is_global_zero)
     trainer.accumulate_grad_batches = execution.accumulate_grad_batches
     line, is_recipe = describe_start(config, identity.experiment, execution)
@@ -71,56 +70,41 @@ def _settle_execution(config: DictConfig, identity: RunIdentity, folder: RunFold
     return execution
 
 
-def _run(
+def _fit_and_test(
     config: DictConfig,
-    identity: RunIdentity,
     folder: RunFolder,
     data: LightningDataModule,
     module: LightningModule,
     trainer: Trainer,
-    execution: Execution,
-) -> Result:
-    """Fits and tests; a divergence ends both."""
-    resumes = folder.last.exists() and not config.force
-    keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
-    resume = _check_last(folder, module) if resumes else None
-    metrics: dict[str, float] = {}
-    details: dict[str, str] = {}
-    divergence: DivergedError | None = None
+    resumes: bool,
+) -> dict[str, Any]:
+    """Returns the result's facts about the training; a divergence ends it without a test."""
+    last = _check_last(folder, module) if resumes else None
     checkpoints, stopwatch = _find(trainer, Checkpoints), _find(trainer, Stopwatch)
+    tests: dict[str, float] = {}
+    facts: dict[str, Any] = {"status": "finished", "diverged_step": None}
     try:
         with signals.deferring():
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
         tested = load_tested(folder, module, config.average_checkpoints)
-        metrics = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
-        details = describe_metrics(module, tested)
+        tests = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+        facts["metric_details"] = describe_metrics(module, tested)
     except DivergedError as error:
-        divergence = error
+        facts = {"status": "diverged", "diverged_step": error.step, "diverged_layer": error.layer}
         unknown = not error.is_finite and error.layer is None
         hint = "; trainer.detect_anomaly=true makes it another run, which names the operation" if unknown else ""
         log.warning("stopped: %s%s", error, hint)
-    facts = _describe_config(config, identity)
-    return Result(
-        status="finished" if divergence is None else "diverged",
+    return {
         **facts,
-        metrics={**checkpoints.best_metrics, **metrics},
-        metric_details=details,
-        best_epoch=checkpoints.best_epoch,
-        best_step=checkpoints.best_step,
-        diverged_step=None if divergence is None else divergence.step,
-        diverged_layer=None if divergence is None else divergence.layer,
-        steps=trainer.global_step,
-        execution=execution.describe(),
-        wall_time_seconds=stopwatch.seconds,
-        train_samples_per_second=stopwatch.samples_per_second,
-        parameters=_count_parameters(module.model),
-        peak_memory_bytes=environment.measure_peak_memory(),
-        git=environment.describe_git(),
-        packages=environment.list_packages(),
-        hardware=environment.describe_hardware(),
-    )
+        "metrics": {**checkpoints.best_metrics, **tests},
+        "best_epoch": checkpoints.best_epoch,
+        "best_step": checkpoints.best_step,
+        "steps": trainer.global_step,
+        "wall_time_seconds": stopwatch.seconds,
+        "train_samples_per_second": stopwatch.samples_per_second,
+    }
 
 
 def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, str]:
@@ -154,19 +138,26 @@ def _describe_config(config: DictConfig, identity: RunIdentity) -> dict[str, Any
     }
 
 
-def _describe_metrics(result: Result) -> str:
+def _describe_place(module: Any, execution: Execution) -> dict[str, Any]:
+    return {
+        "execution": execution.describe(),
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "peak_memory_bytes": environment.measure_peak_memory(),
+        "git": environment.describe_git(),
+        "packages": environment.list_packages(),
+        "hardware": environment.describe_hardware(),
+    }
+
+
+def _describe_outcome(result: Result) -> str:
     if result.status == "diverged":
         where = f", first in {result.diverged_layer}" if result.diverged_layer else ""
         return f"at step {result.diverged_step}{where}"
     return "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if value is not None)
 
 
-def _count_parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _find(trainer: Trainer, kind: type[Any]) -> Any:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, kind):
             return callback
-    raise UserError(f"callbacks lacks {kind.__name__}, without which no run can be kept")
+    raise UserError(f"callbacks lacks {kind.__name__}, without which a run cannot be recorded")

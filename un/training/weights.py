@@ -24,8 +24,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a file of torch.save with weights_only=True, or a safetensors file.
 
     Raises:
-        UserError: no such file, cut short, or holding other things than tensors and plain values, which are not loaded
-            because a pickle can run any code.
+        UserError: there is no such file, it is cut short, or it holds anything but tensors and plain values, which is
+            not loaded because a pickle can run any code.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -39,18 +39,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} {_explain_refusal(error)}") from None
     except Exception as error:  # the unpickler meets foreign bytes with whatever they make it do
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise UserError(f"{path} is cut short or no checkpoint ({reason})") from None
+        raise UserError(f"{path} is cut short or not a checkpoint ({reason})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 
 def check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Checks that a state dict is this module's.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Raises a UserError where the names or shapes of a state dict are not the module's."""
     own = module.state_dict()
     problems = {
         "lacks": [name for name in own if name not in state],
@@ -67,11 +63,7 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
 
 def read_model_weights(path: Path) -> dict[str, Tensor]:
-    """Returns a model's state dict out of our checkpoints or published ones, averaged weights where there are any.
-
-    Raises:
-        UserError: see `read_checkpoint`; or there is no state dict in the file.
-    """
+    """Returns a model's state dict out of our checkpoints or published ones, averaged weights where there are any."""
     content: Any = read_checkpoint(path)
     for key in NESTED_KEYS:
         if isinstance(content.get(key), Mapping):
@@ -92,35 +84,28 @@ def drop_other_head(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Ten
 
     Classifiers are what the model's `get_classifier()` returns, as in timm. Nothing else may differ.
     """
-    classifiers = [id(module) for module in _find_classifiers(model)]
-    names = [name for name, module in model.named_modules() if id(module) in classifiers]
+    get_classifier: Any = getattr(model, "get_classifier", lambda: None)
+    found = get_classifier()
+    classifiers = found if isinstance(found, tuple | list) else [found]  # distilled models have two
+    heads = [name for name, module in model.named_modules() if any(module is one for one in classifiers)]
     own = model.state_dict()
     dropped = [
         name
-        for name in state
-        if any(re.match(rf"{re.escape(head)}\.(weight|bias)$", name) for head in names)
-        and name in own
-        and state[name].shape[1:] == own[name].shape[1:]
-        and state[name].shape[0] != own[name].shape[0]
+        for name in (f"{head}.{kind}" for head in heads for kind in ("weight", "bias"))
+        if name in state and name in own
+        if state[name].shape[1:] == own[name].shape[1:] and len(state[name]) != len(own[name])
     ]
     if dropped:
         log.info("left out, being for another number of classes: %s", ", ".join(dropped))
-    return {name: own[name] if name in dropped else value for name, value in state.items()}
+    return {**state, **{name: own[name] for name in dropped}}
 
 
 def _explain_refusal(error: pickle.UnpicklingError) -> str:
     """Returns why a pickle was not loaded; torch's own message is a page long and tells how to load it after all."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found is None:
-        return "is cut short or no checkpoint, or a pickle that could run code when loaded"
-    return f"is refused: it holds {found[1]}, no tensor or plain value, and loading such things can run any code"
-
-
-def _find_classifiers(model: nn.Module) -> list[nn.Module]:
-    get_classifier: Any = getattr(model, "get_classifier", lambda: None)
-    found = get_classifier()
-    found = found if isinstance(found, tuple | list) else [found]  # distilled models have two
-    return [module for module in found if isinstance(module, nn.Module)]
+        return "is cut short or not a checkpoint, or a pickle that could run code when loaded"
+    return f"is refused: it holds {found[1]}, not a tensor or plain value, and loading such things can run any code"
 
 
 def _shorten(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from un.analysis.recorded_norms import choose_norms
 from un.analysis.recorder import Recorder, StatisticsRow
 from un.analysis.storage import StatisticsFiles
+from un.command.value_types import FromOne
 from un.surgery.recognition import list_norms
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,11 @@ class ActivationStats(Callback):
 
     def __init__(
         self,
-        every_n_steps: int,
+        every_n_steps: FromOne,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         draw_figures: bool = True,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps, self.include, self.exclude = every_n_steps, tuple(include), tuple(exclude)
         self.draw_figures = draw_figures
         self._recorder = Recorder([])
@@ -48,7 +47,6 @@ class ActivationStats(Callback):
         self._previous: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the norms, in the first process."""
         if stage == "fit" and trainer.is_global_zero:
             norms = list_norms(getattr(pl_module, "model", pl_module))
             self._recorder = Recorder(choose_norms(norms, self.include, self.exclude))
@@ -61,13 +59,12 @@ class ActivationStats(Callback):
             self._recorder.load_state_dict(self._previous)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Attaches the hooks for a step that is recorded, and for the one before it."""
+        # For a step that is recorded, and for the one before it.
         place = (trainer.global_step + 1) % self.every_n_steps
         if place == 0 or place == self.every_n_steps - 1:
             self._recorder.attach(full=place == 0)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Records, now that the gradients are there."""
         step = trainer.global_step + 1
         if step % self.every_n_steps == 0 and step != self._last_step:
             self._rows += self._recorder.collect(step)
@@ -76,11 +73,9 @@ class ActivationStats(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Removes the hooks."""
         self._recorder.detach()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes one file of what was recorded, and draws it."""
         self._finish()
         if self.draw_figures and self._files is not None:
             self._draw(self._files.folder)
@@ -90,12 +85,10 @@ class ActivationStats(Callback):
         self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """The last step recorded, whose rows are on disk before the checkpoint is."""
-        self._flush()
+        self._flush()  # the rows are on disk before the checkpoint is
         return {"last_step": self._last_step, "previous": self._recorder.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
         self._last_step, self._previous = state_dict["last_step"], state_dict["previous"]
 
     def _flush(self) -> None:
@@ -115,4 +108,4 @@ class ActivationStats(Callback):
 
             draw_run(folder)
         except Exception as error:  # a picture that fails must not cost the training
-            log.warning("no figures, going on without them: %s", " ".join(str(error).split()))
+            log.warning("no figures were drawn; continuing without them: %s", " ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""What several processes of one run share."""
+"""Gives all processes of a run the same buffers."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
@@ -12,7 +12,6 @@ class BufferBroadcast(Callback):
     """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Broadcasts them, those of averaged weights included."""
         if trainer.world_size > 1:
-            for buffer in pl_module.buffers():
+            for buffer in pl_module.buffers():  # those of averaged weights included
                 distributed.broadcast(buffer, src=0)

@@ -1,9 +1,9 @@
-"""In checkpoints/: last.ckpt to go on from; best.ckpt, or the mean of the last epoch=<n>.ckpt, to test.
+"""In checkpoints/: last.ckpt to resume from; best.ckpt, or the mean of the last epoch=<n>.ckpt, to test.
 
-Lightning's ModelCheckpoint saves every n steps also where its loops cannot go on exactly: between the last batch before
-a validation and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here
-last.ckpt is saved only after a batch which no validation follows, and after a validation. A signal that asks the run to
-stop (`un.command.signals`) is answered at the next such place, with last.ckpt.
+Lightning's ModelCheckpoint also saves where its loops cannot resume exactly: between the last batch before a validation
+and that validation (which a resumed run would skip), and in the middle of accumulated gradients. Here last.ckpt is
+saved only after a batch which no validation follows, and after a validation. A signal that asks the run to stop
+(`un.command.signals`) is answered at the next such place, with last.ckpt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from un.command import signals
+from un.command.value_types import FromOne
 from un.files import replace_file
 
 EPOCH_CHECKPOINT = re.compile(r"epoch=(\d+)\.ckpt")
@@ -35,7 +36,7 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps between two saves of last.ckpt inside an epoch; every validation saves it too.
         keep_epochs: how many epoch=<n>.ckpt to keep, of the last whole epochs; the first is 0. 0 or None keeps none. An
-            epoch which max_steps cuts short does not count, as in fairseq.
+            epoch that max_steps cuts short does not count, as in fairseq.
 
     Attributes:
         best_metrics: validation metrics of best.ckpt; empty before the first validation.
@@ -43,10 +44,8 @@ class Checkpoints(Checkpoint):
         best_step: its optimizer step.
     """
 
-    def __init__(self, every_n_steps: int, keep_epochs: int | None = None) -> None:
+    def __init__(self, every_n_steps: FromOne, keep_epochs: int | None = None) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps, self.keep_epochs = every_n_steps, keep_epochs or 0
         self.best_metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
@@ -57,13 +56,13 @@ class Checkpoints(Checkpoint):
         self._epoch = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes step and epoch; Lightning advances the epoch when a training ends inside one."""
+        # Lightning advances the epoch when a training ends inside one.
         self._step_before_batch, self._epoch = trainer.global_step, trainer.current_epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves a whole epoch, and last.ckpt if it is due and this is a place to go on from."""
+        """Saves a whole epoch, and last.ckpt if it is due and this is a place to resume from."""
         if self.keep_epochs and self._ends_epoch(trainer, batch_idx):
             self._save_epoch(trainer)
         stop = self._is_stopping(trainer)
@@ -88,7 +87,6 @@ class Checkpoints(Checkpoint):
         self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known about best.ckpt."""
         return {
             "best_metrics": self.best_metrics,
             "best_epoch": self.best_epoch,
@@ -99,7 +97,6 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
         self.best_metrics = state_dict["best_metrics"]
         self.best_epoch, self.best_step = state_dict["best_epoch"], state_dict["best_step"]
         self.validated_step, self._saved_step = state_dict["validated_step"], state_dict["saved_step"]
@@ -164,7 +161,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes beside the final place, then renames."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, binary=True) as file:

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from un.command.value_types import FromOne
+
 NEVER = -1
 # Loss scaling skips a step whose loss is not finite and halves its factor, from torch's first, 2**16, to 1 in so many.
 SKIPPED_STEPS = 16
@@ -26,12 +28,8 @@ class DivergedError(RuntimeError):
     """
 
     def __init__(self, reason: str, step: int, layer: str | None = None, is_finite: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.step, self.layer, self.is_finite = reason, step, layer, is_finite
-
-    def __str__(self) -> str:
-        where = f", first in {self.layer}" if self.layer else ""
-        return f"{self.reason} at step {self.step}{where}"
+        super().__init__(f"{reason} at step {step}" + (f", first in {layer}" if layer else ""))
+        self.step, self.layer, self.is_finite = step, layer, is_finite
 
 
 class DivergenceStop(Callback):
@@ -45,43 +43,42 @@ class DivergenceStop(Callback):
 
     Args:
         every_n_steps: how often to look.
-        max_loss_ratio: how many times the first finite loss of the run is an explosion; None for any finite loss is
-            good. It is far above what a spike or a bad start reaches: cross-entropy starts near the logarithm of the
-            number of classes.
+        max_loss_ratio: how many times the first finite loss of the run is an explosion; None allows any finite loss.
+            It is far above what a spike or a bad start reaches: cross-entropy starts near the logarithm of the number
+            of classes.
     """
 
-    def __init__(self, every_n_steps: int, max_loss_ratio: float | None = 1000.0) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: FromOne, max_loss_ratio: float | None = 1000.0) -> None:
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1 or null, got {max_loss_ratio}")
         self.every_n_steps = every_n_steps
         self.max_loss_ratio = math.inf if max_loss_ratio is None else max_loss_ratio
-        self._first_loss: Tensor | None = None  # NaN until there is one
-        self._bad_step: Tensor | None = None
-        self._bad_loss: Tensor | None = None
-        self._streak: Tensor | None = None  # non-finite losses in a row
-        self._counters: dict[str, Tensor] = {}
-        self._counts_before: Tensor | None = None
-        self._counts_then: Tensor | None = None
+        # On the device from the start of the training; NaN and NEVER until there is one.
+        self._first_loss = torch.tensor(math.nan)
+        self._bad_loss = torch.tensor(math.nan)
+        self._bad_step = torch.tensor(NEVER)
+        self._streak = torch.tensor(0)  # non-finite losses in a row
+        self._counters: dict[str, Tensor] = {}  # by norm: batches with a non-finite statistic
+        self._counts_before = self._counts_then = torch.zeros(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the norms that count batches with non-finite statistics."""
         self._counters = {
             name: module.nonfinite_counter
             for name, module in getattr(pl_module, "model", pl_module).named_modules()
             if isinstance(getattr(module, "nonfinite_counter", None), Tensor)
         }
-        self._counts_before = self._count()
+        self._counts_before = self._counts_then = self._count()
+        self._first_loss, self._bad_loss, self._bad_step, self._streak = (
+            value.to(pl_module.device) for value in (self._first_loss, self._bad_loss, self._bad_step, self._streak)
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes whether this step's loss is the first bad one."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None:
             is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-            self._note(loss.detach(), trainer.global_step, allowed=SKIPPED_STEPS if is_scaled else 0)
+            self._note(loss.detach().float(), trainer.global_step, allowed=SKIPPED_STEPS if is_scaled else 0)
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # epoch=<n>.ckpt may be saved next
         if ends_epoch or trainer.global_step % self.every_n_steps == 0:
             self._check_loss(trainer)
@@ -89,53 +86,39 @@ class DivergenceStop(Callback):
             self._check_weights(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks before numbers of a broken model are taken for a result."""
         self._check_loss(trainer)
         self._check_weights(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the steps since the last look."""
         self._check_loss(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Looks before last.ckpt is written, in all processes."""
         self._check_loss(trainer)
         self._check_weights(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first loss of the run; there is no bad step to keep, since nothing is saved after one."""
-        return {"first_loss": None if self._first_loss is None else float(self._first_loss)}
+        # There is no bad step to keep, since nothing is saved after one.
+        return {"first_loss": None if self._first_loss.isnan() else float(self._first_loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the first loss; checkpoints of early runs lack it, which then start anew."""
-        first_loss = state_dict.get("first_loss")
-        self._first_loss = None if first_loss is None else torch.tensor(first_loss)
+        first_loss = state_dict.get("first_loss")  # checkpoints of early runs lack it
+        self._first_loss = torch.tensor(math.nan if first_loss is None else first_loss)
 
     def _note(self, loss: Tensor, step: int, allowed: int) -> None:
-        loss = loss.float()
-        if self._bad_step is None:
-            self._bad_step = torch.full((), NEVER, dtype=torch.int64, device=loss.device)
-            self._bad_loss = torch.full_like(loss, math.nan)
-            self._streak = torch.zeros_like(self._bad_step)
-            first = math.nan if self._first_loss is None else float(self._first_loss)
-            self._first_loss = torch.full_like(loss, first)
-        assert self._first_loss is not None
-        assert self._bad_loss is not None
-        assert self._streak is not None
+        """Notes whether this step's loss is the first bad one."""
         finite = torch.isfinite(loss)
         self._first_loss = torch.where(finite & self._first_loss.isnan(), loss, self._first_loss)
         self._streak = torch.where(finite, 0, self._streak + 1)
         exploded = finite & (loss > self._first_loss.abs() * self.max_loss_ratio)
-        bad = (exploded | (self._streak > allowed)) & (self._bad_step == NEVER)
-        self._bad_step = torch.where(bad, step, self._bad_step)
-        self._bad_loss = torch.where(bad, loss, self._bad_loss)
-        counts = self._count()
-        if counts is not None:
-            self._counts_then = counts if self._counts_then is None else torch.where(bad, counts, self._counts_then)
+        is_first = (exploded | (self._streak > allowed)) & (self._bad_step == NEVER)
+        self._bad_step = torch.where(is_first, step, self._bad_step)
+        self._bad_loss = torch.where(is_first, loss, self._bad_loss)
+        if self._counters:
+            self._counts_then = torch.where(is_first, self._count(), self._counts_then)
 
     def _check_loss(self, trainer: Trainer) -> None:
         """Raises in all processes when it is so in one."""
-        bad_step = NEVER if self._bad_step is None else int(self._bad_step)
+        bad_step = int(self._bad_step)
         if trainer.strategy.reduce_boolean_decision(bad_step != NEVER, all=False):
             raise self._describe(trainer.global_step if bad_step == NEVER else bad_step)
         self._counts_before = self._count()
@@ -148,18 +131,14 @@ class DivergenceStop(Callback):
             raise DivergedError("the weights became non-finite", trainer.global_step, next(names, None))
 
     def _describe(self, step: int) -> DivergedError:
-        loss = math.nan if self._bad_loss is None else float(self._bad_loss)
-        if math.isfinite(loss) and self._first_loss is not None:
-            text = f"the loss became {loss:.4g}, over {self.max_loss_ratio:g} times the first ({self._first_loss:.4g}),"
+        loss, first = float(self._bad_loss), float(self._first_loss)
+        if math.isfinite(loss):
+            text = f"the loss became {loss:.4g}, over {self.max_loss_ratio:g} times the first ({first:.4g}),"
             return DivergedError(text, step, is_finite=True)
-        return DivergedError("the loss became non-finite", step, self._find_layer())
+        moved = (self._counts_then > self._counts_before).tolist()  # by norm, as the model orders them
+        layer = next((name for name, has_moved in zip(self._counters, moved, strict=True) if has_moved), None)
+        return DivergedError("the loss became non-finite", step, layer)
 
-    def _count(self) -> Tensor | None:
-        return torch.cat([counter.reshape(1) for counter in self._counters.values()]) if self._counters else None
-
-    def _find_layer(self) -> str | None:
-        """Returns the first norm, as the model orders them, that rejected a batch since the last look."""
-        if self._counts_then is None or self._counts_before is None:
-            return None
-        moved = (self._counts_then > self._counts_before).tolist()
-        return next((name for name, has_moved in zip(self._counters, moved, strict=True) if has_moved), None)
+    def _count(self) -> Tensor:
+        counts = [counter.reshape(1) for counter in self._counters.values()]
+        return torch.cat(counts) if counts else torch.zeros(0)

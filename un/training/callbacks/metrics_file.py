@@ -15,7 +15,6 @@ from torch import Tensor
 from un.files import name_in_errors, replace_file
 
 EVALUATION_PREFIXES = ("val/", "test/")
-FIRST_COLUMNS = ["epoch", "step"]
 
 
 class MetricsFile(Callback):
@@ -26,24 +25,21 @@ class MetricsFile(Callback):
     """
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._path = Path()
         self._rows = 0
         self._columns: list[str] = []
         self._last_step = -1
         self._epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learns where the run folder is."""
         self._path = Path(trainer.default_root_dir) / "metrics.csv"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops rows of steps after the checkpoint this process started from."""
         if trainer.is_global_zero:
-            self._keep_rows(self._rows)
+            self._keep_rows(self._rows)  # those of the checkpoint this process started from
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes the epoch, which Lightning advances when a training ends inside one."""
-        self._epoch = trainer.current_epoch
+        self._epoch = trainer.current_epoch  # Lightning advances it when a training ends inside an epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,27 +53,22 @@ class MetricsFile(Callback):
         self.write(trainer, {k: v for k, v in metrics.items() if not k.startswith(EVALUATION_PREFIXES)})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the row of a validation."""
         if not trainer.sanity_checking:
             self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
 
     def write(self, trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
-        """Appends a row."""
         if not metrics or not trainer.is_global_zero:
             return
         row = {name: float(value) for name, value in sorted(metrics.items())}
         self._append({"epoch": self._epoch, "step": trainer.global_step, **row})
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows belong to the checkpoint."""
         return {"rows": self._rows, "last_step": self._last_step, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on after that many rows."""
         self._rows, self._last_step, self._epoch = state_dict["rows"], state_dict["last_step"], state_dict["epoch"]
 
     def _append(self, row: Mapping[str, float]) -> None:
-        assert self._path is not None
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._read()
@@ -88,7 +79,7 @@ class MetricsFile(Callback):
         self._rows += 1
 
     def _keep_rows(self, number: int) -> None:
-        """Leaves the first rows and the columns which these use, as if nothing had come after."""
+        """Leaves the first rows and the columns that these use, as if nothing had come after."""
         rows = self._read()[:number]
         self._rows = len(rows)
         used = {name for row in rows for name, value in row.items() if value}
@@ -97,14 +88,12 @@ class MetricsFile(Callback):
         self._rewrite([{name: row[name] for name in self._columns} for row in rows])
 
     def _read(self) -> list[dict[str, str]]:
-        assert self._path is not None
-        if not self._path.exists():
+        if not self._path.is_file():
             return []
         with self._path.open(newline="") as file:
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        assert self._path is not None
         with replace_file(self._path) as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if self._columns:

@@ -1,4 +1,4 @@
-"""Tells the norms of a model about optimizer steps, and takes back what a skipped one left in them."""
+"""Tells the norms of a model about optimizer steps, and undoes what a skipped step left in them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ class NormUpdates(Callback):
         self._scale = 1.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to the optimizer; its norms and their state are in place by now."""
         for optimizer in trainer.optimizers:
             call_after_step(optimizer, self._note_step)
         self._step_before = -1
         self._state = NormState(_get_model(pl_module)) if _get_scaler(trainer) is not None else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keeps the state before the first batch of an update."""
         if trainer.global_step == self._step_before:
             return
         self._step_before, self._taken = trainer.global_step, False
@@ -43,7 +41,6 @@ class NormUpdates(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last batch of an update: ends it, or restores the state kept before it."""
         if trainer.global_step == self._step_before:
             return
         model = _get_model(pl_module)
@@ -65,5 +62,5 @@ def _get_model(pl_module: LightningModule) -> nn.Module:
 
 
 def _get_scaler(trainer: Trainer) -> Any:
-    """The GradScaler; None where gradients are not scaled."""
+    """Returns the GradScaler; None where gradients are not scaled."""
     return getattr(trainer.precision_plugin, "scaler", None)

@@ -13,17 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(TQDMProgressBar):
-    """Shows loss, metric, samples per second and steps per second.
-
-    Args:
-        refresh_rate: batches between two updates of the bar.
-    """
-
-    def __init__(self, refresh_rate: int) -> None:
-        super().__init__(refresh_rate=refresh_rate)
+    """Shows loss, metric, samples per second and steps per second."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {**metrics, "samples/s": _describe_speed(trainer)}
@@ -33,15 +25,12 @@ class ProgressLog(Callback):
     """Writes loss, metrics and samples per second after each validation; to the console, too, where there is no bar."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the line."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("train/loss", "val/"))}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        inside = trainer.state.fn == "fit"
-        epoch = (
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if inside and trainer.max_epochs != -1 else ""
-        )
+        counts_epochs = trainer.state.fn == "fit" and trainer.max_epochs != -1
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if counts_epochs else ""
         line = f"{epoch}step {trainer.global_step}  {numbers}  {_describe_speed(trainer)} samples/s"
         if trainer.progress_bar_callback is None:
             log.info(line)

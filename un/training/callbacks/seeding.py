@@ -22,7 +22,6 @@ class StepSeeding(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seeds for the batch that follows."""
         seed_step(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
 
 

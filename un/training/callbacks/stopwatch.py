@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Stopwatch(Callback):
-    """Counts training samples and seconds; both go on where a killed run's last checkpoint was."""
+    """Counts training samples and seconds, those of a resumed run's earlier processes included."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -28,32 +28,26 @@ class Stopwatch(Callback):
         return self.samples / self.train_seconds if self.train_seconds > 0 else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts to count."""
         self._tick = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts a batch, on all devices."""
         now = time.monotonic()
         self.samples += _count_samples(batch) * trainer.world_size
         self.train_seconds += now - self._tick
         self._tick = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the time of the validation out."""
-        self._tick = time.monotonic()
+        self._tick = time.monotonic()  # the time of a validation does not count
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts to count where a run goes on in the middle of an epoch."""
-        self._tick = time.monotonic()
+        self._tick = time.monotonic()  # where a run is resumed in the middle of an epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far."""
         return {"samples": self.samples, "train_seconds": self.train_seconds, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
         self.samples, self.train_seconds = state_dict["samples"], state_dict["train_seconds"]
         self._earlier_seconds = state_dict["seconds"]
 

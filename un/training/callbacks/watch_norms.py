@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from un.command.value_types import FromOne
 from un.training.callbacks.metrics_file import log_values
 
 # Summed up over all norms under `norm/<name>`: fraction of norms that skipped, batches that were not finite.
@@ -20,16 +21,13 @@ class WatchNorms(Callback):
         every_n_steps: optimizer steps between two looks; each costs one transfer from the device.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: FromOne) -> None:
         self.every_n_steps = every_n_steps
         self._last_step = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs if it is due."""
         step = trainer.global_step
         if step == self._last_step or step % self.every_n_steps != 0:
             return
@@ -39,11 +37,9 @@ class WatchNorms(Callback):
             log_values(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last step looked at."""
         return {"last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
         self._last_step = state_dict["last_step"]
 
 
