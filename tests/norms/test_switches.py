@@ -118,7 +118,7 @@ def push(window, q, **switches):
     """Outlier, gap and threshold where a layer, past its warm-up, takes q (C,) into slot 0 of a window (M, C)."""
     norm = UnifiedNorm(len(q), window=len(window), warmup_steps=0, filtration=True, dtype=window.dtype, **switches)
     norm.buffer_x2.copy_(window)
-    return norm.push_moment(q, torch.tensor([10 * len(window)]))
+    return norm.push_moment(q, torch.tensor(10 * len(window)))
 
 
 @pytest.mark.parametrize("s6", ["layer", "channel"])

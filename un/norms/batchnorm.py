@@ -34,11 +34,8 @@ class BatchNorm(Norm):
     Args:
         num_features: C.
         momentum: weight of the NEW value in the running statistics (torch's convention).
-        eps: inside the square root.
-        affine: learnable weight and bias.
         sync: sum statistics over processes.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     overwritten = ("running_var", "num_batches_tracked")
@@ -73,7 +70,7 @@ class BatchNorm(Norm):
         Args:
             x: (..., C).
             pad_mask: (...), True = padding.
-            update: boolean without axes; False leaves the running statistics alone (used by ProgressiveRepBatchNorm).
+            update: boolean without axes; False leaves the running statistics alone.
         """
         x, pad_mask = self.check_input(x, pad_mask)
         if not self.training:
@@ -117,12 +114,7 @@ class RepBatchNorm(BatchNorm):
         num_features: C.
         initial_eta: start of η; 0 in the language-model variant.
         initial_weight: start of the BN weight; 0 in the language-model variant.
-        momentum: as BatchNorm.
-        eps: inside the square root.
-        affine: learnable weight and bias of the BN.
-        sync: sum statistics over processes.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        momentum, eps, affine, sync, device, dtype: as of `BatchNorm`.
     """
 
     def __init__(

@@ -22,12 +22,12 @@ from un.norms.core.window import average_slots, move_average
 
 
 class Call(NamedTuple):
-    """What a forward hands to its backward; vectors are (C,)."""
+    """What a forward hands to its backward; vectors are (C,), the others have no axes."""
 
     scale: Tensor  # 1 / sqrt(s + eps)
     factor: Tensor  # r times the scale
-    number: Tensor  # (1,), of the call, from 1; 0 for a refused batch
-    refused: Tensor  # whether the batch is, without axes
+    number: Tensor  # of the call, from 1; 0 for a refused batch
+    refused: Tensor  # whether the batch is
 
 
 class MovingAverageBatchNorm(Norm):
@@ -40,15 +40,9 @@ class MovingAverageBatchNorm(Norm):
         window: simulated over real batch size, 16 for 32 over 2; 4 to compare with UN. Or a (forward, backward) pair.
         warmup_steps: calls before smoothing starts.
         momentum: weight of the OLD value in running_var.
-        eps: inside the square root.
-        affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
         count: `calls` of this layer or optimizer `updates` for window and warm-up (ours).
-        device: of parameters and buffers.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: for a value out of range.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     overwritten = ("buffer_x2",)

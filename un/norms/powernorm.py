@@ -39,20 +39,15 @@ class PowerNorm(Norm):
         warmup_steps: calls normalised by the batch statistic.
         alpha_forward: weight of the OLD value in running_phi.
         alpha_backward: 1 minus the step of the gradient statistic.
-        eps: inside the square roots.
         group_scaling: off gives a norm that is offline at inference (ours; PN is published with it on).
-        affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
         count: `calls` of this layer or optimizer `updates` for the warm-up (ours).
-        device: of parameters and buffers.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: where num_groups does not divide num_features, or a value is out of range.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     gradient_state = ("ema_gz",)
     running_moment = "running_phi"
+    shown = ("num_groups", "group_scaling", "warmup_steps")
 
     running_phi: Tensor
 
@@ -142,7 +137,3 @@ class PowerNorm(Norm):
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """Returns the inference map; None with group scaling, which depends on the row."""
         return None if self.group_scaling else super().affine()
-
-    def extra_repr(self) -> str:
-        scaling = f"num_groups={self.num_groups}" if self.group_scaling else "group_scaling=False"
-        return f"{super().extra_repr()}, {scaling}, warmup_steps={self.warmup_steps}"

@@ -33,7 +33,7 @@ from un.norms.core.window import average_geometrically, average_slots, move_aver
 
 
 class Call(NamedTuple):
-    """What a forward hands to its backward; vectors are (C,), the others (1,)."""
+    """What a forward hands to its backward; vectors are (C,), the others have no axes."""
 
     scale: Tensor  # 1 / sqrt(s + ε)
     ratio: Tensor  # r
@@ -110,7 +110,7 @@ class UnifiedNorm(Norm):
         """Takes q into the window and finds s, r and what the backward needs (F5, F7, F8, F10)."""
         q, number, running = batch.square, batch.number, self.running_var
         outlier, gap, threshold = self.push_moment(q, number)
-        dropped = outlier | self.always_dropped
+        dropped = torch.ones_like(outlier) if self.always_dropped else outlier
         s = torch.where((number <= self.last_raw[0]) | dropped, q, self.average_window(self.buffer_x2))
         scale = (s + self.eps).rsqrt()
         ratio = ((running + self.eps).rsqrt() / scale).clamp(*self.ratio_limits)

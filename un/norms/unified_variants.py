@@ -22,7 +22,7 @@ from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.switches import Switches, build_switches
 from un.norms.core.transaction import BACKWARD, FORWARD, Batch, take_batch
 from un.norms.core.updates import count_calls, merge_entry, push_entry, register_count
-from un.norms.core.window import average_geometrically, average_slots, move_average, write_slot
+from un.norms.core.window import average_geometrically, average_slots, move_average, read_slot, write_slot
 from un.norms.unified import Call, UnifiedNorm
 
 PLAIN_OPTIONS: Any = UnifiedNorm.__init__.__kwdefaults__
@@ -126,10 +126,12 @@ class UnifiedNormVariant(UnifiedNorm):
         center = None
         if batch.mean is not None:
             center = self.smooth_mean(batch.mean, batch)
-            batch = batch._replace(square=batch.square + center.offset.square())
-        before = self.running_var.clone()
+            if self.switches.centering == "window":
+                batch = batch._replace(square=batch.square + center.offset.square())
+        frozen = self.switches.filtered_running == "freeze" and not self.always_dropped
+        before = self.running_var.clone() if frozen else None
         call = super().smooth_moment(batch)
-        if self.switches.filtered_running == "freeze" and not self.always_dropped:
+        if before is not None:
             self.running_var.copy_(torch.where(call.dropped, before, self.running_var))
         return VariantCall(*call, center, None)  # type: ignore[call-arg]  # mypy cannot see the fields
 
@@ -150,7 +152,7 @@ class UnifiedNormVariant(UnifiedNorm):
         if not self.filtration:
             push_entry(self, FORWARD, window, slot, q)
             return torch.zeros_like(number, dtype=torch.bool), None, None
-        old, entry = window[slot], merge_entry(self, FORWARD, window, slot, q)
+        old, entry = read_slot(window, slot), merge_entry(self, FORWARD, window, slot, q)
         threshold = measure_threshold(window, switches)
         write_slot(window, slot, entry)
         if switches.threshold_window == "after":
@@ -184,8 +186,11 @@ class UnifiedNormVariant(UnifiedNorm):
     def smooth_gradient(self, call: Any, p: Tensor) -> Tensor:
         """Takes p (C,) into the window and the running average ψ, and returns the one to correct by (S3, S10, S11)."""
         switches, window, average, dropped = self.switches, self.buffer_gz, self.ema_gz, call.dropped
-        before, slot = average.clone(), call.number % len(window)
-        kept = {"running": before, "batch": p, "keep": window[slot]}[switches.filtered_gradient]
+        slot, kept, replaced = call.number % len(window), average, p
+        if switches.filtered_gradient != "running":
+            kept = p if switches.filtered_gradient == "batch" else read_slot(window, slot)
+        if switches.filtered_gradient_average == "keep":
+            replaced = average.clone()
         push_entry(self, BACKWARD, window, slot, torch.where(dropped, kept, p))
         raw, mean = call.number <= self.last_raw[1], p
         if switches.backward_average in ("window_running", "window"):
@@ -194,7 +199,6 @@ class UnifiedNormVariant(UnifiedNorm):
         if switches.warmup_gradient == "instant":
             average.copy_(torch.where(raw & ~dropped, p, average))
         if switches.filtered_gradient_average != "update":
-            replaced = p if switches.filtered_gradient_average == "replace" else before
             average.copy_(torch.where(dropped, replaced, average))
         if switches.backward_average in ("window", "instant"):
             return mean

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     square: Tensor  # (C,), mean of squares; around the mean, if there is one
     mean: Tensor | None  # (C,)
     num_rows: int | Tensor  # of those that count
-    number: Tensor  # (1,), of the call or update, 0 if refused; only norms with a step counter may look at it
+    number: Tensor  # of the call or update, 0 if refused, no axes; only norms with a step counter may look at it
     refused: Tensor  # whether the batch is, without axes
 
 
@@ -43,9 +43,10 @@ def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result]) ->
         step: moves the state, and returns all that the backward needs of it, which later calls move on.
     """
     square, mean, num_rows = moments
-    nonfinite = is_nonfinite(square) & norm.rejects_nonfinite
-    norm.nonfinite_counter.add_(nonfinite)
-    refused = nonfinite | (num_rows == 0)
+    refused = _find_nonfinite(norm, square)
+    norm.nonfinite_counter.add_(refused)
+    if isinstance(num_rows, Tensor) or not num_rows:
+        refused = refused | (num_rows == 0)
     number: Any = _advance_steps(norm, refused) if norm.counts_steps else None
     running_moment, running_mean = norm.read_running()
     square = torch.where(refused, running_moment, square)
@@ -75,7 +76,7 @@ def take_gradient(
     Returns:
         What the step returns, or `otherwise`.
     """
-    refused = refused | (is_nonfinite(statistic) & norm.rejects_nonfinite)
+    refused = refused | _find_nonfinite(norm, statistic)
     if norm.count == "updates":
         norm.update_calls[BACKWARD].add_(~refused)
     used: Any = _keep_where(refused, norm.gradient_state, norm, lambda: step(statistic))
@@ -98,7 +99,7 @@ def preview(norm: Any, moments: Moments, **settings: object) -> Any:
 
 
 def _advance_steps(norm: Norm, refused: Tensor) -> Tensor:
-    """Advances the step counter, and returns the number (1,) of the call, or of its update; 0 for a refused batch."""
+    """Advances the step counter, and returns the number of the call, or of its update; 0 for a refused batch."""
     entered = ~refused
     if norm.count == "updates":
         calls = norm.update_calls[FORWARD]
@@ -106,7 +107,7 @@ def _advance_steps(norm: Norm, refused: Tensor) -> Tensor:
         calls.add_(entered)
     else:
         norm.iters.add_(entered)
-    return norm.iters * entered
+    return norm.iters.squeeze(0) * entered
 
 
 def _keep_where(refused: Tensor, names: Iterable[str], norm: Norm, step: Callable[[], Result]) -> Result:
@@ -118,6 +119,8 @@ def _keep_where(refused: Tensor, names: Iterable[str], norm: Norm, step: Callabl
     return result
 
 
-def is_nonfinite(value: Tensor) -> Tensor:
-    """Tells whether anything in value (C,) is not finite, as a boolean without axes: only then is 0 * value not 0."""
-    return (value * 0).sum() != 0
+def _find_nonfinite(norm: Norm, value: Tensor) -> Tensor:
+    """Tells whether anything in value (C,) is not finite, as a boolean without axes; False where it is let in."""
+    if not norm.rejects_nonfinite:
+        return torch.zeros((), dtype=torch.bool, device=value.device)
+    return torch.dot(value, torch.zeros_like(value)) != 0  # NaN

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from un.norms.core.base import Norm
 from un.norms.core.options import check_choice
-from un.norms.core.window import write_slot
+from un.norms.core.window import read_slot, write_slot
 
 COUNTS = ("calls", "updates")
 # Counts what was rejected, so it outlives a step that is taken back.
@@ -48,7 +48,7 @@ def merge_entry(norm: Norm, side: int, window: Tensor, slot: Tensor, entry: Tens
     if norm.count == "calls":
         return entry
     share = count_calls(norm, side).to(window.dtype).reciprocal()  # type: ignore[union-attr]
-    return torch.lerp(window[slot], entry.to(window.dtype), share)
+    return torch.lerp(read_slot(window, slot), entry.to(window.dtype), share)
 
 
 def push_entry(norm: Norm, side: int, window: Tensor, slot: Tensor, entry: Tensor) -> None:

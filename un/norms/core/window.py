@@ -6,8 +6,13 @@ from torch import Tensor
 
 
 def write_slot(window: Tensor, slot: Tensor, entry: Tensor) -> None:
-    """Writes entry, (C,) or (1, C), into window (M, C) at slot (1,), on the device."""
+    """Writes entry, (C,) or (1, C), into window (M, C) at a slot, a number on the device."""
     window.index_copy_(0, slot, entry.reshape(1, -1).to(window.dtype))
+
+
+def read_slot(window: Tensor, slot: Tensor) -> Tensor:
+    """Returns the entry (1, C) of window (M, C) at a slot; window[slot] would wait for the device."""
+    return window.index_select(0, slot)
 
 
 def average_slots(window: Tensor) -> Tensor:
