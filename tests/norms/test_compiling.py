@@ -29,11 +29,9 @@ NORMS = {
     "un_by_channel": partial(
         make_unified, filtration=True, filter_decision="channel", filtered_gradient_average="replace"
     ),
-    "un_pair": partial(make_unified, window=(2, 5), momentum=(0.9, 0.8), forward_average="harmonic"),
     "un_centered": partial(make_unified, centering="batch"),
     "un_window_centered": partial(make_unified, centering="window", pad_moment="included"),
     "un_unpadded": partial(make_unified, pad_gradient="excluded", backward_average="window"),
-    "un_unsmoothed": partial(make_unified, window=1),
     "un_official_types": partial(make_unified, statistics_type="input", reject_nonfinite=False),
 }
 # Those that differ in what reaches the backward.

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from dataclasses import asdict
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,43 +15,25 @@ from tests.norms.helpers import C, assert_same, step
 from un.norms import Switches, UnifiedNorm, UnifiedNormVariant
 
 DEFAULTS = asdict(Switches())
-# A value away from the default for every switch.
-CHANGED = {
-    "compensation": "input",
-    "compensation_limits": None,
-    "compensation_start": 7,
-    "warmup_gradient": "instant",
-    "smoothing_start": "full_window",
-    "threshold_window": "after",
-    "threshold_scope": "channel",
-    "threshold_divisor": "population",
-    "threshold_factor": 2.0,
-    "filter_decision": "channel",
-    "filtered_moment": "batch",
-    "filtered_gradient": "keep",
-    "filtered_gradient_average": "replace",
-    "filtered_running": "freeze",
-    "forward_average": "arithmetic",
-    "backward_average": "window",
-    "pad_moment": "included",
-    "pad_gradient": "excluded",
-    "statistics_type": "input",
-    "sync": True,
-    "single_window": "smoothed",
-    "centering": "batch",
-    "count": "updates",
-    "reject_nonfinite": False,
-}
+HINTS = get_type_hints(Switches)
+FREE = {"compensation_limits": None, "compensation_start": 7, "threshold_factor": 2.0}
 
 
-@pytest.mark.parametrize("name", DEFAULTS)  # of which `CHANGED` has each
+def change(name):
+    """A value away from the default of a switch: another word, the other flag, or what `FREE` has."""
+    if name in FREE:
+        return FREE[name]
+    return not DEFAULTS[name] if HINTS[name] is bool else get_args(HINTS[name])[1]
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_a_switch_away_from_its_default_makes_a_variant(name):
     assert type(UnifiedNorm(C, **{name: DEFAULTS[name]})) is UnifiedNorm
-    norm = UnifiedNorm(C, window=2, **{name: CHANGED[name]})
+    norm = UnifiedNorm(C, window=2, **{name: change(name)})
     assert type(norm) is UnifiedNormVariant
     assert isinstance(norm, UnifiedNorm)
     assert norm.window == (2, 2)
-    assert getattr(norm.switches, name) == CHANGED[name]
+    assert getattr(norm.switches, name) == change(name)
 
 
 @pytest.mark.parametrize(
