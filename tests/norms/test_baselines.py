@@ -101,6 +101,7 @@ def test_progressive_inference_is_rep_batchnorm_whatever_the_share():
     x, _ = next(batches())
     norm(x)
     scale, shift = norm.eval().affine()
+    assert norm.source is norm.rep_norm.source
     assert torch.allclose(norm(x), scale * x + shift)
     assert not torch.allclose(norm(x), norm.base_norm(x))
 

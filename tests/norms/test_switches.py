@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.norms.helpers import step
+from tests.norms.helpers import assert_same, copy_state, step
 from un.norms import UnifiedNorm
+from un.norms.core.moments import measure_moments
+from un.norms.core.transaction import preview
 
 B, N, C, CALLS, SPIKE = 4, 6, 5, 12, 9
 ORDINARY = {"window": 4, "warmup_steps": 6, "filtration": True, "compensation_start": 0}
@@ -161,6 +163,18 @@ def test_pooling_over_channels_suffices_to_fire():
         assert round(gap[0].item()) == 394
         assert threshold.view(-1)[0].item() == pytest.approx(bound, abs=0.5)
         assert outlier.item() == fires
+
+
+@pytest.mark.parametrize("options", [{}, {"centering": "window"}], ids=str)
+def test_a_preview_is_of_the_next_call_and_leaves_no_trace(options):
+    norm, x = Trace(**options).norm, 9 * torch.randn(B * N, C, dtype=torch.float64)
+    before = copy_state(norm)
+    call = preview(norm, measure_moments(x, None, centered=bool(options)))
+    assert_same(norm.state_dict(), before)
+    norm(x)
+    assert call.number == norm.iters
+    assert (norm.skip_counter > before["skip_counter"]) == (call.gap > call.threshold).any()
+    assert torch.allclose(norm.running_var, 0.9 * before["running_var"] + 0.1 * (call.scale**-2 - norm.eps))
 
 
 def test_a_nonfinite_entry_switches_the_test_off():

@@ -92,7 +92,7 @@ class MovingAverageBatchNorm(Norm):
         push_entry(self, FORWARD, window, batch.number % len(window), q)
         s = torch.where(self.is_raw(batch.number, window), q, average_slots(window))
         scale = (s + self.eps).rsqrt()
-        ratio = ((running + self.eps).rsqrt() / scale).clamp(0.2, 5)
+        ratio = ((running + self.eps).rsqrt() / scale).clamp(0.2, 5)  # and from call 1001 on, as in UN
         ratio = ratio.masked_fill(batch.number <= max(1000, self.warmup_steps), 1)
         move_average(running, s, self.momentum)
         return Call(scale, scale * ratio, batch.number, batch.refused)

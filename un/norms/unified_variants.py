@@ -84,7 +84,7 @@ class UnifiedNormVariant(UnifiedNorm):
         if switches.smoothing_start == "full_window":  # S4
             self.last_raw = tuple(max(size, self.warmup_steps, 1) - 1 for size in self.window)
             self.last_unfiltered = self.last_raw[0]
-        self.last_uncentered = self.last_raw[0]
+        self.last_uncentered = ALWAYS if self.always_dropped else self.last_raw[0]  # by the window's mean
         if switches.forward_average == "last":  # S13
             self.last_raw = (ALWAYS, self.last_raw[1])
         self.average_window = AVERAGES.get(switches.forward_average, average_geometrically)

@@ -5,7 +5,7 @@ Shape letters, here and in the other files: B batch, N tokens, C channels, M win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -41,7 +41,7 @@ class Norm(nn.Module):
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
     shown: tuple[str, ...] = ()  # options in its repr()
-    variant: type[Norm] | None = None  # the subclass for options which the class does not have itself
+    variant: Any = None  # the subclass for options that the class does not have itself; has `is_asked_for(options)`
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -57,12 +57,8 @@ class Norm(nn.Module):
     skip_counter: Tensor
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Creates a norm of the class, or of its variant where the options ask for it.
-
-        Raises:
-            ValueError: for options of a variant on a subclass, which has none.
-        """
-        variant: Any = cls.variant
+        """Creates a norm of the class, or of its variant where the options ask for it."""
+        variant = cls.variant
         if variant is None or issubclass(cls, variant) or not variant.is_asked_for(options):
             return super().__new__(cls)
         if not issubclass(variant, cls):
@@ -92,11 +88,6 @@ class Norm(nn.Module):
         for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
-
-    @classmethod
-    def is_asked_for(cls, options: Mapping[str, Any]) -> bool:
-        """Tells whether options of the class whose `variant` this is ask for this one."""
-        return False
 
     def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
         """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""

@@ -21,8 +21,12 @@ def average_slots(window: Tensor) -> Tensor:
 
 
 def average_geometrically(window: Tensor) -> Tensor:
-    """Returns the geometric mean over the slots; an empty slot (0) makes it 0, as in the official code."""
-    return window.log().mean(0).exp()
+    """Returns the geometric mean over the slots, the product of their M-th roots.
+
+    An empty slot (0) makes it 0, as in the official code. The mean of one slot is that slot to the bit, so that a window
+    of 1 has no outliers.
+    """
+    return window.pow(1 / len(window)).prod(0)
 
 
 def move_average(running: Tensor, value: Tensor, momentum: float) -> None:
