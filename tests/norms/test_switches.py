@@ -20,15 +20,17 @@ B, N, C, CALLS, SPIKE = 4, 6, 5, 12, 9
 ORDINARY = {"window": 4, "warmup_steps": 6, "filtration": True, "compensation_start": 0}
 
 
+FORWARD = ("outputs", "running_var", "buffer_x2")
+BACKWARD = ("x_grads", "weight_grads", "ema_gz", "buffer_gz")
+
+
 class Trace:
     """What a layer did at every call."""
 
     def __init__(self, *, spike=True, masked=False, **options):
         generator = torch.Generator().manual_seed(0)
         self.norm = UnifiedNorm(C, dtype=torch.float64, **{**ORDINARY, **options})
-        names = ("running_var", "ema_gz", "buffer_x2", "buffer_gz")
-        self.state = {name: [] for name in names}
-        self.outputs, self.x_grads, self.weight_grads, self.skips = [], [], [], []
+        self.seen, self.skips = {name: [] for name in FORWARD + BACKWARD}, []
         for index in range(1, CALLS + 1):
             x = torch.randn(B, N, C, generator=generator, dtype=torch.float64)
             x = x * (1 + 0.3 * torch.randn(C, generator=generator, dtype=torch.float64))
@@ -37,30 +39,24 @@ class Trace:
             mask = torch.rand(B, N, generator=generator) < 0.3
             grad = torch.randn(B, N, C, generator=generator, dtype=torch.float64)
             y, x_grad, weight_grad, _ = step(self.norm, x, grad, mask if masked else None)
-            self.outputs.append(y)
-            self.x_grads.append(x_grad)
-            self.weight_grads.append(weight_grad)
-            for name in names:
-                self.state[name].append(getattr(self.norm, name).clone())
+            found = {"outputs": y, "x_grads": x_grad, "weight_grads": weight_grad.clone(), **copy_state(self.norm)}
+            for name, values in self.seen.items():
+                values.append(found[name])
             self.skips.append(self.norm.skip_counter.item())
 
     def first_difference(self, other, what):
         """The first call (1-based) at which the two differ, or None."""
-        ours, theirs = (t.state[what] if what in t.state else getattr(t, what) for t in (self, other))
-        differ = [not torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(ours, theirs, strict=True)]
+        pairs = zip(self.seen[what], other.seen[what], strict=True)
+        differ = [not torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in pairs]
         return differ.index(True) + 1 if any(differ) else None
 
 
 @pytest.fixture(scope="module")
 def official():
     trace = Trace()
-    assert trace.skips[SPIKE - 2] == 0  # quiet before the spike ...
-    assert trace.skips[SPIKE - 1] == 1  # ... which is filtered
+    assert trace.skips[SPIKE - 2 : SPIKE] == [0, 1]  # the spike is filtered, and nothing before
     return trace
 
-
-FORWARD = ("outputs", "running_var", "buffer_x2")
-BACKWARD = ("x_grads", "weight_grads", "ema_gz", "buffer_gz")
 
 # switch: (options, what changes and at which call first; everything else never changes before the spike's aftermath)
 CASES = {
@@ -96,12 +92,12 @@ def test_changes_what_it_names_at_the_call_it_should(case, official):
 def test_what_an_outlier_leaves(official):
     """S9 keep leaves the old entry of the window, S12 freeze the running moment; officially the latter jumps."""
     kept, frozen = (
-        Trace(filtered_moment="keep").state["buffer_x2"],
-        Trace(filtered_running="freeze").state["running_var"],
+        Trace(filtered_moment="keep").seen["buffer_x2"],
+        Trace(filtered_running="freeze").seen["running_var"],
     )
     assert torch.equal(kept[SPIKE - 1][SPIKE % 4], kept[SPIKE - 2][SPIKE % 4])
     assert torch.equal(frozen[SPIKE - 1], frozen[SPIKE - 2])
-    before, after = official.state["running_var"][SPIKE - 2 : SPIKE]
+    before, after = official.seen["running_var"][SPIKE - 2 : SPIKE]
     assert after[0] > 50 * before[0]  # a spike of 40 moves the variance by about 0.1 * 1600
 
 
@@ -186,7 +182,7 @@ def test_a_nonfinite_entry_switches_the_test_off():
 def test_s8_channel_drops_only_itself(official):
     trace = Trace(filter_decision="channel")
     assert trace.skips[-1] >= 1
-    difference = (trace.outputs[SPIKE - 1] - official.outputs[SPIKE - 1]).abs().amax((0, 1))
+    difference = (trace.seen["outputs"][SPIKE - 1] - official.seen["outputs"][SPIKE - 1]).abs().amax((0, 1))
     assert difference[0] == 0  # the spiked channel is dropped either way
     assert (difference[1:] > 0).all()  # the others stay smoothed
 
@@ -200,7 +196,7 @@ def test_s8_mean_compares_means():
 @pytest.mark.parametrize("kind", ["geometric", "arithmetic", "harmonic", "last"])
 def test_s13_average(kind):
     trace = Trace(forward_average=kind, spike=False, filtration=False, compensation="none")
-    ring = trace.state["buffer_x2"][-1]
+    ring = trace.seen["buffer_x2"][-1]
     slot = CALLS % 4
     expected = {
         "geometric": ring.log().mean(0).exp(),
@@ -208,7 +204,7 @@ def test_s13_average(kind):
         "harmonic": 1 / (1 / ring).mean(0),
         "last": ring[slot],
     }[kind]
-    before, after = trace.state["running_var"][-2:]
+    before, after = trace.seen["running_var"][-2:]
     assert torch.allclose((after - 0.9 * before) / 0.1, expected, rtol=1e-10)
 
 

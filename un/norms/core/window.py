@@ -23,8 +23,8 @@ def average_slots(window: Tensor) -> Tensor:
 def average_geometrically(window: Tensor) -> Tensor:
     """Returns the geometric mean over the slots, the product of their M-th roots.
 
-    An empty slot (0) makes it 0, as in the official code. The mean of one slot is that slot to the bit, so a window of 1
-    has no outliers.
+    An empty slot (0) makes it 0, as in the official code. The mean of one slot is that slot to the bit, and a window of
+    1 has no outliers.
     """
     return window.pow(1 / len(window)).prod(0)
 
