@@ -12,7 +12,7 @@ from un import norms
 # Phases are crossed within a few steps: the window is full after 3, smoothing starts at 4, compensation after 6.
 PHASES = {"window": 3, "warmup_steps": 4, "compensation_start": 6}
 LEARNING_RATE = 0.1
-# A gradient which is zero but for rounding, as of a bias in front of a centring norm, is measured by the others.
+# A gradient that is zero but for rounding, as of a bias in front of a centring norm, is measured by the others.
 LEAST_SCALE = 1e-3
 
 
@@ -21,7 +21,7 @@ def make_unified(num_features: int, **options: Any) -> norms.UnifiedNorm:
 
 
 def make_mabn(num_features: int, **options: Any) -> norms.MovingAverageBatchNorm:
-    """MABN whose compensation starts in the seventh call, for the official 1000 are no option."""
+    """Builds MABN whose compensation starts in the seventh call; its 1000 calls are not an option."""
     norm = norms.MovingAverageBatchNorm(num_features, window=3, warmup_steps=4, **options)
     norm.iters.fill_(1000 - PHASES["compensation_start"])
     return norm

@@ -68,14 +68,14 @@ def build_model(name: str, norm: str) -> nn.Module:
 
 
 def draw_input(name: str, options: argparse.Namespace) -> Tensor:
-    """Images (B, 3, 224, 224) or tokens (B, T) without padding."""
+    """Returns images (B, 3, 224, 224) or tokens (B, T) without padding."""
     if name == VIT:
         return torch.randn(options.images, 3, 224, 224)
     return torch.randint(4, NUM_WORDS, (options.sentences, options.length))
 
 
 def make_arm(model: nn.Module, call: Callable[..., Tensor | tuple[Tensor, Tensor]], x: Tensor) -> Callable[[], None]:
-    """Forward and backward; gradients of the outputs are random, so that none is zero."""
+    """Returns a step: forward and backward, from a random gradient of the output, so that no gradient is zero."""
     grad: list[Tensor] = []
 
     def run() -> None:
@@ -90,7 +90,7 @@ def make_arm(model: nn.Module, call: Callable[..., Tensor | tuple[Tensor, Tensor
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Median milliseconds of every arm, and the median of its ratio to LayerNorm in the same engine."""
+    """Returns the median milliseconds of every arm, and the median of its ratio to LayerNorm in the same engine."""
     rows: list[Row] = []
     for name in options.models:
         x = draw_input(name, options)
@@ -103,8 +103,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         seconds = time_interleaved(arms, options.rounds, options.warmup)
         for arm, values in seconds.items():
             norm, engine = arm.split()
-            low, median, high = statistics.quantiles(values, n=4)
-            row: Row = {"model": name, "norm": norm, "engine": engine, "ms": 1e3 * median}
-            row |= {"ms_quartiles": (1e3 * low, 1e3 * high)}
+            low, median, high = (1e3 * value for value in statistics.quantiles(values, n=4))
+            row: Row = {"model": name, "norm": norm, "engine": engine, "ms": median, "ms_quartiles": (low, high)}
             rows.append(row | {"ratio_to_layernorm": compare(values, seconds[f"{LAYER_NORM} {engine}"])})
     return rows

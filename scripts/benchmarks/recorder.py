@@ -30,13 +30,13 @@ WARMUP = 3  # intervals
 def make_arm(
     model: nn.Module, batches: Iterator[Batch], callback: Callback, folder: Path, callbacks: DictConfig
 ) -> Callable[[], None]:
-    """One interval of training: as many steps as the recorder lets pass from one record to the next.
+    """Returns an interval of training: as many steps as the recorder lets pass from one record to the next.
 
     Args:
         model: is trained with AdamW.
-        batches: without end.
-        callback: is called as Lightning would.
-        folder: where it writes.
+        batches: an endless iterator.
+        callback: is called as Lightning would call it.
+        folder: where the callback writes.
         callbacks: the config, for the intervals of records and checkpoints.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -55,7 +55,7 @@ def make_arm(
 
 
 def train_step(trainer: Any, module: Any, batch: Batch, optimizer: torch.optim.Optimizer, callback: Callback) -> None:
-    """A step with the callback's hooks where Lightning has them."""
+    """Takes a step, with the callback's hooks where Lightning has them."""
     images, labels = batch
     callback.on_train_batch_start(trainer, module, batch, 0)
     optimizer.zero_grad()
@@ -67,13 +67,13 @@ def train_step(trainer: Any, module: Any, batch: Batch, optimizer: torch.optim.O
 
 
 def repeat(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Epoch after epoch."""
+    """Yields batches epoch after epoch."""
     while True:
         yield from loader
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Median milliseconds of a step in either arm, over `options.rounds` intervals, and the median of their ratio."""
+    """Returns the median milliseconds of a step in either arm, and the median of their ratio, over the intervals."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         overrides = [f"experiment={options.experiment}", "callbacks=activation_stats", *options.overrides]
         config = compose("train", overrides=overrides)

@@ -30,7 +30,8 @@ BUILDERS = {
     "prepbn": lambda c, **k: norms.ProgressiveRepBatchNorm(c, steps=3, layer_norm_steps=1, **k),
     "dyt": norms.DynamicTanh,
 }
-STATISTICAL = [name for name in BUILDERS if name not in ("rmsnorm", "dyt")]
+STATELESS = ("rmsnorm", "dyt")
+STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 
 def paper_options() -> dict:
@@ -59,10 +60,24 @@ def copy_state(norm):
     return {name: value.clone() for name, value in norm.state_dict().items()}
 
 
+def assert_same(ours, expected, tolerance=0.0):
+    """Compares mappings or sequences of tensors, to the bit by default; only None is the same as None."""
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys()
+        pairs = [(key, ours[key], value) for key, value in expected.items()]
+    else:
+        pairs = [(place, *pair) for place, pair in enumerate(zip(ours, expected, strict=True))]
+    for place, a, b in pairs:
+        assert (a is None) == (b is None), place
+        if a is not None:
+            a, b = (value.double() if tolerance else value for value in (a, b))
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, k=place: f"{k}: {text}")
+
+
 def advance(norm, calls=5, seed=1):
     """Some training calls on random batches."""
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.get_default_dtype()
     for _ in range(calls):
-        x = torch.randn(4, 3, C, generator=generator, dtype=dtype)
-        step(norm, x, torch.randn(4, 3, C, generator=generator, dtype=dtype))
+        x, grad = torch.randn(2, 4, 3, C, generator=generator, dtype=dtype)
+        step(norm, x, grad)

@@ -13,23 +13,14 @@ from tests.norms.helpers import BUILDERS, STATISTICAL
 from un import norms
 
 C, N = 6, 5  # channels, tokens
-STEPS = 30
 # What distinguishes the shards of a step; the kinds take turns.
 KINDS = ("equal", "masked", "one masked", "uneven", "empty", "only padding", "non-finite", "outlier", "bad padding")
+STEPS = 2 * len(KINDS)
 
 SYNCED = {
     **{name: BUILDERS[name] for name in STATISTICAL},
-    "un_channels": lambda c, **k: norms.UnifiedNorm(
-        c, warmup_steps=2, filtration=True, filter_decision="channel", threshold_scope="channel", **k
-    ),
     "un_pads_excluded": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, pad_gradient="excluded", **k),
     "un_pads_included": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, pad_moment="included", **k),
-    "un_window_8": lambda c, **k: norms.UnifiedNorm(
-        c, window=(8, 2), warmup_steps=0, filtration=True, filtered_moment="batch", filtered_running="freeze", **k
-    ),
-    "un_ratio": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, compensation_start=4, **k),
-    "pn_v": lambda c, **k: norms.UnifiedNorm(c, window=1, **k),
-    "batchnorm_plain": lambda c, **k: norms.BatchNorm(c, affine=False, **k),
 }
 
 
@@ -113,8 +104,8 @@ def run_steps(
     return found
 
 
-def count_collectives(rank: int, name: str, count: int) -> list[tuple[int, int]]:
-    """Runs a norm as `run_steps` does; returns the number of its collectives and of the values they carried."""
+def run_counted(rank: int, *arguments: Any) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+    """Returns what `run_steps` does, and the number of its collectives and of the values they carried."""
     sizes = []
     reduce = distributed.all_reduce
 
@@ -123,5 +114,4 @@ def count_collectives(rank: int, name: str, count: int) -> list[tuple[int, int]]
         return reduce(tensor, *arguments, **options)
 
     with mock.patch.object(distributed, "all_reduce", note):
-        run_steps(rank, name, count)
-    return [len(sizes), sum(sizes)]
+        return run_steps(rank, *arguments), (len(sizes), sum(sizes))

@@ -13,7 +13,7 @@ from un.norms.core.moments import divide, is_distributed, measure_moments, sum_o
 from un.norms.core.options import check_flags, check_fraction
 from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.transaction import Batch, take_batch
-from un.norms.core.window import as_type
+from un.norms.core.window import move_average
 
 
 class Call(NamedTuple):
@@ -23,7 +23,7 @@ class Call(NamedTuple):
     mean: Tensor  # (C,)
     num_rows: int | Tensor
     corrected: Tensor | None  # (R, 1), the rows that are not padding; None for all
-    refused: Tensor | None  # whether the batch is, without axes
+    refused: Tensor  # whether the batch is, without axes
 
 
 class BatchNorm(Norm):
@@ -34,11 +34,8 @@ class BatchNorm(Norm):
     Args:
         num_features: C.
         momentum: weight of the NEW value in the running statistics (torch's convention).
-        eps: inside the square root.
-        affine: learnable weight and bias.
         sync: sum statistics over processes.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     overwritten = ("running_var", "num_batches_tracked")
@@ -73,7 +70,7 @@ class BatchNorm(Norm):
         Args:
             x: (..., C).
             pad_mask: (...), True = padding.
-            update: boolean without axes; False leaves the running statistics alone (used by ProgressiveRepBatchNorm).
+            update: boolean without axes; False leaves the running statistics alone.
         """
         x, pad_mask = self.check_input(x, pad_mask)
         if not self.training:
@@ -96,25 +93,18 @@ class BatchNorm(Norm):
         others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp_min(1)
         for running, value in ((self.running_mean, mean), (self.running_var, variance * count / others)):
             value = value if update is None else torch.where(update, value, running)
-            running.lerp_(as_type(value, running), self.momentum)
+            move_average(running, value, 1 - self.momentum)
         self.num_batches_tracked.add_(1 if update is None else update)
-        return Call((variance + self.eps).rsqrt_(), mean, count, corrected, batch.refused)
+        return Call((variance + self.eps).rsqrt(), mean, count, corrected, batch.refused)
 
     def differentiate(self, call: Call, upstream: Upstream) -> Coefficients:
-        """The exact gradient: a row that counted loses its share of the summed gradients of mean and variance."""
+        """Finds the exact gradient: a row that counted loses its share of the sums that pass mean and variance."""
         weight, dx_sum, d_sum = upstream
-        outer = call.scale if weight is None else call.scale * weight
-        weight_grad = call.scale * dx_sum
+        outer, weight_grad = call.scale * weight, call.scale * dx_sum
         if is_distributed(self.sync):
             dx_sum, d_sum = sum_over_processes(dx_sum, d_sum, like=dx_sum)
-        share = divide(outer, call.num_rows)
-        if call.refused is not None:
-            share = share.masked_fill(call.refused, 0)
+        share = divide(outer, call.num_rows).masked_fill(call.refused, 0)
         return Coefficients(outer, share * dx_sum * call.scale.square(), share * d_sum, weight_grad)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns the inference map: scale = weight / sqrt(running_var + eps), shift = bias - running_mean * scale."""
-        return self.combine_affine((self.running_var + self.eps).rsqrt(), self.running_mean)
 
 
 class RepBatchNorm(BatchNorm):
@@ -124,12 +114,7 @@ class RepBatchNorm(BatchNorm):
         num_features: C.
         initial_eta: start of η; 0 in the language-model variant.
         initial_weight: start of the BN weight; 0 in the language-model variant.
-        momentum: as BatchNorm.
-        eps: inside the square root.
-        affine: learnable weight and bias of the BN.
-        sync: sum statistics over processes.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        momentum, eps, affine, sync, device, dtype: as of `BatchNorm`.
     """
 
     def __init__(
@@ -159,12 +144,11 @@ class RepBatchNorm(BatchNorm):
         return (super().forward(x, pad_mask, update) + self.eta * x).to(x.dtype)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """BN's inference map with η added to the scale."""
-        scale, shift = super().affine()
+        """Returns BN's inference map with η added to the scale."""
+        scale, shift = super().affine()  # type: ignore[misc]  # there are running statistics
         return scale + self.eta, shift
 
     def reset_parameters(self) -> None:
-        """Sets parameters and buffers to their initial values."""
         super().reset_parameters()
         nn.init.constant_(self.eta, self.initial_eta)
         if self.weight is not None:

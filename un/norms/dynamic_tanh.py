@@ -15,10 +15,8 @@ class DynamicTanh(Norm):
         num_features: C.
         initial_alpha: start of alpha (0.5; language models take it by width and position, e.g. 0.8 before attention).
         eps: unused; every norm of this package takes one.
-        affine: learnable weight and bias.
         bias: learnable bias; language models leave it out.
-        device: of the parameters.
-        dtype: of the parameters.
+        affine, device, dtype: as of `Norm`.
     """
 
     shown = ("initial_alpha",)
@@ -47,6 +45,5 @@ class DynamicTanh(Norm):
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def reset_parameters(self) -> None:
-        """Sets the parameters to their initial values."""
         super().reset_parameters()
         nn.init.constant_(self.alpha, self.initial_alpha)

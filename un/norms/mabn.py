@@ -16,19 +16,17 @@ from un.norms.core.base import Norm, flatten_rows
 from un.norms.core.moments import divide, is_distributed, measure_moments, sum_over_processes
 from un.norms.core.options import check_at_least, check_flags, check_fraction, make_windows
 from un.norms.core.passes import Coefficients, Upstream, normalize
-from un.norms.core.schedule import RATIO_LIMITS, Schedule
-from un.norms.core.transaction import Batch, take_batch, take_gradient
-from un.norms.core.updates import BACKWARD, FORWARD, push_entry, register_count
+from un.norms.core.transaction import BACKWARD, FORWARD, Batch, take_batch, take_gradient
+from un.norms.core.updates import push_entry, register_count
 from un.norms.core.window import average_slots, move_average
 
 
 class Call(NamedTuple):
-    """What a forward hands to its backward; vectors are (C,), flags have no axes."""
+    """What a forward hands to its backward; vectors are (C,), the others have no axes."""
 
     scale: Tensor  # 1 / sqrt(s + eps)
     factor: Tensor  # r times the scale
-    slot: Tensor  # of the backward window
-    raw: Tensor  # the gradient statistic is not smoothed yet
+    number: Tensor  # of the call, from 1; 0 for a refused batch
     refused: Tensor  # whether the batch is
 
 
@@ -42,15 +40,9 @@ class MovingAverageBatchNorm(Norm):
         window: simulated over real batch size, 16 for 32 over 2; 4 to compare with UN. Or a (forward, backward) pair.
         warmup_steps: calls before smoothing starts.
         momentum: weight of the OLD value in running_var.
-        eps: inside the square root.
-        affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
         count: `calls` of this layer or optimizer `updates` for window and warm-up (ours).
-        device: of parameters and buffers.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: for a value out of range.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     overwritten = ("buffer_x2",)
@@ -83,7 +75,6 @@ class MovingAverageBatchNorm(Norm):
         self.register_state("buffer_gz", 0, self.window[1], num_features)
         self.register_counters("iters", "nonfinite_counter")
         register_count(self, count)
-        self.schedule = Schedule(self.window, warmup_steps)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
@@ -98,27 +89,26 @@ class MovingAverageBatchNorm(Norm):
     def smooth_moment(self, batch: Batch) -> Call:
         """Takes the second moment into the window and finds the one to normalise by."""
         q, window, running = batch.square, self.buffer_x2, self.running_var.view(-1)
-        phase = self.schedule.locate(batch.number)
-        push_entry(self, FORWARD, window, phase.forward_slot, q)
-        s = torch.where(phase.forward_raw, q, average_slots(window))
-        scale = (s + self.eps).rsqrt_()
-        ratio = ((running + self.eps).rsqrt_() / scale).clamp_(*RATIO_LIMITS).masked_fill_(phase.uncompensated, 1)
+        push_entry(self, FORWARD, window, batch.number % len(window), q)
+        s = torch.where(self.is_raw(batch.number, window), q, average_slots(window))
+        scale = (s + self.eps).rsqrt()
+        ratio = ((running + self.eps).rsqrt() / scale).clamp(0.2, 5)  # and from call 1001 on, as in UN
+        ratio = ratio.masked_fill(batch.number <= max(1000, self.warmup_steps), 1)
         move_average(running, s, self.momentum)
-        raw = phase.backward_raw & ~batch.refused  # those refused are corrected by the window
-        return Call(scale, scale * ratio, phase.backward_slot, raw, batch.refused)
+        return Call(scale, scale * ratio, batch.number, batch.refused)
+
+    def is_raw(self, number: Tensor, window: Tensor) -> Tensor:
+        """Tells whether a call, by its number, comes before the smoothing by a window."""
+        return number <= max(len(window), self.warmup_steps - 1)
 
     def correct_gradient(self, call: Call, num_rows: int | Tensor, upstream: Upstream) -> Coefficients:
         """Finds the gradients of input and weight."""
         weight, dx_sum, _ = upstream
-        outer = call.factor if weight is None else call.factor * weight
-        weight_grad = call.factor * dx_sum
+        outer, weight_grad = call.factor * weight, call.factor * dx_sum
         if is_distributed(self.sync):
             dx_sum, num_rows = sum_over_processes(dx_sum, num_rows, like=dx_sum)
         p, window = divide(outer * dx_sum, num_rows), self.buffer_gz
-        take_gradient(self, call.refused, p, partial(push_entry, self, BACKWARD, window, call.slot))
-        mean = torch.where(call.raw, p, average_slots(window))
+        take_gradient(self, call.refused, p, partial(push_entry, self, BACKWARD, window, call.number % len(window)))
+        raw = self.is_raw(call.number, window) & ~call.refused  # those refused are corrected by the window
+        mean = torch.where(raw, p, average_slots(window))
         return Coefficients(outer, mean * call.scale * call.scale, None, weight_grad)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns the inference map: scale = weight / sqrt(running_var + eps), shift = bias."""
-        return self.combine_affine((self.running_var.view(-1) + self.eps).rsqrt())

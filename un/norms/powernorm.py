@@ -18,7 +18,7 @@ from un.norms.core.options import check_at_least, check_flags, check_fraction
 from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.transaction import Batch, take_batch, take_gradient
 from un.norms.core.updates import register_count
-from un.norms.core.window import as_type, move_average
+from un.norms.core.window import move_average
 
 
 class Call(NamedTuple):
@@ -27,7 +27,7 @@ class Call(NamedTuple):
     factor: Tensor  # of Z
     batch_scale: Tensor  # 1 / sqrt(q + eps)
     all_rows: Moments  # over all rows, padded ones too
-    refused: Tensor | None  # whether the batch is
+    refused: Tensor  # whether the batch is, without axes
 
 
 class PowerNorm(Norm):
@@ -39,20 +39,15 @@ class PowerNorm(Norm):
         warmup_steps: calls normalised by the batch statistic.
         alpha_forward: weight of the OLD value in running_phi.
         alpha_backward: 1 minus the step of the gradient statistic.
-        eps: inside the square roots.
         group_scaling: off gives a norm that is offline at inference (ours; PN is published with it on).
-        affine: learnable weight and bias.
         sync: sum statistics over processes (ours).
         count: `calls` of this layer or optimizer `updates` for the warm-up (ours).
-        device: of parameters and buffers.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: where num_groups does not divide num_features, or a value is out of range.
+        eps, affine, device, dtype: as of `Norm`.
     """
 
     gradient_state = ("ema_gz",)
     running_moment = "running_phi"
+    shown = ("num_groups", "group_scaling", "warmup_steps")
 
     running_phi: Tensor
 
@@ -90,19 +85,15 @@ class PowerNorm(Norm):
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
         x, pad_mask = self.check_input(x, pad_mask)
-        x = self.scale_groups(x)
+        x = self.prepare(x)
         if not self.training:
-            scale, shift = self._combine_running()
+            scale, shift = super().affine()  # type: ignore[misc]  # there are running statistics
             return torch.addcmul(shift, x, scale).to(x.dtype)
         rows, mask = flatten_rows(x, pad_mask)
         call = self.notes.decide_once(rows, lambda: self.take_rows(rows, mask))
         return normalize(self, x, call.factor, partial(self.correct_gradient, call))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Returns the scaled rows, of which the statistics are."""
-        return self.scale_groups(x)
-
-    def scale_groups(self, x: Tensor) -> Tensor:
         """Divides each row's groups of channels by their root mean square, in x's type; stays at inference."""
         if not self.group_scaling:
             return x
@@ -122,15 +113,15 @@ class PowerNorm(Norm):
     def smooth_moment(self, all_rows: Moments, batch: Batch) -> Call:
         """Moves the running moment and chooses the factor of Z (steps 2 to 4)."""
         t, phi = batch.number, self.running_phi.view(-1)
-        q = as_type(batch.square, phi)
-        factor = (torch.where(t <= self.warmup_steps, q, phi) + self.eps).rsqrt_()
+        q = batch.square.to(phi.dtype)
+        factor = (torch.where(t <= self.warmup_steps, q, phi) + self.eps).rsqrt()
         cumulative = torch.lerp(phi, q, 1 / t.clamp_min(1).to(phi.dtype))  # phi (t - 1) / t + q / t
         phi.copy_(torch.where(t < self.warmup_steps, cumulative, phi))
         move_average(phi, q, self.alpha_forward)
-        return Call(factor, (batch.square + self.eps).rsqrt_(), all_rows, batch.refused)
+        return Call(factor, (batch.square + self.eps).rsqrt(), all_rows, batch.refused)
 
     def correct_gradient(self, call: Call, upstream: Upstream) -> Coefficients:
-        """H = g - (1 - alpha) ν Z; ν grows by mean(h Z); the input gradient divides h by the batch's own scale."""
+        """Finds h = g - (1 - alpha) ν Z, grows ν by mean(h Z), and divides h by the batch's own scale."""
         factor, batch_scale, all_rows, refused = call
         weight, dx_sum, _ = upstream
         gradient = self.ema_gz.view(-1)
@@ -138,7 +129,6 @@ class PowerNorm(Norm):
         if is_distributed(self.sync):
             (dx_sum,) = sum_over_processes(dx_sum, like=dx_sum)
         mean = divide(factor * dx_sum, all_rows.num_rows)
-        weight = torch.ones_like(factor) if weight is None else weight
         correction = (1 - self.alpha_backward) * gradient * factor
         grown = gradient + weight * mean - correction * factor * all_rows.square
         take_gradient(self, refused, grown, lambda grown: gradient.copy_(grown))
@@ -146,12 +136,4 @@ class PowerNorm(Norm):
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """Returns the inference map; None with group scaling, which depends on the row."""
-        return None if self.group_scaling else self._combine_running()
-
-    def _combine_running(self) -> tuple[Tensor, Tensor]:
-        return self.combine_affine((self.running_phi.view(-1) + self.eps).rsqrt())
-
-    def extra_repr(self) -> str:
-        """Adds groups, warm-up and whether rows are scaled."""
-        scaling = f"num_groups={self.num_groups}" if self.group_scaling else "group_scaling=False"
-        return f"{super().extra_repr()}, {scaling}, warmup_steps={self.warmup_steps}"
+        return None if self.group_scaling else super().affine()

@@ -27,11 +27,8 @@ class ProgressiveRepBatchNorm(Norm):
         start: λ at the first mixed call.
         base: `layernorm` or `rmsnorm`.
         calls_per_step: calls after which the counters move once; 16 in the language-model variant.
-        eps: inside the square roots of both norms.
-        affine: learnable weights and biases.
         sync: sum RepBN's statistics over processes.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        eps, affine, device, dtype: as of `Norm`, for both norms.
         **rep_options: further options of RepBatchNorm.
     """
 
@@ -83,7 +80,7 @@ class ProgressiveRepBatchNorm(Norm):
         return y.to(x.dtype)
 
     def _apply_base(self, x: Tensor) -> Tensor:
-        """The LN or RMSNorm of x in statistics precision, whatever the types of x and the parameters."""
+        """Returns the LN or RMSNorm of x in statistics precision, whatever the types of x and the parameters."""
         base = self.base_norm
         if isinstance(base, RMSNorm):
             return base(x)
@@ -93,9 +90,8 @@ class ProgressiveRepBatchNorm(Norm):
 
     @torch.no_grad()
     def _advance(self) -> tuple[Tensor, Tensor]:
-        """λ of this call and whether RepBN takes part; moves the counters on the device."""
-        mixing = self.warm == 0
-        share = self._share()
+        """Returns λ of this call and whether RepBN takes part; moves the counters on the device."""
+        mixing, share = self.warm == 0, self._share()
         self.calls.add_(1)
         moves = self.calls % self.calls_per_step == 0
         self.iter.sub_((moves & mixing & (self.iter > 0)).long())
@@ -103,27 +99,24 @@ class ProgressiveRepBatchNorm(Norm):
         return share, mixing
 
     def _share(self) -> Tensor:
-        """λ, the share of LN in the next training call."""
+        """Returns λ, the share of LN in the next training call."""
         return torch.where(self.warm == 0, self.start * self.iter.double() / self.total_step, 1.0)
 
     @property
     def source(self) -> RepBatchNorm:
-        """The RepBN, whose statistics inference uses."""
         return self.rep_norm
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns RepBN's inference map."""
         return self.rep_norm.affine()
 
     def copy_affine(self, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Copies a replaced norm's weight and bias into the LN (or RMSNorm), which λ starts with."""
+        """Copies a replaced norm's weight and bias into the LN (or RMSNorm), with which λ starts."""
         for name, value in (("weight", weight), ("bias", bias)):
-            own = getattr(self.base_norm, name, None)
+            own = getattr(self.base_norm, name)
             if own is not None and value is not None:
                 own.data.copy_(value)
 
     def reset_parameters(self) -> None:
-        """Sets parameters and buffers of both norms and the counters to their initial values."""
         super().reset_parameters()
         self.base_norm.reset_parameters()
         self.rep_norm.reset_parameters()

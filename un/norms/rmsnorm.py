@@ -15,9 +15,7 @@ class RMSNorm(Norm):
     Args:
         num_features: C.
         eps: inside the square root (1e-6 is the project's choice).
-        affine: learnable weight.
-        device: of the weight.
-        dtype: of the weight.
+        affine, device, dtype: as of `Norm`.
     """
 
     def __init__(

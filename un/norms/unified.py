@@ -6,15 +6,13 @@
                 v ← α v + (1 - α) s                                the running moment
     filtration  arithmetic - geometric mean of the last M q > M · variance of their square roots: an outlier,
                 for which s = q and the window keeps v in the place of q
-    backward    r = sqrt(s + ε) / sqrt(v + ε)                      compensation; 1 in warm-up
-                g = r γ dL/dy
+    backward    r = sqrt(s + ε) / sqrt(v + ε),  g = r γ dL/dy      compensation; in warm-up, r = 1
                 p = mean of g z over rows                          the batch's gradient statistic
                 ψ ← α ψ + (1 - α) · mean of the last M p           smoothed likewise; in warm-up, p in the mean's place
                 dL/dx = (g - ψ z) / sqrt(s + ε)
     inference   y = γ x / sqrt(v + ε) + β                          an affine map, which folds into a linear layer
 
-Where the paper differs, and every other switch: `un.norms.unified_variants`. Batches that are empty or not finite:
-`un.norms.core.transaction`. F1 to F11 and B1 to B8 number the steps of the official code (docs/algorithm.md).
+Where the paper differs, and other switches: `un.norms.unified_variants`. F1 to F11 and B1 to B8: docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -27,24 +25,22 @@ import torch
 from torch import Tensor
 
 from un.norms.core.base import Norm, flatten_rows
-from un.norms.core.moments import measure_moments
+from un.norms.core.moments import divide, measure_moments
 from un.norms.core.options import check_at_least, check_flags, make_fractions, make_windows
 from un.norms.core.passes import Coefficients, Upstream, normalize
-from un.norms.core.schedule import RATIO_LIMITS, Schedule
 from un.norms.core.transaction import Batch, take_batch, take_gradient
-from un.norms.core.window import average_geometrically, average_slots, choose, move_average, write_slot
+from un.norms.core.window import average_geometrically, average_slots, move_average, write_slot
 
 
 class Call(NamedTuple):
-    """What a forward hands to its backward; vectors are (C,), flags have no axes."""
+    """What a forward hands to its backward; vectors are (C,), the others have no axes."""
 
     scale: Tensor  # 1 / sqrt(s + ε)
     ratio: Tensor  # r
-    slot: Tensor  # of the backward window
-    raw: Tensor  # the gradient statistic is not smoothed: not yet, or dropped
-    dropped: Tensor | None  # smoothing is dropped: an outlier, or a window of 1; None: it never is
-    refused: Tensor | None  # whether the batch is
-    gap: Tensor | None  # arithmetic - geometric mean of the window; None without filtration
+    number: Tensor  # t, from 1; 0 for a refused batch
+    dropped: Tensor  # whether smoothing is: for an outlier, and in every call with a window of 1
+    refused: Tensor  # whether the batch is
+    gap: Tensor | None  # arithmetic - geometric mean of the window, a vector; None without filtration
     threshold: Tensor | None  # what makes an outlier of a larger gap
 
 
@@ -57,17 +53,13 @@ class UnifiedNorm(Norm):
     Args:
         num_features: C.
         window: M, or a (forward, backward) pair.
-        warmup_steps: training-mode calls of this layer before smoothing, filtration and compensation start.
+        warmup_steps: W, training-mode calls of this layer before smoothing, filtration and compensation start.
         filtration: outlier filtration; officially off for language, on for vision.
         eps: ε.
         momentum: α, the weight of the OLD value in the running averages, or a (v, ψ) pair.
         affine: learnable weight γ and bias β.
-        device: of parameters and buffers.
-        dtype: of the parameters.
+        device, dtype: of parameters and buffers; these are float32 at least.
         **switches: see `un.norms.Switches`; with one away from its default the norm is a `UnifiedNormVariant`.
-
-    Raises:
-        ValueError: for a value out of range or an unknown switch.
     """
 
     overwritten: tuple[str, ...] = ("buffer_x2",)
@@ -90,16 +82,20 @@ class UnifiedNorm(Norm):
         **switches: Any,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        self.window, self.momentum = make_windows(window), make_fractions("momentum", momentum)
-        self.warmup_steps, self.filtration = warmup_steps, filtration
         check_at_least("warmup_steps", warmup_steps, 0)
         check_flags(filtration=filtration)
+        self.window, self.momentum = make_windows(window), make_fractions("momentum", momentum)
+        self.warmup_steps, self.filtration = warmup_steps, filtration
         self.register_state("running_var", 1, num_features)
         self.register_state("ema_gz", 0, num_features)
         self.register_state("buffer_x2", 0, self.window[0], num_features)
         self.register_state("buffer_gz", 0, self.window[1], num_features)
         self.register_counters("iters", "skip_counter", "nonfinite_counter")
-        self.schedule = Schedule(self.window, warmup_steps, dropped=self.window[0] == 1)
+        # The last calls before smoothing (forward, backward), filtration and compensation start.
+        self.last_raw: tuple[int, ...] = tuple(max(size, warmup_steps - 1) for size in self.window)
+        self.last_unfiltered = max(warmup_steps - 1, 0)
+        self.last_uncompensated, self.ratio_limits = max(1000, warmup_steps), (0.2, 5.0)
+        self.always_dropped = self.window[0] == 1
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
@@ -111,39 +107,43 @@ class UnifiedNorm(Norm):
         return normalize(self, x, call.scale, partial(self.correct_gradient, call, len(rows)))
 
     def smooth_moment(self, batch: Batch) -> Call:
-        """Takes q into the window and finds s, r and what the backward needs (F3 to F8, F10)."""
-        q, window, running = batch.square, self.buffer_x2, self.running_var
-        phase, gap = self.schedule.locate(batch.number), None
-        threshold = len(window) * window.sqrt().var() if self.filtration else None  # of all entries, before q is one
-        write_slot(window, phase.forward_slot, q)
-        if threshold is not None:
-            gap = average_slots(window) - average_geometrically(window)
-            outlier = (gap > threshold).any() & ~phase.unfiltered
-            write_slot(window, phase.forward_slot, torch.where(outlier, running, q))
-            self.skip_counter.add_(outlier)
-            phase = phase.drop(outlier)
-        s = torch.where(phase.forward_raw, q, self.average_window(window))
-        scale = (s + self.eps).rsqrt_()
-        ratio = ((running + self.eps).rsqrt_() / scale).clamp_(*RATIO_LIMITS).masked_fill_(phase.uncompensated, 1)
+        """Takes q into the window and finds s, r and what the backward needs (F5, F7, F8, F10)."""
+        q, number, running = batch.square, batch.number, self.running_var
+        outlier, gap, threshold = self.push_moment(q, number)
+        dropped = torch.ones_like(outlier) if self.always_dropped else outlier
+        s = torch.where((number <= self.last_raw[0]) | dropped, q, self.average_window(self.buffer_x2))
+        scale = (s + self.eps).rsqrt()
+        ratio = ((running + self.eps).rsqrt() / scale).clamp(*self.ratio_limits)
+        ratio = ratio.masked_fill((number <= self.last_uncompensated) | dropped, 1)
         move_average(running, s, self.momentum[0])
-        return Call(scale, ratio, phase.backward_slot, phase.backward_raw, phase.dropped, batch.refused, gap, threshold)
+        return Call(scale, ratio, number, dropped, batch.refused, gap, threshold)
+
+    def push_moment(self, q: Tensor, number: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Writes q into the window, or v in the place of an outlier; returns outlier, gap, threshold (F3, F4, F6)."""
+        window, slot = self.buffer_x2, number % self.window[0]
+        if not self.filtration:
+            write_slot(window, slot, q)
+            return torch.zeros_like(number, dtype=torch.bool), None, None
+        threshold = len(window) * window.sqrt().var()  # of all entries, before q is one
+        write_slot(window, slot, q)
+        gap = average_slots(window) - average_geometrically(window)
+        outlier = (gap > threshold).any() & (number > self.last_unfiltered)
+        write_slot(window, slot, torch.where(outlier, self.running_var, q))
+        self.skip_counter.add_(outlier)
+        return outlier, gap, threshold
+
+    def correct_gradient(self, call: Call, num_rows: int | Tensor, upstream: Upstream) -> Coefficients:
+        """Finds dL/dx and dL/dγ (B1, B2, B7, B8)."""
+        compensated = call.ratio * call.scale
+        outer = compensated * upstream.weight
+        p = divide(outer * upstream.dx_sum, num_rows)
+        psi = take_gradient(self, call.refused, p, partial(self.smooth_gradient, call), otherwise=self.ema_gz)
+        return Coefficients(outer, psi * call.scale * call.scale, None, compensated * upstream.dx_sum)
 
     def smooth_gradient(self, call: Call, p: Tensor) -> Tensor:
         """Takes p (C,) into the window and the running average ψ, and returns the one to correct by (B3 to B6)."""
         window, average = self.buffer_gz, self.ema_gz
-        write_slot(window, call.slot, choose(call.dropped, average, p))
-        mean = torch.where(call.raw, p, average_slots(window))
+        write_slot(window, call.number % self.window[1], torch.where(call.dropped, average, p))
+        mean = torch.where((call.number <= self.last_raw[1]) | call.dropped, p, average_slots(window))
         move_average(average, mean, self.momentum[1])
-        return choose(call.dropped, mean, average)
-
-    def correct_gradient(self, call: Call, num_rows: int, upstream: Upstream) -> Coefficients:
-        """Finds dL/dx and dL/dγ (B1, B2, B7, B8)."""
-        compensated = call.ratio * call.scale
-        outer = compensated if upstream.weight is None else compensated * upstream.weight
-        p = outer * upstream.dx_sum / max(num_rows, 1)
-        psi = take_gradient(self, call.refused, p, partial(self.smooth_gradient, call), otherwise=self.ema_gz)
-        return Coefficients(outer, psi * call.scale * call.scale, None, compensated * upstream.dx_sum)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns the inference map: scale = γ / sqrt(v + ε), shift = β."""
-        return self.combine_affine((self.running_var + self.eps).rsqrt())
+        return torch.where(call.dropped, mean, average)

@@ -5,15 +5,14 @@ Shape letters, here and in the other files: B batch, N tokens, C channels, M win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from un.norms.core.derivatives import refuse_transforms
+from un.norms.core.autograd import CallNotes, refuse_transforms
 from un.norms.core.options import check_at_least
-from un.norms.core.recomputation import CallNotes
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 OWN_COUNTERS = ("nonfinite_counter", "update_calls")  # buffers that checkpoints of the official code lack
@@ -36,12 +35,13 @@ class Norm(nn.Module):
 
     # What a class declares of itself; buffers by their names.
     overwritten: tuple[str, ...] = ()  # those that a refused batch would change, see `un.norms.core.transaction`
+    rejects_nonfinite = True  # whether a batch with a statistic that is not finite is refused
     gradient_state: tuple[str, ...] = ()  # those that a backward moves; in units of the upstream gradient
     running_moment = "running_var"  # the second moment that inference uses
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
     shown: tuple[str, ...] = ()  # options in its repr()
-    variant: type[Norm] | None = None  # the subclass for options which the class does not have itself
+    variant: Any = None  # the subclass for options that the class does not have itself; has `is_asked_for(options)`
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -57,12 +57,8 @@ class Norm(nn.Module):
     skip_counter: Tensor
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Creates a norm of the class, or of its variant where the options ask for it.
-
-        Raises:
-            ValueError: for options of a variant on a subclass, which has none.
-        """
-        variant: Any = cls.variant
+        """Creates a norm of the class, or of its variant where the options ask for it."""
+        variant = cls.variant
         if variant is None or issubclass(cls, variant) or not variant.is_asked_for(options):
             return super().__new__(cls)
         if not issubclass(variant, cls):
@@ -93,11 +89,6 @@ class Norm(nn.Module):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
 
-    @classmethod
-    def is_asked_for(cls, options: Mapping[str, Any]) -> bool:
-        """Whether options of the class that this is the `variant` of ask for this one."""
-        return False
-
     def register_state(self, name: str, fill: float, *shape: int, integer: bool = False) -> None:
         """Registers a buffer that `reset_parameters` sets to `fill` and that stays at least float32."""
         dtype = torch.int64 if integer else self._state_dtype
@@ -111,15 +102,15 @@ class Norm(nn.Module):
 
     def reset_parameters(self) -> None:
         """Sets parameters and buffers to their initial values, e.g. after `to_empty` from the meta device."""
-        for value, fill in ((self.weight, 1.0), (self.bias, 0.0)):
-            if value is not None:
-                nn.init.constant_(value, fill)
+        for parameter, fill in ((self.weight, 1.0), (self.bias, 0.0)):
+            if parameter is not None:
+                nn.init.constant_(parameter, fill)
         for name, fill in self._initial_state.items():
             getattr(self, name).fill_(fill)
 
     @property
     def counts_steps(self) -> bool:
-        """Whether there is a step counter, and so a warm-up."""
+        """Tells whether there is a step counter, and so a warm-up."""
         return "iters" in self._buffers
 
     def reset_steps(self) -> None:
@@ -140,25 +131,29 @@ class Norm(nn.Module):
         return moment, self._buffers.get("running_mean")
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Returns what the norm takes its statistics of, for an input x (..., C)."""
+        """Returns that of which the norm takes its statistics, for an input x (..., C)."""
         return x
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none."""
-        return None
+        """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none.
+
+        With running statistics it is weight (x - mean) / sqrt(moment + eps) + bias, unless a class says otherwise.
+        """
+        moment, mean = self.read_running()
+        return None if moment is None else self.combine_affine((moment + self.eps).rsqrt(), mean)
 
     def watch(self) -> dict[str, Tensor]:
         """Returns scalars worth logging during training, as tensors without axes on the norm's device.
 
         The fraction of calls filtered, the calls refused as non-finite, and the mean ratio of window to running moment.
         """
-        buffers, scalars = dict(self.named_buffers(recurse=False)), {}
-        if "skip_counter" in buffers:
-            scalars["filtered_fraction"] = (buffers["skip_counter"] / buffers["iters"].clamp_min(1)).squeeze()
-        if "nonfinite_counter" in buffers:
-            scalars["nonfinite_count"] = buffers["nonfinite_counter"].squeeze()
-        if "buffer_x2" in buffers:
-            smooth, running = type(self).average_window(buffers["buffer_x2"]), buffers[self.running_moment].view(-1)
+        scalars = {}
+        if "skip_counter" in self._buffers:
+            scalars["filtered_fraction"] = (self.skip_counter / self.iters.clamp_min(1)).squeeze()
+        if "nonfinite_counter" in self._buffers:
+            scalars["nonfinite_count"] = self.nonfinite_counter.squeeze()
+        if "buffer_x2" in self._buffers:
+            smooth, (running, _) = self.average_window(self.buffer_x2), self.read_running()
             scalars["window_ratio"] = ((smooth + self.eps) / (running + self.eps)).mean()
         return scalars
 
@@ -191,21 +186,17 @@ class Norm(nn.Module):
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
         if self.training and self._buffers:
             refuse_transforms(x, self.weight, self.bias)
-        if pad_mask is None:
-            pad_mask = self.shared_pad_mask
-        if pad_mask is None:
-            return x.contiguous(), None
-        if pad_mask.dtype != torch.bool:
+        pad_mask = self.shared_pad_mask if pad_mask is None else pad_mask
+        if pad_mask is not None and pad_mask.dtype != torch.bool:
             raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
-        if pad_mask.shape != x.shape[:-1]:
+        if pad_mask is not None and pad_mask.shape != x.shape[:-1]:
             raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
         return x.contiguous(), pad_mask
 
     def extra_repr(self) -> str:
-        """Returns channels, eps, whether weight and bias are there, and the options that the class shows."""
         affine = "" if self.weight is not None else ", affine=False"
         return f"{self.num_features}, eps={self.eps}{affine}" + "".join(
-            f", {name}={_shorten_pair(getattr(self, name))}" for name in self.shown
+            f", {name}={getattr(self, name)}" for name in self.shown
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
@@ -224,15 +215,11 @@ class Norm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _shorten_pair(value: Any) -> Any:
-    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
-
-
 def flatten_rows(x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Returns x (..., C) as rows (R, C), without gradient, and its mask (...) as (R,)."""
     return x.detach().view(-1, x.shape[-1]), None if pad_mask is None else pad_mask.reshape(-1)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float64 for float64, float32 for everything else."""
+    """Returns float64 for float64, and float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

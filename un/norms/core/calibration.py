@@ -14,7 +14,11 @@ from un.norms.core.moments import measure_moments
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> int:
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    run: Callable[[nn.Module, Any], Any] = lambda model, batch: model(batch),
+) -> int:
     """Replaces the running statistics of every norm by those of `batches` passed in evaluation mode.
 
     All layers are measured in the same passes, so each sees its predecessors with their old statistics.
@@ -22,7 +26,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module
     Args:
         model: holds the norms; its training flag is restored.
         batches: whatever `run` takes.
-        run: calls the model on one batch; `model(batch)` by default.
+        run: calls the model on one batch.
 
     Returns:
         The number of norms recalibrated.
@@ -33,44 +37,35 @@ def calibrate(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module
     norms = [m for m in model.modules() if isinstance(m, Norm) and m.read_running()[0] is not None]
     if not norms:
         raise ValueError("the model has no norm with running statistics to calibrate")
-    totals: dict[Norm, list[Tensor]] = {}
-    handles = [norm.register_forward_pre_hook(partial(_collect, totals), with_kwargs=True) for norm in norms]
+    sums: dict[Norm, list[Tensor]] = {}
+    handles = [norm.register_forward_pre_hook(partial(_add_call, sums), with_kwargs=True) for norm in norms]
     training = model.training
     model.eval()
     try:
         for batch in batches:
-            (run or _call)(model, batch)
+            run(model, batch)
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    if not totals:
+    if not sums:
         raise ValueError("calibration needs at least one batch")
-    for norm, (count, total, square) in totals.items():
-        _store(norm, total / count.clamp_min(1), square / count.clamp_min(1))
-    return len(totals)
+    for norm, (count, total, square) in sums.items():
+        running_moment, running_mean = norm.read_running()  # views of the buffers
+        mean, moment = total / count.clamp_min(1), square / count.clamp_min(1)
+        if running_mean is not None:
+            running_mean.copy_(mean)
+            moment = (moment - mean.square()).clamp_min(0)
+        running_moment.copy_(moment)
+    return len(sums)
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
-    return model(batch)
-
-
-def _collect(totals: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _add_call(sums: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Adds one call's count, sum and sum of squares, in float64."""
-    x, pad_mask = args[0], kwargs.get("pad_mask", args[1] if len(args) > 1 else None)
-    x, pad_mask = norm.check_input(x, pad_mask)
+    x, pad_mask = norm.check_input(args[0], kwargs.get("pad_mask", args[1] if len(args) > 1 else None))
     rows, mask = flatten_rows(norm.prepare(x).double(), pad_mask)
-    moments = measure_moments(rows, mask, centered=True)
-    assert moments.mean is not None  # centered moments have one
-    count = torch.as_tensor(moments.num_rows, device=rows.device, dtype=rows.dtype)
-    added = [count, count * moments.mean, count * (moments.square + moments.mean.square())]
-    totals[norm] = [a + b for a, b in zip(totals[norm], added, strict=True)] if norm in totals else added
-
-
-def _store(norm: Norm, mean: Tensor, square: Tensor) -> None:
-    running_moment, running_mean = norm.read_running()  # views of the buffers
-    assert running_moment is not None  # or it would not be calibrated
-    if running_mean is not None:
-        running_mean.copy_(mean)
-        square = (square - mean.square()).clamp_min(0)
-    running_moment.copy_(square)
+    square, mean, num_rows = measure_moments(rows, mask, centered=True)
+    assert mean is not None  # centered moments have one
+    count = torch.as_tensor(num_rows, device=rows.device, dtype=rows.dtype)
+    added = [count, count * mean, count * (square + mean.square())]
+    sums[norm] = [a + b for a, b in zip(sums[norm], added, strict=True)] if norm in sums else added

@@ -93,7 +93,7 @@ class Switches:
             check_at_least("threshold_factor", self.threshold_factor, 0)
 
     def describe_changes(self) -> str:
-        """The switches that differ from the default, as `, name=value` each."""
+        """Returns the switches that differ from the default, as `, name=value` each."""
         changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
         return "".join(f", {name}={value}" for name, value in changed)
 

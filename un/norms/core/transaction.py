@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from un.norms.core.base import Norm
-from un.norms.core.constants import get_zeros
 from un.norms.core.moments import Moments
-from un.norms.core.updates import advance_steps, count_backward
 
 Result = TypeVar("Result")
+
+FORWARD, BACKWARD = 0, 1  # places in `update_calls`
 
 
 class Batch(NamedTuple):
@@ -29,42 +29,38 @@ class Batch(NamedTuple):
     square: Tensor  # (C,), mean of squares; around the mean, if there is one
     mean: Tensor | None  # (C,)
     num_rows: int | Tensor  # of those that count
-    number: Tensor  # (1,), of the call or update, 0 if refused; only norms with a step counter may look at it
-    refused: Any  # whether the batch is, a tensor without axes; None where none can be
+    number: Tensor  # of the call or update, 0 if refused, no axes; only norms with a step counter may look at it
+    refused: Tensor  # whether the batch is, without axes
 
 
 @torch.no_grad()
-def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result], rejecting: bool = True) -> Result:
+def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result]) -> Result:
     """Lets `step` take a batch into the norm's state, and returns what the step returns.
 
     Args:
         norm: names in `overwritten` the buffers that a refused batch would change.
         moments: of the batch.
         step: moves the state, and returns all that the backward needs of it, which later calls move on.
-        rejecting: whether moments that are not finite are refused.
     """
     square, mean, num_rows = moments
-    refused = _find_empty(num_rows, square)
-    if rejecting:
-        nonfinite = is_nonfinite(square)
-        norm.nonfinite_counter.add_(nonfinite)
-        refused = nonfinite if refused is None else nonfinite | refused
-    number: Any = advance_steps(norm, refused)
-    if refused is not None:
-        running_moment, running_mean = norm.read_running()
-        square = torch.where(refused, running_moment, square)
-        mean = None if mean is None else torch.where(refused, running_mean, mean)
+    refused = _find_nonfinite(norm, square)
+    norm.nonfinite_counter.add_(refused)
+    if isinstance(num_rows, Tensor) or not num_rows:
+        refused = refused | (num_rows == 0)
+    number: Any = _advance_steps(norm, refused) if norm.counts_steps else None
+    running_moment, running_mean = norm.read_running()
+    square = torch.where(refused, running_moment, square)
+    mean = None if mean is None else torch.where(refused, running_mean, mean)
     batch = Batch(square, mean, num_rows, number, refused)
     return _keep_where(refused, norm.overwritten, norm, lambda: step(batch))
 
 
 def take_gradient(
     norm: Norm,
-    refused: Tensor | None,
+    refused: Tensor,
     statistic: Tensor,
     step: Callable[[Tensor], Tensor | None],
     otherwise: Tensor | None = None,
-    rejecting: bool = True,
 ) -> Tensor:
     """Lets `step` take a gradient statistic (C,) into the buffers that the norm names as `gradient_state`.
 
@@ -76,17 +72,15 @@ def take_gradient(
         statistic: is handed to the step.
         step: moves the state.
         otherwise: what is used where refused.
-        rejecting: whether a statistic that is not finite is refused.
 
     Returns:
         What the step returns, or `otherwise`.
     """
-    if rejecting:
-        nonfinite = is_nonfinite(statistic)
-        refused = nonfinite if refused is None else nonfinite | refused
-    count_backward(norm, refused)
+    refused = refused | _find_nonfinite(norm, statistic)
+    if norm.count == "updates":
+        norm.update_calls[BACKWARD].add_(~refused)
     used: Any = _keep_where(refused, norm.gradient_state, norm, lambda: step(statistic))
-    return used if refused is None or otherwise is None else torch.where(refused, otherwise, used)
+    return used if otherwise is None else torch.where(refused, otherwise, used)
 
 
 def preview(norm: Any, moments: Moments, **settings: object) -> Any:
@@ -104,10 +98,20 @@ def preview(norm: Any, moments: Moments, **settings: object) -> Any:
     return take_batch(twin, moments, twin.smooth_moment)
 
 
-def _keep_where(refused: Tensor | None, names: Iterable[str], norm: Norm, step: Callable[[], Result]) -> Result:
+def _advance_steps(norm: Norm, refused: Tensor) -> Tensor:
+    """Advances the step counter, and returns the number of the call, or of its update; 0 for a refused batch."""
+    entered = ~refused
+    if norm.count == "updates":
+        calls = norm.update_calls[FORWARD]
+        norm.iters.add_((calls == 0) & entered)
+        calls.add_(entered)
+    else:
+        norm.iters.add_(entered)
+    return norm.iters.squeeze(0) * entered
+
+
+def _keep_where(refused: Tensor, names: Iterable[str], norm: Norm, step: Callable[[], Result]) -> Result:
     """Runs a step, after which the buffers of these names are as before where `refused` is true."""
-    if refused is None:
-        return step()
     kept: list[tuple[Any, Tensor]] = [(norm._buffers[name], getattr(norm, name).clone()) for name in names]
     result = step()
     for buffer, before in kept:
@@ -115,17 +119,8 @@ def _keep_where(refused: Tensor | None, names: Iterable[str], norm: Norm, step: 
     return result
 
 
-def is_nonfinite(value: Tensor) -> Tensor:
-    """Whether anything in value (C,) is not finite, as a boolean without axes.
-
-    Anything finite times 0 is 0; infinities and NaN give NaN, which differs from itself.
-    """
-    zero = torch.dot(value, get_zeros(value))
-    return zero != zero
-
-
-def _find_empty(num_rows: int | Tensor, like: Tensor) -> Tensor | None:
-    """Whether a batch has no rows, as a boolean without axes; None where the host knows that it has."""
-    if isinstance(num_rows, Tensor):
-        return num_rows == 0
-    return None if num_rows else torch.ones((), dtype=torch.bool, device=like.device)
+def _find_nonfinite(norm: Norm, value: Tensor) -> Tensor:
+    """Tells whether anything in value (C,) is not finite, as a boolean without axes; False where it is let in."""
+    if not norm.rejects_nonfinite:
+        return torch.zeros((), dtype=torch.bool, device=value.device)
+    return torch.dot(value, torch.zeros_like(value)) != 0  # NaN

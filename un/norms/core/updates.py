@@ -16,16 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 from un.norms.core.base import Norm
 from un.norms.core.options import check_choice
-from un.norms.core.window import as_type, read_slot, write_slot
+from un.norms.core.window import read_slot, write_slot
 
 COUNTS = ("calls", "updates")
-FORWARD, BACKWARD = 0, 1  # places in `update_calls`
 # Counts what was rejected, so it outlives a step that is taken back.
 KEPT_COUNTERS = ("nonfinite_counter",)
 
 
 def register_count(norm: Norm, count: str) -> None:
-    """Lets a norm's windows and warm-up count `calls` (official) or `updates`, i.e. optimizer steps (ours).
+    """Lets a norm's windows and warm-up count `calls` (official) or `updates`, which are optimizer steps (ours).
 
     Of the calls of one update the first advances the step counter; the others add to the same window entry, which is
     the mean over them. Running averages move with every call in both.
@@ -39,65 +38,28 @@ def register_count(norm: Norm, count: str) -> None:
         norm.register_state("update_calls", 0, 2, integer=True)  # forward and backward calls since the last update
 
 
-def advance_steps(norm: Norm, refused: Tensor | None) -> Tensor | None:
-    """Advances a norm's step counter `iters` (1,) for a forward call, unless its batch is refused.
-
-    Returns:
-        The number of the call, or of its update, from 1; 0 for a refused batch; None for a norm that does not count.
-    """
-    if not norm.counts_steps:
-        return None
-    iters, entered = norm.iters, 1 if refused is None else ~refused
-    if norm.count == "updates":
-        calls = norm.update_calls[FORWARD]
-        iters.add_((calls == 0) & entered)
-        calls.add_(entered)
-    else:
-        iters.add_(entered)
-    return iters * entered
+def count_calls(norm: Norm, side: int) -> Tensor | int:
+    """Returns of how many calls the latest entry of the window of a side, FORWARD or BACKWARD, is the mean."""
+    return norm.update_calls[side].clamp_min(1) if norm.count == "updates" else 1
 
 
-def count_backward(norm: Norm, refused: Tensor | None) -> None:
-    """The same for a backward call, which advances nothing else."""
-    if norm.count == "updates":
-        norm.update_calls[BACKWARD].add_(1 if refused is None else ~refused)
-
-
-def count_calls(norm: Norm, side: int) -> int | Tensor:
-    """Returns of how many calls the latest window entry is the mean: of one, or of those of this update so far.
-
-    Args:
-        norm: whose window it is.
-        side: FORWARD or BACKWARD.
-    """
-    return 1 if norm.count == "calls" else norm.update_calls[side].clamp_min(1)
-
-
-def merge_entry(norm: Norm, side: int, ring: Tensor, slot: Tensor, entry: Tensor) -> Tensor:
-    """Returns what a window holds after the latest call: its entry (C,), or the mean of its update's calls (1, C).
-
-    Args:
-        norm: whose window it is.
-        side: FORWARD or BACKWARD.
-        ring: (M, C).
-        slot: of the entry.
-        entry: of the call.
-    """
-    calls = count_calls(norm, side)
-    if isinstance(calls, int):
+def merge_entry(norm: Norm, side: int, window: Tensor, slot: Tensor, entry: Tensor) -> Tensor:
+    """Returns what a window (M, C) holds after the latest call: its entry (C,), or the mean of its update's calls."""
+    if norm.count == "calls":
         return entry
-    return torch.lerp(read_slot(ring, slot), as_type(entry, ring), calls.to(ring.dtype).reciprocal())
+    share = count_calls(norm, side).to(window.dtype).reciprocal()  # type: ignore[union-attr]
+    return torch.lerp(read_slot(window, slot), entry.to(window.dtype), share)
 
 
-def push_entry(norm: Norm, side: int, ring: Tensor, slot: Tensor, entry: Tensor) -> None:
+def push_entry(norm: Norm, side: int, window: Tensor, slot: Tensor, entry: Tensor) -> None:
     """Writes an entry (C,) into a window; the calls of one update share their entry."""
-    write_slot(ring, slot, merge_entry(norm, side, ring, slot, entry))
+    write_slot(window, slot, merge_entry(norm, side, window, slot, entry))
 
 
 def end_update(model: nn.Module) -> None:
     """Tells norms that count updates that the optimizer has stepped."""
     for norm in _list_norms(model):
-        if "update_calls" in norm._buffers:
+        if norm.count == "updates":
             norm.update_calls.zero_()
 
 
@@ -127,21 +89,15 @@ class NormState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._state = [
-            buffer
-            for norm in _list_norms(model)
-            for name, buffer in norm._buffers.items()
-            if buffer is not None and name not in KEPT_COUNTERS
-        ]
+        named = [item for norm in _list_norms(model) for item in norm.named_buffers(recurse=False)]
+        self._state = [buffer for name, buffer in named if name not in KEPT_COUNTERS]
         self._kept = [torch.empty_like(buffer) for buffer in self._state]
 
     def keep(self) -> None:
-        """Remembers the state."""
         _copy(self._kept, self._state)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Goes back to the state kept last."""
         _copy(self._state, self._kept)
 
 
