@@ -124,7 +124,7 @@ def test_token_mixing_keeps_its_norms_and_says_so(img_size):
     _, report = check_fold(randomize(model), (torch.randn(2, 3, img_size, img_size),))
     by_site = {row.site: row for row in report.rows}
     assert by_site["blocks.0.norm1"].outcome == by_site["blocks.1.norm1"].outcome == "multiply-add"
-    assert "mixes another axis" in by_site["blocks.0.norm1"].stays
+    assert "other values alike" in by_site["blocks.0.norm1"].stays
     assert {by_site[name].outcome for name in ("blocks.0.norm2", "blocks.1.norm2", "norm")} == {"folded"}
     with pytest.raises(ValueError, match=r"2 of 5 norms do not vanish: blocks\.0\.norm1"):
         fold_norms(model, (torch.randn(2, 3, img_size, img_size).double(),), on_unfoldable="raise")

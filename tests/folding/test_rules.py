@@ -132,13 +132,13 @@ STAYING = {
     "second reader": ("sigmoid", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) * m.norm(x).sigmoid(), TOKENS),
     "raw reader of the weight": ("fc.weight", {"fc": linear()}, lambda m, x: m.fc(m.norm(x)) + m.fc(x), TOKENS),
     "other tokens": (
-        "not its own",
+        "other values alike",
         {"fc": linear()},
         lambda m, x: m.fc(torch.cat((x[:, :1], m.norm(x)), 1)),
         TOKENS,
     ),
     "zeros laid beside it": (
-        "not its own",
+        "other values alike",
         {"fc": linear()},
         lambda m, x: m.fc(torch.cat((m.norm(x), x.new_zeros(3, 0, C)), 1)),
         TOKENS,

@@ -39,7 +39,7 @@ class Fill:
         return bool((self.values == self.constant).all())
 
     def lay_out(self) -> Tensor:
-        """The constants in the shape of one position."""
+        """Returns the constants in the shape of one position."""
         shape = [1] * self.num_dims
         shape[self.axis] = -1
         return self.values.view(shape)
@@ -54,10 +54,10 @@ class Frames:
         shift: likewise.
         row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
         row_shift: likewise.
-        owner: site whose norm made the frame, or -1.
+        owner: site whose norm made the frame, or NOBODY.
         homeless: whether the shift is what a norm's shift became in a linear map that takes no bias.
         residues: site -> the scale and shift, each (C,), of what stays in its place.
-        fills: (module, number of the call of `F.pad`) -> what it puts in, with axis and number of axes.
+        fills: (module, number of the call of `F.pad`) -> what it puts in.
         conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
         blamed: site -> why its form is impossible.
     """
@@ -72,6 +72,12 @@ class Frames:
     fills: dict[tuple[str, int], Fill] = field(default_factory=dict)
     conditions: dict[int, float] = field(default_factory=dict)
     blamed: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def plain(cls, size: int) -> Frames:
+        """Frames in which every h is x."""
+        ones, zeros = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        return cls(ones, zeros, ones.clone(), zeros.clone(), torch.full((size,), NOBODY), zeros.bool())
 
     def blame(self, codes: Tensor, reason: str) -> None:
         """Blames the norms that own the frames of codes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,17 @@ class FoldSite:
         return self.names[0]
 
     def describe(self) -> str:
-        """Class and channels, e.g. UnifiedNorm(192)."""
+        """Returns class and channels, e.g. UnifiedNorm(192)."""
         inner = find_inner(self.norm)
         text = f"{type(inner).__name__}({len(self.scale)})"
         return text if inner is self.norm else f"ChannelFirst({text})"
 
 
 def find_sites(model: nn.Module) -> list[FoldSite]:
-    """Every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
+    """Returns every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
     names: dict[nn.Module, list[str]] = {}
     traits: dict[nn.Module, NormTraits | int] = {}
-    found: Iterable[tuple[str, nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
+    found: Iterator[tuple[str, nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
     for name, norm, recognized in found:
         names.setdefault(norm, []).append(name)
         traits[norm] = recognized
@@ -72,13 +72,13 @@ def find_sites(model: nn.Module) -> list[FoldSite]:
 
 
 def _recognize(module: nn.Module) -> NormTraits | int | None:
-    """Traits of a norm, or the axis of a LayerScale."""
+    """Returns the traits of a norm, or the axis of a LayerScale."""
     traits = recognize_norm(module)
     return traits if traits is not None and traits.is_site else find_scaled_axis(module)
 
 
 def find_scaled_axis(module: nn.Module) -> int | None:
-    """The axis of which a module multiplies every channel by its own parameter: -1, 1 or -2; None where it does not.
+    """Returns the axis (-1, 1 or -2) along which a module multiplies by one parameter per channel, and does no more.
 
     LayerScales have no class or attribute in common, so a copy of every module with one vector and nothing else is
     asked: with a random vector, only a plain multiplication gives the product.
@@ -157,7 +157,7 @@ def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple
 
 
 def _list_vectors(norm: nn.Module) -> list[str]:
-    """Names of its parameters that are no scalars."""
+    """Returns the names of its parameters that are not scalars."""
     return [name for name, value in norm._parameters.items() if value is not None and value.numel() > 1]
 
 
@@ -179,7 +179,7 @@ def remove_affine(norm: nn.Module, neutral: tuple[float, ...] | None) -> None:
 
 
 def read_dtype(norm: nn.Module) -> torch.dtype:
-    """The type in which what is left of a norm should be stored: that of its statistics."""
+    """Returns the type in which what is left of a norm should be stored: that of its statistics."""
     inner = find_inner(norm)
     tensors = [*inner.parameters(), *inner.buffers()]
     widest = max((t.dtype for t in tensors if t.is_floating_point()), key=lambda dtype: dtype.itemsize, default=None)

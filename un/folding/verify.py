@@ -16,7 +16,7 @@ SENSITIVITY = 1e-6  # relative change by noise of order 1 on every norm, below w
 
 
 def list_tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of nested outputs.
+    """Returns the tensors of nested outputs.
 
     Raises:
         ValueError: there are none.
@@ -28,7 +28,7 @@ def list_tensors(outputs: Any) -> list[Tensor]:
 
 
 def measure_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """Largest difference over the largest finite value, of the worst of several outputs; inf where kinds differ."""
+    """Returns the largest difference over the largest finite value, of the worst output; inf where kinds differ."""
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     return max(_measure_one(left, right) for left, right in zip(expected, actual, strict=True))
@@ -56,7 +56,7 @@ def measure_inside(
     norms: Sequence[str],
     changed: Collection[str],
 ) -> float:
-    """The difference of the outputs, or where they do not depend on the norms, that of the last module which does.
+    """Returns the difference of the outputs, or, where they do not depend on the norms, of the last module that does.
 
     A head that is still zero gives the same whatever comes in, and so proves nothing of what comes before it.
 
@@ -79,11 +79,11 @@ def measure_inside(
         if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
             return difference
         disturbed = _record_outputs(original, inputs, dtype)
-    seen = [_record_outputs(model, inputs, dtype) for model in (original, folded)]
-    for name, output in reversed(seen[0].items()):
+    left, right = (_record_outputs(model, inputs, dtype) for model in (original, folded))
+    for name, output in reversed(left.items()):
         depends = measure_difference([output], [disturbed.get(name, output)]) > SENSITIVITY
-        if depends and name not in changed and name in seen[1]:
-            return measure_difference([output], [seen[1][name]])
+        if depends and name not in changed and name in right:
+            return measure_difference([output], [right[name]])
     raise ArithmeticError(
         "no output that could be compared depends on the norms on the example inputs, so nothing shows that the fold "
         "is right: give other inputs, or fold the trained model if this one still has zeros for weights"
@@ -91,7 +91,7 @@ def measure_inside(
 
 
 def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The last tensor that each module gives, in the order in which the modules end."""
+    """Returns the last tensor that each module gives, in the order in which the modules end."""
     outputs: dict[str, Tensor] = {}
 
     def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
