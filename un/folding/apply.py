@@ -14,8 +14,7 @@ from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
 from un.folding.sites import FoldSite, read_dtype, remove_affine
 from un.folding.solver import Solver
-from un.surgery.attachments import carry_hooks
-from un.surgery.fused_kernels import avoid_fused_kernels
+from un.surgery.attachments import avoid_fused_kernels, carry_hooks
 
 
 class ScaleShift(nn.Module):
@@ -178,8 +177,7 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
         new = PassOn() if any(call.more_arguments for call in calls) else nn.Identity()
     carry_hooks(norm, new)
     for name in site.names:
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, new.train(norm.training))
+        model.set_submodule(name, new.train(norm.training))
 
 
 def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 1. copy: everything is tried on copies; float64 where the model runs in it (`copy_model`)
 2. find: norms and LayerScales, and the map of each (`sites`)
-3. trace: which channels of which norm each operation meets (`tracer`, `recorder`, `operations`, `padding`, `graph`)
+3. trace: what meets which channels of which norm (`tracer`; rules in `arithmetic`, `moves`, `padding`; a `graph`)
 4. solve: the best form of each norm that contradicts nothing (`solver`, `frames`)
 5. rewrite: the weights and biases that take the maps (`rewrite`)
 6. apply: new weights into a copy, and norms out of it (`apply`)

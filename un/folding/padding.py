@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from un.folding.codes import lay_along
+from un.folding.graph import Padding
 from un.folding.recorder import Recorder
 
 PAD_ARGUMENTS = ("input", "pad", "mode", "value")
@@ -43,7 +45,7 @@ class PaddingTracer(TorchFunctionMode):
         if axis is None:
             return func(*args, **kwargs)
         out = self.run_unseen(func, *args, **kwargs)
-        self.run_unseen(self.recorder.record_fill, x, axis, value, out)
+        self.run_unseen(self._record, x, axis, value, out)
         return out
 
     def _find_channels(self, x: Tensor, widths: list[int]) -> int | None:
@@ -56,6 +58,18 @@ class PaddingTracer(TorchFunctionMode):
             if not _is_padded(axis, x.dim(), widths) and bool((rows == rows[:1]).all()):
                 return axis
         return None
+
+    def _record(self, x: Tensor, axis: int, value: float, out: Tensor) -> None:
+        """Notes a call with a constant, and codes its output: padding has the codes of its channel."""
+        recorder, call = self.recorder, self.recorder.calls[-1]
+        codes = recorder.codes.read(x)
+        assert codes is not None  # or no channels were found
+        row = codes.movedim(axis, -1).reshape(-1, x.shape[axis])[0]
+        index, reader = call.num_paddings - 1, f"padding in {recorder.module}"
+        padding = Padding(call.name, index, axis, x.dim(), row.long().cpu(), value, reader)
+        recorder.graph.paddings.append(padding)
+        recorder.note_raw_read(x, reader)
+        recorder.codes.write(out, lay_along(row, out, axis))
 
 
 def install_fills(module: nn.Module, fills: Mapping[str, Tensor], counts: Collection[int]) -> None:

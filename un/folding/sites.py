@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from un.norms.core.base import Norm, statistics_dtype
 from un.surgery.attachments import make_plain
 from un.surgery.layout import find_inner
-from un.surgery.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
+from un.surgery.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, NormTraits, measure
 from un.surgery.probing import ALL, Probe, ProbeError, compare, find_axis
-from un.surgery.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
+from un.surgery.recognition import list_extra_inputs, recognize_norm, walk_norms
 
 MAX_VECTORS = 4  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
 SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale makes, be it computed in float32

@@ -14,9 +14,10 @@ from torch import Tensor, jit, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from un.folding.arithmetic import ARITHMETIC, record_norm
 from un.folding.graph import Graph, LinearUse
 from un.folding.inputs import Inputs
-from un.folding.operations import RULES
+from un.folding.moves import MOVES
 from un.folding.padding import PaddingTracer
 from un.folding.recorder import ModuleCall, Recorder
 from un.folding.sites import FoldSite
@@ -25,6 +26,7 @@ aten = torch.ops.aten
 
 MAX_DECISIONS = 16  # truth values of which both answers are followed; ours
 
+RULES = {**ARITHMETIC, **MOVES}
 NEW_TENSORS = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like}
 NEW_TENSORS |= {aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty_strided}
 VIEWS_IN_PLACE = {aten.as_strided_, aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.detach_}
@@ -72,7 +74,7 @@ def _run(tracer: Tracer, model: nn.Module, inputs: Inputs, dtype: torch.dtype | 
     with PaddingTracer(tracer.recorder, tracer.run_unseen), tracer:
         outputs = inputs.run(model, dtype)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    tracer.recorder.record_read(tensors, "the model's output")
+    tracer.recorder.note_read(tensors, "the model's output")
 
 
 def _try(tracer: Tracer, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
@@ -136,12 +138,12 @@ class Tracer(TorchDispatchMode):
         if not writes and outs and all(tensor.untyped_storage() in storages for tensor in outs):
             return out  # a view
         reader = self.recorder.describe(func)
-        self.recorder.record_read(tensors, reader)
+        self.recorder.note_read(tensors, reader)
         for tensor in outs if writes else ():
             if tensor.numel():
                 self.recorder.codes.forget(tensor)
             else:  # what it changes on another input could be any value in the memory behind it
-                self.recorder.record_codes(self.recorder.codes.read_all(tensor), reader)
+                self.recorder.note_codes(self.recorder.codes.read_all(tensor), reader)
         return out
 
     def _decide(self, answer: Any) -> Any:
@@ -175,7 +177,7 @@ def _watch_module(tracer: Tracer, name: str, module: nn.Module) -> Callable[...,
             recorder.calls.pop()
         graph.reached.add(name)
         graph.padding_counts.setdefault(name, set()).add(call.num_paddings)
-        tracer.run_unseen(recorder.record_boundary, name, (args, kwargs), out)
+        tracer.run_unseen(recorder.note_boundary, name, (args, kwargs), out)
         return out
 
     return watched
@@ -188,8 +190,8 @@ def _watch_norm(tracer: Tracer, name: str, index: int, site: FoldSite) -> Callab
         if x.shape[site.channel_axis] != len(site.scale):  # a variant of the example that only broadcasts
             raise ValueError(f"{name} is over {len(site.scale)} channels, got {x.shape[site.channel_axis]}")
         out: Tensor = tracer.run_unseen(forward, x, *args, **kwargs)
-        recorder.record_raw_read(x, "input of a norm")
-        tracer.run_unseen(recorder.record_norm, index, x, out, site.channel_axis, bool(args or kwargs))
+        recorder.note_raw_read(x, "input of a norm")
+        tracer.run_unseen(record_norm, recorder, index, x, out, site.channel_axis, bool(args or kwargs))
         recorder.graph.reached.add(name)
         return out
 
@@ -211,7 +213,7 @@ def _note_unreached(recorder: Recorder, model: nn.Module) -> None:
             unreached.append(name)
             for place in _list_places(graph, model, name):
                 for codes in graph.boundaries.get(place, ()):
-                    recorder.record_codes(codes, f"{name}, which the example does not reach,")
+                    recorder.note_codes(codes, f"{name}, which the example does not reach,")
     if unreached:
         graph.notes.append(f"not reached on the example inputs, and left as they were: {', '.join(unreached)}")
 

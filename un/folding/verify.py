@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -75,10 +74,12 @@ def measure_inside(
     difference = measure_difference(expected, list_tensors(inputs.run(folded, dtype)))
     if not norms:
         return difference
-    with _disturb(original, norms):
-        if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
-            return difference
-        disturbed = _record_outputs(original, inputs, dtype)
+    hooks = [original.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
+    if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
+        return difference
+    disturbed = _record_outputs(original, inputs, dtype)
+    for hook in hooks:
+        hook.remove()
     left, right = (_record_outputs(model, inputs, dtype) for model in (original, folded))
     for name, output in reversed(left.items()):
         depends = measure_difference([output], [disturbed.get(name, output)]) > SENSITIVITY
@@ -107,17 +108,6 @@ def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None)
     for hook in hooks:
         hook.remove()
     return outputs
-
-
-@contextlib.contextmanager
-def _disturb(model: nn.Module, norms: Sequence[str]) -> Iterator[None]:
-    """Adds noise to what norms give."""
-    hooks = [model.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _add_noise(module: nn.Module, args: Any, out: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Probe:
         self.device = next((tensor.device for tensor in self.module.parameters()), self.device)
 
     def call(self, x: Tensor) -> Tensor | None:
-        """The output in float64 on the CPU; None where it fails or gives anything but real numbers in x's shape."""
+        """Returns the output in float64 on the CPU; None where it fails or gives no real numbers in x's shape."""
         try:
             with _be_quiet(self.device):
                 # forward() and not __call__, which would run hooks that watch all modules.
@@ -88,7 +88,7 @@ class Probe:
 
 
 def draw_inputs(num_channels: int, sizes: tuple[float, float] = LARGE) -> list[Tensor]:
-    """Inputs (..., C) in float64 with the axes of SHAPES before C; each row comes with its negative.
+    """Returns inputs (..., C) in float64 with the axes of SHAPES before C; each row comes with its negative.
 
     Rows differ in size and mean. No other axis has size C, so that a norm with C parameters refuses a wrong layout.
     """
@@ -150,7 +150,7 @@ def find_axis(
 
 
 def compare(modules: Sequence[nn.Module], num_channels: int, axis: int) -> list[Tensor]:
-    """What several modules make of one ordinary input that they all take, each (..., C) in float64.
+    """Returns what several modules make of one ordinary input that they all take, each (..., C) in float64.
 
     Raises:
         ProbeError: there is none.
@@ -166,7 +166,7 @@ def compare(modules: Sequence[nn.Module], num_channels: int, axis: int) -> list[
 
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy without hooks and computed weights; of tensors in a graph, which torch does not copy, the values."""
+    """Copies a module without hooks and computed weights; of tensors in a graph, which torch refuses, the values."""
     memo: dict[int, Any] = {**copy_computed(module)}
     for part in module.modules():
         for kind in (*CALL_HOOKS, *STATE_HOOKS):
@@ -183,7 +183,7 @@ def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def copy_computed(module: nn.Module) -> dict[int, Tensor]:
-    """Copies of the tensors in a graph of gradients that a module holds, as a memo for `copy.deepcopy`.
+    """Returns copies of the tensors in a graph of gradients that a module holds, as a memo for `copy.deepcopy`.
 
     They are kept from an earlier forward, or weights that every forward computes anew, as pruning and weight_norm do.
     """
@@ -207,5 +207,5 @@ def _be_quiet(device: torch.device) -> Iterator[None]:
 
 
 def _shorten(error: Exception) -> str:
-    """An error in one line."""
+    """Returns an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

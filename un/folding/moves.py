@@ -1,6 +1,4 @@
-"""The operations that have rules: linear maps, sums, means, what attention does to keys, and those that move values.
-
-A rule runs its operation and records it, or returns NotImplemented where the operation is not of the kind it knows.
+"""The rules of operations that only move values, and what an example cannot show of them.
 
 Which values a mask, an index or a condition picks is the example's own, so all that it could have picked count as
 picked: whatever is chosen from must mean the same. Selections that are empty on the example are made to hold one row,
@@ -9,121 +7,24 @@ so that what reads them is followed. Padding and concatenation count as if they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from un.folding.arithmetic import Rule
 from un.folding.graph import Need
 from un.folding.recorder import Recorder
 
 aten = torch.ops.aten
 
-Rule = Callable[[Recorder, Any, Any, Any], Any]
-
-
-# --- arithmetic -----------------------------------------------------------------------------------------------------
-
-
-def trace_linear(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records x W^T + b."""
-    x, weight, *rest = args
-    return _apply_linear(recorder, func, args, kwargs, x, weight, rest[0] if rest else kwargs.get("bias"))
-
-
-def trace_matmul(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records x W of a matrix W."""
-    x, matrix = args
-    if matrix.dim() != 2 or x.dim() < 2:
-        return NotImplemented
-    return _apply_linear(recorder, func, args, kwargs, x, matrix.t(), None)
-
-
-def trace_addmm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records b + x W."""
-    bias, x, matrix = args
-    return NotImplemented if kwargs else _apply_linear(recorder, func, args, kwargs, x, matrix.t(), bias)
-
-
-def _apply_linear(
-    recorder: Recorder, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Any:
-    if recorder.catalog.find(weight) is None or weight.dim() != 2:
-        return NotImplemented
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return NotImplemented
-    out = func(*args, **kwargs)
-    recorder.record_raw_read(x, f"input of a linear map in {recorder.module}")
-    recorder.record_linear(x, weight, bias, out, axis=-1, groups=1)
-    return out
-
-
-def trace_convolution(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records a convolution, which is a linear map over axis 1 for every offset of its kernel."""
-    x, weight, bias, _, padding, _, transposed, _, groups = args
-    if recorder.catalog.find(weight) is None or transposed or x.dim() != weight.dim():
-        return NotImplemented
-    out = func(*args, **kwargs)
-    recorder.record_raw_read(x, f"input of a convolution in {recorder.module}")
-    if any(padding):
-        recorder.record_read([x], f"zero padding of the convolution in {recorder.module}", Need.NO_SHIFT)
-    recorder.record_linear(x, weight, bias, out, axis=1, groups=groups)
-    return out
-
-
-def trace_add(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records a sum of two tensors."""
-    left, right = args
-    if not isinstance(right, Tensor) or kwargs.get("alpha", 1) != 1:
-        return NotImplemented
-    if not (left.is_floating_point() and right.is_floating_point()):
-        return NotImplemented
-    known = _has_codes(recorder, (left, right))
-    out = func(*args, **kwargs)
-    if known:
-        recorder.record_sum(left, right, out)
-    else:
-        recorder.record_read((left, right), recorder.describe(func))
-    return out
-
-
-def trace_mean(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records a mean or a maximum over axes."""
-    x = args[0]
-    dims = args[1] if len(args) > 1 else kwargs.get("dim")
-    if not dims or recorder.codes.read(x) is None or not x.numel():
-        return NotImplemented
-    out = func(*args, **kwargs)
-    need = Need.POSITIVE_SCALE if func.overloadpacket is aten.amax else None
-    recorder.record_mean(x, dims, out, recorder.describe(func), need)
-    return out
-
-
-def trace_attention(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records softmax attention, to which one constant added to all keys of a head makes no difference.
-
-    It adds the same number to all scores of a query, and the softmax runs over exactly these.
-    """
-    query, key, value, *rest = args
-    mask = rest[0] if rest else kwargs.get("attn_mask")
-    if recorder.codes.read(key) is None or not key.numel():
-        return NotImplemented
-    out = func(*args, **kwargs)
-    others = [tensor for tensor in (query, value, mask) if isinstance(tensor, Tensor)]
-    recorder.record_read(others, recorder.describe(func))
-    recorder.record_keys(key, recorder.describe(func))
-    return out
-
-
-# --- moves ----------------------------------------------------------------------------------------------------------
-
 
 def trace_move(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Records an operation whose result has known values of its operands at places that do not depend on values."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if not _has_codes(recorder, tensors):
+    if not recorder.has_codes(tensors):
         return NotImplemented
     codes = func(*tree_map(lambda leaf: _exchange(recorder, leaf), tuple(args)), **kwargs)
     return _finish(recorder, func, tensors, func(*args, **kwargs), codes)
@@ -169,13 +70,24 @@ def trace_concatenation(recorder: Recorder, func: Any, args: Any, kwargs: Any) -
     full = [part for part in parts if part.numel()]
     for absent in (part for part in parts if not part.numel()):
         for part in full:
-            recorder.record_absent(part, absent, dim, recorder.describe(func))
+            _meet_absent(recorder, part, absent, dim, recorder.describe(func))
     out = trace_move(recorder, func, args, kwargs)
     if out is NotImplemented:
         out = func(*args, **kwargs)
-        if not recorder.record_concatenated_bias(parts, out):
-            recorder.record_read(parts, recorder.describe(func))
+        if not recorder.note_concatenated_bias(parts, out):
+            recorder.note_read(parts, recorder.describe(func))
     return out
+
+
+def _meet_absent(recorder: Recorder, part: Tensor, absent: Tensor, dim: int, reader: str) -> None:
+    """Notes that `absent`, which is empty here, may stand beside `part` along an axis."""
+    codes, beside = recorder.codes.read(part), recorder.codes.read_beside(absent)
+    if codes is not None and beside is not None and codes.narrow(dim, 0, 1).shape == beside.shape:
+        recorder.note_meeting(codes.narrow(dim, 0, 1), beside, reader)
+        return
+    for mixed in (codes, beside):
+        if mixed is not None:
+            recorder.note_meeting(mixed, torch.zeros_like(mixed), reader)
 
 
 def trace_choice(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -184,11 +96,16 @@ def trace_choice(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented  # where(condition) lists positions
     operands = args[1:] if func.overloadpacket is aten.where else (args[0], args[2])
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-    if not _has_codes(recorder, tensors):
+    if not recorder.has_codes(tensors):
         return NotImplemented
     codes = [_read_operand(recorder, operand) for operand in operands]
     out = func(*args, **kwargs)
-    chosen = recorder.record_choice(codes, out.shape, recorder.describe(func))
+    chosen, *others = [of_one.expand(out.shape) for of_one in codes if of_one is not None]
+    for other in others:
+        recorder.note_meeting(chosen, other, recorder.describe(func))
+        chosen = torch.where(chosen != 0, chosen, other)
+    if None in codes:
+        recorder.note_codes(chosen, recorder.describe(func), Need.NO_SHIFT)
     return _finish(recorder, func, tensors, out, chosen)
 
 
@@ -206,7 +123,7 @@ def trace_padding(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     codes = recorder.codes.read(x)
     if codes is None or not x.numel():
         return NotImplemented
-    recorder.record_mixture(codes, recorder.describe(func))
+    recorder.note_meeting(codes, torch.zeros_like(codes), recorder.describe(func))
     codes = aten.constant_pad_nd(codes.clone(), args[1], 0.0)
     return _finish(recorder, func, [x], func(*args, **kwargs), codes)
 
@@ -225,10 +142,13 @@ def trace_selection(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> An
     if codes is None or not x.numel():
         if func.overloadpacket is not aten.index:
             return NotImplemented
-        recorder.record_raw_read(x, recorder.describe(func))
+        recorder.note_raw_read(x, recorder.describe(func))
         return func(*args, **kwargs)
     if not all(index is None or recorder.catalog.find(index) is not None for index in indices):
-        recorder.record_selection(codes, dims, recorder.describe(func))
+        first = codes
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        recorder.note_meeting(first, codes, recorder.describe(func))
     moved = func(codes.clone(), *args[1:], **kwargs)
     return _finish(recorder, func, [x], func(*args, **kwargs), moved)
 
@@ -236,7 +156,7 @@ def trace_selection(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> An
 def trace_assignment(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Runs an assignment to positions picked by a mask as if it picked one; it needs the values themselves."""
     target, indices, values, *rest = args
-    recorder.record_read([target, values], recorder.describe(func))
+    recorder.note_read([target, values], recorder.describe(func))
     out = func(target, _fill_empty_masks(indices), values, *rest, **kwargs) if values.numel() else target
     recorder.codes.forget(out)
     return out
@@ -244,7 +164,7 @@ def trace_assignment(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> A
 
 def trace_positions(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Lists where a mask is True, and the first place if it is nowhere."""
-    recorder.record_read(args[:1], recorder.describe(func))
+    recorder.note_read(args[:1], recorder.describe(func))
     return _find_positions(args[0])
 
 
@@ -266,25 +186,14 @@ def _fill_empty_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
     return filled
 
 
-def _has_codes(recorder: Recorder, tensors: Sequence[Tensor]) -> bool:
-    return any(recorder.codes.read(tensor) is not None for tensor in tensors)
-
-
 def _finish(recorder: Recorder, func: Any, read: Sequence[Tensor], out: Tensor, codes: Tensor) -> Tensor:
     for tensor in read:
-        recorder.record_raw_read(tensor, recorder.describe(func))
+        recorder.note_raw_read(tensor, recorder.describe(func))
     recorder.codes.write(out, codes)
     return out
 
 
-RULES: dict[Any, Rule] = {
-    aten.linear: trace_linear,
-    aten.addmm: trace_addmm,
-    aten.convolution: trace_convolution,
-    aten.scaled_dot_product_attention: trace_attention,
-    **dict.fromkeys((aten.matmul, aten.mm), trace_matmul),
-    **dict.fromkeys((aten.add, aten.add_), trace_add),
-    **dict.fromkeys((aten.mean, aten.amax), trace_mean),
+MOVES: dict[Any, Rule] = {
     **dict.fromkeys((aten.clone, aten.stack, aten.roll, aten.flip, aten.repeat, aten.im2col), trace_move),
     **dict.fromkeys((aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle), trace_move),
     **dict.fromkeys((aten.slice_scatter, aten.select_scatter), trace_move),
