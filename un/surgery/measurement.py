@@ -113,9 +113,8 @@ def _measure(
     if actual.is_empty:
         return traits
     weight, bias = (_read(actual.module, name, num_channels) for name in ("weight", "bias"))
-    stored = dataclasses.replace(traits, scale=weight, shift=bias)
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        return stored  # memory that is still to be filled, or a diverged model
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):  # not filled yet, or a diverged model
+        return dataclasses.replace(traits, scale=weight, shift=bias)
     answers = [y.movedim(axis, -1).flatten(0, -2) for y in (drawn.call(x), actual.call(x)) if y is not None]
     for normalize in normalizers:
         normalized = normalize(x.movedim(axis, -1)).flatten(0, -2)
@@ -124,9 +123,12 @@ def _measure(
             scale, shift, error = fits[1]
             # Without parameters, a factor may tell one estimate of the variance from another: they differ by 1 / (2 C).
             tolerance = max(EXACT_TOLERANCE, 10 * error) if parameters else 1 / num_channels
-            if _measure_error(normalized, answers[1], weight, bias) <= tolerance:
-                return stored  # which has no rounding of a measurement
-            return dataclasses.replace(traits, scale=scale, shift=shift)
+            # Stored values have no rounding of a measurement.
+            keeps_weight = _measure_error(normalized, answers[1], weight, shift) <= tolerance
+            keeps_bias = _measure_error(normalized, answers[1], scale, bias) <= tolerance
+            return dataclasses.replace(
+                traits, scale=weight if keeps_weight else scale, shift=bias if keeps_bias else shift
+            )
     raise ProbeError("does with its present parameters something else than with others", is_other=True)
 
 
