@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from un.folding.codes import lay_along
 from un.folding.graph import Padding
@@ -23,16 +24,11 @@ FILL = "padding_fill_"  # buffers of a module that pads: this and the number of 
 
 
 class PaddingTracer(TorchFunctionMode):
-    """Records calls of `F.pad` while a model is traced; must be entered before the tracer of operations.
+    """Records calls of `F.pad` while a model is traced; must be entered before the tracer of operations."""
 
-    Args:
-        recorder: of the trace.
-        run_unseen: calls a function without recording its operations.
-    """
-
-    def __init__(self, recorder: Recorder, run_unseen: Any) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.recorder, self.run_unseen = recorder, run_unseen
+        self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,12 +37,13 @@ class PaddingTracer(TorchFunctionMode):
         for call in self.recorder.calls:
             call.num_paddings += 1
         x, widths, value = _read_arguments(args, kwargs)
-        axis = self.run_unseen(self._find_channels, x, widths) if value is not None else None
-        if axis is None:
-            return func(*args, **kwargs)
-        out = self.run_unseen(func, *args, **kwargs)
-        self.run_unseen(self._record, x, axis, value, out)
-        return out
+        with _disable_current_modes():
+            axis = self._find_channels(x, widths)
+            if value is not None and axis is not None:
+                out = func(*args, **kwargs)
+                self._record(x, axis, value, out)
+                return out
+        return func(*args, **kwargs)
 
     def _find_channels(self, x: Tensor, widths: list[int]) -> int | None:
         """Returns the axis along which alone the codes of x differ, if it is not padded; None where there is none."""

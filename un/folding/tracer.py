@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, jit, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from un.folding.arithmetic import ARITHMETIC, record_norm
@@ -71,7 +71,7 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: to
 
 def _run(tracer: Tracer, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
     tracer.num_decisions = tracer.depth = 0
-    with PaddingTracer(tracer.recorder, tracer.run_unseen), tracer:
+    with PaddingTracer(tracer.recorder), tracer:
         outputs = inputs.run(model, dtype)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     tracer.recorder.note_read(tensors, "the model's output")
@@ -96,7 +96,7 @@ class Tracer(TorchDispatchMode):
         self.recorder = recorder
         self.flipped = -1  # number of the decision to be taken otherwise than the values say
         self.num_decisions = 0  # truth values that the model has asked for
-        self.silent = 0  # depth of what runs unseen
+        self.silent = False  # inside a norm, whose operations are not recorded
         self.depth = 0  # of operations that are taken apart
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,14 +106,6 @@ class Tracer(TorchDispatchMode):
             self.recorder.note_precision((args, kwargs), out)
         decides = func.overloadpacket in DECISIONS and not self.silent and not self.depth
         return self._decide(out) if decides else out
-
-    def run_unseen(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Calls a function whose operations are not recorded."""
-        self.silent += 1
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.silent -= 1
 
     def _trace(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs one operation by its rule, or taken apart, or as one that is not understood."""
@@ -177,7 +169,8 @@ def _watch_module(tracer: Tracer, name: str, module: nn.Module) -> Callable[...,
             recorder.calls.pop()
         graph.reached.add(name)
         graph.padding_counts.setdefault(name, set()).add(call.num_paddings)
-        tracer.run_unseen(recorder.note_boundary, name, (args, kwargs), out)
+        with _disable_current_modes():
+            recorder.note_boundary(name, (args, kwargs), out)
         return out
 
     return watched
@@ -189,9 +182,14 @@ def _watch_norm(tracer: Tracer, name: str, index: int, site: FoldSite) -> Callab
     def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if x.shape[site.channel_axis] != len(site.scale):  # a variant of the example that only broadcasts
             raise ValueError(f"{name} is over {len(site.scale)} channels, got {x.shape[site.channel_axis]}")
-        out: Tensor = tracer.run_unseen(forward, x, *args, **kwargs)
-        recorder.note_raw_read(x, "input of a norm")
-        tracer.run_unseen(record_norm, recorder, index, x, out, site.channel_axis, bool(args or kwargs))
+        tracer.silent = True
+        try:
+            out = forward(x, *args, **kwargs)
+        finally:
+            tracer.silent = False
+        with _disable_current_modes():
+            recorder.note_raw_read(x, "input of a norm")
+            record_norm(recorder, index, x, out, site.channel_axis, bool(args or kwargs))
         recorder.graph.reached.add(name)
         return out
 
