@@ -12,8 +12,6 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from tests import foreign_norms as foreign
 from un.norms import UnifiedNorm
-from un.surgery.measurement import measure
-from un.surgery.probing import ProbeError
 from un.surgery.recognition import is_norm, recognize_norm
 
 C = 6
@@ -80,17 +78,6 @@ def test_every_number_of_channels_is_measured(size):
     assert (traits.obstacle, traits.axis) == ("", -1)
     if size > 1:  # the only channel of a row is its mean: nothing is left to scale
         torch.testing.assert_close(traits.scale, torch.full((size,), 0.5, dtype=torch.float64))
-
-
-def test_a_norm_without_parameters_has_neither_scale_nor_shift():
-    traits = recognize_norm(nn.LayerNorm(C, elementwise_affine=False))
-    assert (traits.scale, traits.shift, traits.has_affine) == (None, None, False)
-
-
-def test_a_constant_factor_without_parameters_is_measured():
-    traits = recognize_norm(foreign.HalvedNorm(C, elementwise_affine=False))
-    torch.testing.assert_close(traits.scale, torch.full((C,), 0.5, dtype=torch.float64))
-    assert not traits.has_affine
 
 
 def test_a_scale_of_zero_hides_nothing():
@@ -217,16 +204,6 @@ class NestedInput(Gain):
 )
 def test_other_modules_are_no_norms(module):
     assert recognize_norm(module) is None
-
-
-def test_a_module_applied_to_the_result_is_found():
-    norm = foreign.HeadedNorm(C)
-    assert recognize_norm(norm).rest == (norm.head,)
-
-
-def test_measuring_something_else_says_so():
-    with pytest.raises(ProbeError, match="does not normalise"):
-        measure(Gain(), C)
 
 
 # --- a probe leaves no trace ----------------------------------------------------------------------------------------

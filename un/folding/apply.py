@@ -53,29 +53,17 @@ class PassOn(nn.Identity):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that turns a model into the folded one, in float64.
-
-    Attributes:
-        sites: the norms.
-        solver: graph of the model and what it says of each norm.
-        forms: what becomes of each norm.
-        reasons: site -> why better forms were impossible.
-        frames: of the solution.
-        rewrite: new weights and biases.
-        untied: names of weights that get a memory of their own.
-        dtype: in which the model was traced, float64; None for its own.
-        obstacle: why not in float64, where it was not.
-    """
+    """Everything that turns a model into the folded one, in float64."""
 
     sites: list[FoldSite]
     solver: Solver
-    forms: list[Form]
-    reasons: dict[int, str]
+    forms: list[Form]  # of each site
+    reasons: dict[int, str]  # site -> why better forms were impossible
     frames: Frames
     rewrite: Rewrite
-    untied: tuple[str, ...]
-    dtype: torch.dtype | None
-    obstacle: str
+    untied: tuple[str, ...]  # names of weights that get a memory of their own
+    dtype: torch.dtype | None  # in which the model was traced, float64; None for its own
+    obstacle: str  # why not in float64, where it was not
 
     @property
     def graph(self) -> Graph:

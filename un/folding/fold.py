@@ -108,7 +108,7 @@ def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float
         sites = find_sites(copied)
         if all(site.is_layer_scale for site in sites):
             raise ValueError(f"{type(model).__name__} holds no norm: no LayerNorm, no RMSNorm, none of un.norms")
-        graph = trace(copied, sites, inputs, dtype)
+        graph = trace(copied, sites, inputs.cast(dtype))
         catalog = Catalog(copied)
         solver = Solver(graph, catalog, sites, max_condition)
         forms, reasons, frames, rewrite = _solve(solver, catalog)
@@ -145,9 +145,8 @@ def _verify(plan: Plan, model: nn.Module, inputs: Inputs) -> float:
     with torch.no_grad():
         original, folded = (copy_model(model, plan.dtype) for _ in range(2))
         apply_plan(plan, folded)
-        difference = measure_inside(
-            original, folded, inputs, plan.dtype, plan.list_moved(), plan.list_changed_modules()
-        )
+        moved, changed = plan.list_moved(), plan.list_changed_modules()
+        difference = measure_inside(original, folded, inputs.cast(plan.dtype), moved, changed)
     if not difference <= tolerance:
         raise ArithmeticError(
             f"folding changed the outputs by {difference:.1e} of the largest, more than rounding: not folded"
@@ -177,7 +176,7 @@ def _choose_type(model: nn.Module, inputs: Inputs) -> tuple[torch.dtype | None, 
     """
     with torch.no_grad():
         try:
-            inputs.run(copy_model(model, torch.float64), torch.float64)
+            inputs.cast(torch.float64).run(copy_model(model, torch.float64))
         except Exception as error:  # a model may fail in any way where it fixes a type
             inputs.run(copy_model(model))
             return None, f"the model does not run in float64 ({str(error).partition(chr(10))[0]})"

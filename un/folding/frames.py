@@ -47,31 +47,18 @@ class Fill:
 
 @dataclass
 class Frames:
-    """Frames of every code, each (number of codes,) in float64.
+    """Frames of every code, each (number of codes,) in float64, and what follows from them."""
 
-    Attributes:
-        scale: of x = scale * h + shift.
-        shift: likewise.
-        row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
-        row_shift: likewise.
-        owner: site whose norm made the frame, or NOBODY.
-        homeless: whether the shift is what a norm's shift became in a linear map that takes no bias.
-        residues: site -> the scale and shift, each (C,), of what stays in its place.
-        fills: (module, number of the call of `F.pad`) -> what it puts in.
-        conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
-        blamed: site -> why its form is impossible.
-    """
-
-    scale: Tensor
+    scale: Tensor  # of x = scale * h + shift
     shift: Tensor
-    row_scale: Tensor
+    row_scale: Tensor  # of h = row_scale * x + row_shift, for codes that come out of linear maps
     row_shift: Tensor
-    owner: Tensor
-    homeless: Tensor
-    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)
-    conditions: dict[int, float] = field(default_factory=dict)
-    blamed: dict[int, str] = field(default_factory=dict)
+    owner: Tensor  # site whose norm made the frame, or NOBODY
+    homeless: Tensor  # whether the shift is what a norm's shift became in a linear map that takes no bias
+    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # site -> scale and shift (C,) that stay
+    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)  # (module, number of the call of `F.pad`)
+    conditions: dict[int, float] = field(default_factory=dict)  # site -> max|scale| / min|scale| passed to writers
+    blamed: dict[int, str] = field(default_factory=dict)  # site -> why its form is impossible
 
     @classmethod
     def plain(cls, size: int) -> Frames:

@@ -87,42 +87,26 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class LinearUse(Source):
-    """One call of a linear map with a stored weight.
+    """One call of a linear map with a stored weight."""
 
-    Attributes:
-        stored: the tensor that the weight is a view of.
-        weight: (O, K) or, for a convolution, (O, K / groups, ...).
-        inputs: code of each of the K input channels; None where nothing about the input is known.
-        bias: number of the stored element behind each of the O biases, -1 where there is none; None without bias.
-        module: the innermost module running.
-        takes_bias: whether that module owns the weight, has no bias and adds one if it is given one.
-        groups: of a convolution.
-    """
-
-    stored: Stored
-    weight: Tensor
-    inputs: Tensor | None
-    bias: Tensor | None
-    module: str
-    takes_bias: bool
+    stored: Stored  # the tensor that the weight is a view of
+    weight: Tensor  # (O, K) or, for a convolution, (O, K / groups, ...)
+    inputs: Tensor | None  # code of each of the K input channels; None where nothing about the input is known
+    bias: Tensor | None  # number of the stored element behind each of the O biases, or -1; None without bias
+    module: str  # the innermost one running
+    takes_bias: bool  # whether that module owns the weight, has no bias and adds one if it is given one
     groups: int
 
 
 @dataclass(frozen=True, eq=False)
 class NormCall(Source):
-    """One call of a norm: output code base + i is channel `channels[i]` of what has code `inputs[i]`.
+    """One call of a norm: output code base + i is channel `channels[i]` of what has code `inputs[i]`."""
 
-    Attributes:
-        site: number of the norm.
-        num_dims: axes of the input.
-        more_arguments: whether the norm got more than the input.
-    """
-
-    site: int
+    site: int  # number of the norm
     inputs: Tensor
     channels: Tensor
     num_dims: int
-    more_arguments: bool
+    more_arguments: bool  # whether the norm got more than the input
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,60 +147,34 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Padding:
-    """A call of `F.pad` that puts a constant around channels.
+    """A call of `F.pad` that puts a constant around channels; it can be another one in the folded model."""
 
-    Attributes:
-        module: name of the innermost module running.
-        index: how many other calls of `F.pad` this call of the module made before.
-        axis: of the channels.
-        num_dims: of what is padded.
-        codes: of each channel.
-        value: the constant.
-        reader: its description.
-    """
-
-    module: str
-    index: int
-    axis: int
+    module: str  # the innermost one running
+    index: int  # how many other calls of `F.pad` this call of the module made before
+    axis: int  # of the channels
     num_dims: int
-    codes: Tensor
+    codes: Tensor  # of each channel
     value: float
     reader: str
 
 
 @dataclass
 class Graph:
-    """Everything a trace found, in the order of execution.
-
-    Attributes:
-        sources: where codes come from.
-        num_example_sources: how many of the sources are of the example itself.
-        size: number of codes, 0 included.
-        reads: readers other than norms, sums and linear maps, and what they need.
-        meetings: readers that treat several codes alike.
-        paddings: calls of `F.pad` whose constant can be another one in the folded model.
-        padding_counts: module -> how often it called `F.pad` in a forward.
-        raw_reads: name of a stored tensor -> a reader that is not a linear map.
-        outputs: module -> the codes of what came out of it, call by call.
-        boundaries: module -> the codes of what went in or came out.
-        reached: names of the modules that ran.
-        rounds: whether the model computed in less than float64.
-        notes: what the trace could not see.
-    """
+    """Everything a trace found, in the order of execution."""
 
     sources: list[LinearUse | NormCall | Sum] = field(default_factory=list)
-    num_example_sources: int = 0
-    size: int = 1
-    reads: list[Read] = field(default_factory=list)
+    num_example_sources: int = 0  # how many of the sources are of the example itself
+    size: int = 1  # number of codes, 0 included
+    reads: list[Read] = field(default_factory=list)  # by others than norms, sums and linear maps
     meetings: list[Meeting] = field(default_factory=list)
     paddings: list[Padding] = field(default_factory=list)
-    padding_counts: dict[str, set[int]] = field(default_factory=dict)
-    raw_reads: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    boundaries: dict[str, list[Tensor]] = field(default_factory=dict)
-    reached: set[str] = field(default_factory=set)
-    rounds: bool = False
-    notes: list[str] = field(default_factory=list)
+    padding_counts: dict[str, set[int]] = field(default_factory=dict)  # module -> calls of `F.pad` in a forward
+    raw_reads: dict[str, str] = field(default_factory=dict)  # stored tensor -> a reader that is not a linear map
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)  # module -> codes of what came out, call by call
+    boundaries: dict[str, list[Tensor]] = field(default_factory=dict)  # module -> codes of what went in or came out
+    reached: set[str] = field(default_factory=set)  # names of the modules that ran
+    rounds: bool = False  # whether the model computed in less than float64
+    notes: list[str] = field(default_factory=list)  # what the trace could not see
 
     def copy_records(self) -> dict[str, Any]:
         """Copies all collections, for `restore_records`."""

@@ -40,17 +40,23 @@ class Inputs:
             f"{type(example_inputs).__name__}"
         )
 
-    def run(self, model: nn.Module, dtype: torch.dtype | None = None) -> Any:
-        """Calls a model on copies, floating-point ones cast to `dtype`, and returns the outputs that count.
+    def cast(self, dtype: torch.dtype | None) -> Inputs:
+        """Returns the call with its floating-point tensors cast; None leaves them as they are."""
+
+        def cast_leaf(leaf: Any) -> Any:
+            return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return self if dtype is None else Inputs(*tree_map(cast_leaf, (self.args, self.kwargs)))
+
+    def run(self, model: nn.Module) -> Any:
+        """Calls a model on copies, and returns the outputs that count.
 
         A tensor followed by dictionaries, as (logits, extra) of fairseq, counts with the tensor alone: the extras are a
         look inside, at hidden states that may be anything after folding.
         """
 
         def copy_leaf(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return copy.deepcopy(leaf)
-            return leaf.detach().clone().to(dtype if leaf.is_floating_point() else None)
+            return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
 
         args, kwargs = tree_map(copy_leaf, (self.args, self.kwargs))
         outputs = model(*args, **kwargs)

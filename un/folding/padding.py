@@ -70,12 +70,9 @@ class PaddingTracer(TorchFunctionMode):
 
 
 def install_fills(module: nn.Module, fills: Mapping[str, Tensor], counts: Collection[int]) -> None:
-    """Gives a module the fills of its calls of `F.pad`, in place.
+    """Gives a module, which may call `F.pad` as often in one forward as `counts` say, the fills of its calls.
 
-    Args:
-        module: of the folded model.
-        fills: by `FILL` and the number of the call, in the shape of one position of what is padded.
-        counts: how often the module may call `F.pad` in one forward.
+    Their names are `FILL` and the number of the call; they have the shape of one position of what is padded.
     """
     for name, fill in fills.items():
         module.register_buffer(name, fill)
@@ -125,12 +122,7 @@ class PaddedForward:
 
 
 class FillPadding(TorchFunctionMode):
-    """Puts the fills of a module in the place of the constants of its calls of `F.pad`.
-
-    Args:
-        module: prepared by `install_fills`.
-        calls: is given the widths of every call.
-    """
+    """Puts the fills of a module in the place of the constants of its calls of `F.pad`, whose widths it notes."""
 
     def __init__(self, module: nn.Module, calls: list[list[int]]) -> None:
         super().__init__()

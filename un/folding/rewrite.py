@@ -15,17 +15,11 @@ from un.folding.solver import shift_through, spread
 
 @dataclass
 class Rewrite:
-    """What changes in the model's stored tensors, in float64.
+    """What changes in the model's stored tensors, in float64."""
 
-    Attributes:
-        values: name -> a parameter or buffer.
-        new_biases: dotted name of a module without bias -> its bias.
-        touched: site -> names of the weights and biases that took its map.
-    """
-
-    values: dict[str, Tensor] = field(default_factory=dict)
-    new_biases: dict[str, Tensor] = field(default_factory=dict)
-    touched: dict[int, list[str]] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)  # name -> a parameter or buffer
+    new_biases: dict[str, Tensor] = field(default_factory=dict)  # dotted name of a module without bias -> its bias
+    touched: dict[int, list[str]] = field(default_factory=dict)  # site -> the weights and biases that took its map
 
 
 def rewrite_weights(graph: Graph, catalog: Catalog, frames: Frames) -> Rewrite:

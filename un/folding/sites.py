@@ -23,30 +23,17 @@ SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale make
 
 @dataclass(frozen=True)
 class FoldSite:
-    """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale.
+    """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale."""
 
-    Attributes:
-        names: dotted names, several where the model holds one norm more than once.
-        norm: the module.
-        scale: (C,), float64, of the map y = scale * x + shift that folding may move.
-        shift: (C,), float64.
-        offline: whether the map is all that the norm does at inference; otherwise it follows a part that stays.
-        channel_axis: of the norm's output, -1, 1 or -2.
-        obstacle: why nothing of this norm can be moved; empty where it can.
-        is_layer_scale: whether it is a LayerScale.
-        neutral: of a norm that follows a part that stays, the values at which its vectors do nothing; None where they
-            are taken out.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # dotted, several where the model holds one norm more than once
     norm: nn.Module
-    scale: Tensor
+    scale: Tensor  # (C,), float64, of the map y = scale * x + shift that folding may move
     shift: Tensor
-    offline: bool
-    channel_axis: int
-    obstacle: str = ""
+    offline: bool  # whether the map is all that the norm does at inference; otherwise it follows a part that stays
+    channel_axis: int  # -1, 1 or -2
+    obstacle: str = ""  # why nothing of this norm can be moved; empty where it can
     is_layer_scale: bool = False
-    neutral: tuple[float, ...] | None = None
+    neutral: tuple[float, ...] | None = None  # not offline: where its vectors do nothing; None: they are taken out
 
     @property
     def name(self) -> str:
@@ -126,13 +113,10 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
 
 
 def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[float, ...] | None]:
-    """Finds what can leave a norm: the scale by which it differs from itself with other parameters.
-
-    Returns:
-        The scale, and the neutral values of its vectors, None where weight and bias are taken out.
+    """Returns the scale that can leave a norm, and the neutral values of its vectors; None: they are taken out.
 
     Raises:
-        ProbeError: nothing can leave.
+        ProbeError: the norm does not go on without its scale and shift.
     """
     found: list[tuple[float, Tensor, tuple[float, ...] | None]] = []
     count = len(_list_vectors(Probe(norm, torch.float64).module))

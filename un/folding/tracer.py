@@ -36,7 +36,7 @@ DECISIONS = {aten.is_nonzero, aten.item, aten._local_scalar_dense}
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves; which of their modules do is up to the model's code
 
 
-def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: torch.dtype | None) -> Graph:
+def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs) -> Graph:
     """Runs a disposable copy of a model and records what its channels meet.
 
     Besides the example, the model is run on inputs of other sizes, and as if each of the first truth values that it
@@ -46,7 +46,6 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: to
         model: the copy, of inference tensors, in evaluation mode; its modules' `forward` are replaced.
         sites: its norms.
         inputs: the example.
-        dtype: to which floating-point inputs are cast.
     """
     tracer = Tracer(Recorder(model))
     graph = tracer.recorder.graph
@@ -54,13 +53,13 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: to
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it runs a whole attention, or a whole layer, as one operation
     try:
-        _run(tracer, model, inputs, dtype)
+        _run(tracer, model, inputs)
         graph.num_example_sources = len(graph.sources)
         num_decisions = tracer.num_decisions
         for variant in inputs.list_variants():
-            _try(tracer, model, variant, dtype)
+            _try(tracer, model, variant)
         for tracer.flipped in range(min(num_decisions, MAX_DECISIONS)):
-            _try(tracer, model, inputs, dtype)
+            _try(tracer, model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     if num_decisions > MAX_DECISIONS:
@@ -69,18 +68,18 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs, dtype: to
     return graph
 
 
-def _run(tracer: Tracer, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
+def _run(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
     tracer.num_decisions = tracer.depth = 0
     with PaddingTracer(tracer.recorder), tracer:
-        outputs = inputs.run(model, dtype)
+        outputs = inputs.run(model)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     tracer.recorder.note_read(tensors, "the model's output")
 
 
-def _try(tracer: Tracer, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> None:
+def _try(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
     before = tracer.recorder.graph.copy_records()
     try:
-        _run(tracer, model, inputs, dtype)
+        _run(tracer, model, inputs)
     except Exception:  # whatever a model raises on an input that it refuses
         tracer.recorder.graph.restore_records(before)
 

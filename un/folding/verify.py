@@ -51,7 +51,6 @@ def measure_inside(
     original: nn.Module,
     folded: nn.Module,
     inputs: Inputs,
-    dtype: torch.dtype | None,
     norms: Sequence[str],
     changed: Collection[str],
 ) -> float:
@@ -63,24 +62,23 @@ def measure_inside(
         original: a copy of the model that may be used up.
         folded: of the folded model, likewise.
         inputs: the example.
-        dtype: to which floating-point inputs are cast.
         norms: names of the norms of which something has moved.
         changed: names of the modules that are meant to give other values in the folded model.
 
     Raises:
         ArithmeticError: there are such norms, and nothing that can be compared depends on them.
     """
-    expected = list_tensors(inputs.run(original, dtype))
-    difference = measure_difference(expected, list_tensors(inputs.run(folded, dtype)))
+    expected = list_tensors(inputs.run(original))
+    difference = measure_difference(expected, list_tensors(inputs.run(folded)))
     if not norms:
         return difference
     hooks = [original.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
-    if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
+    if measure_difference(expected, list_tensors(inputs.run(original))) > SENSITIVITY:
         return difference
-    disturbed = _record_outputs(original, inputs, dtype)
+    disturbed = _record_outputs(original, inputs)
     for hook in hooks:
         hook.remove()
-    left, right = (_record_outputs(model, inputs, dtype) for model in (original, folded))
+    left, right = (_record_outputs(model, inputs) for model in (original, folded))
     for name, output in reversed(left.items()):
         depends = measure_difference([output], [disturbed.get(name, output)]) > SENSITIVITY
         if depends and name not in changed and name in right:
@@ -91,7 +89,7 @@ def measure_inside(
     )
 
 
-def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _record_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Returns the last tensor that each module gives, in the order in which the modules end."""
     outputs: dict[str, Tensor] = {}
 
@@ -104,7 +102,7 @@ def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None)
         return keep
 
     hooks = [module.register_forward_hook(make_hook(name)) for name, module in model.named_modules() if name]
-    inputs.run(model, dtype)
+    inputs.run(model)
     for hook in hooks:
         hook.remove()
     return outputs

@@ -78,7 +78,7 @@ def measure(
     A copy with random parameters is asked first, because those of the moment may hide a part of what it does.
 
     Args:
-        module: anything; it is left as it is. On the meta device scale and shift are not known and are None.
+        module: anything; it is left as it is.
         num_channels: C.
         normalizers: what may happen to a row before scale and shift.
         children: stand under these names while it is measured.

@@ -29,11 +29,7 @@ NO_CHILDREN: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class ProbeError(ValueError):
-    """Says why a module is not understood, as the end of a sentence.
-
-    Attributes:
-        is_other: whether it answered, and does something else than was looked for.
-    """
+    """Says why a module is not understood, as the end of a sentence; `is_other` if it answered something else."""
 
     def __init__(self, reason: str, is_other: bool = False) -> None:
         super().__init__(reason)
@@ -48,16 +44,14 @@ class Probe:
         dtype: of the copy.
         children: what stands in the copy under these names.
 
-    Attributes:
-        is_empty: whether the module is on the meta device, so that the copy's values mean nothing.
-        error: of the first call that failed.
-
     Raises:
         ProbeError: the module cannot be copied.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, children: Mapping[str, nn.Module] = NO_CHILDREN) -> None:
-        self.dtype, self.device, self.error = dtype, torch.device("cpu"), ""
+        self.dtype, self.device = dtype, torch.device("cpu")
+        self.error = ""  # of the first call that failed
+        # On the meta device: the copy's values mean nothing.
         self.is_empty = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         try:
             with _be_quiet(self.device):
@@ -114,10 +108,9 @@ def find_axis(
     Args:
         probe: of the module.
         num_channels: C.
-        explains: whether a module over the last axis, of the kind that is looked for, turns the first tensor into the
-            second.
+        explains: whether such a module over the last axis turns the first tensor into the second.
         action: what such a module does, for the error.
-        sizes: of the inputs' rows.
+        sizes: log10 of the smallest and largest rows.
 
     Returns:
         The axis, and an input with channels there that the module takes.
@@ -125,8 +118,7 @@ def find_axis(
     Raises:
         ProbeError: the module takes none of the inputs; it does something else to some; no axis serves all it takes.
     """
-    found: dict[int, set[int]] = {}
-    taken: dict[tuple[int, int], Tensor] = {}
+    taken: dict[int, dict[int, Tensor]] = {}  # number of axes -> axis -> input
     for rows in draw_inputs(num_channels, sizes):
         num_axes = rows.dim()
         for axis in dict.fromkeys(axis % num_axes for axis in AXES):
@@ -134,18 +126,17 @@ def find_axis(
             y = probe.call(x)
             if y is None:
                 continue
-            axes = found.setdefault(num_axes, set())
+            inputs = taken.setdefault(num_axes, {})
             if explains(x.movedim(axis, -1), y.movedim(axis, -1)):
-                axes.add(axis)
-                taken[num_axes, axis] = x
-    if not found:
+                inputs[axis] = x
+    if not taken:
         reason = probe.error or "what it gives has another shape or type"
         raise ProbeError(f"takes no input of {num_channels} channels in any layout ({reason})")
-    if not all(found.values()):
+    if not all(taken.values()):
         raise ProbeError(f"does not {action}", is_other=True)
     for axis in AXES:
-        if all(axis % num_axes in axes for num_axes, axes in found.items()):
-            return axis, next(taken[num_axes, axis % num_axes] for num_axes in found)
+        if all(axis % num_axes in inputs for num_axes, inputs in taken.items()):
+            return axis, next(inputs[axis % num_axes] for num_axes, inputs in taken.items())
     raise ProbeError("has its channels on an axis that depends on the number of axes")
 
 
