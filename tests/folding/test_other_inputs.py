@@ -76,6 +76,17 @@ def test_experts_with_norms_of_their_own_and_no_token():
     check_other_inputs(model, folded, *make_tokens(4, 20, C))
 
 
+def test_a_norm_stays_whose_values_the_example_overwrites_and_others_do_not():
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(x).clone()
+        y[:, : x.shape[0]] = 0.5
+        return m.fc(y)
+
+    model = make_model(forward, norm=BatchNorm(C), fc=linear())
+    folded, _ = fold_norms(model, make_tokens(5, 3, C))
+    check_other_inputs(model, folded, *make_tokens(2, 6, C))
+
+
 def test_a_norm_stays_where_its_reader_gets_no_row_and_the_report_says_so():
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.norm(x)

@@ -39,7 +39,6 @@ def test_layout_is_found_by_asking_the_norm(norm_type, axis):
         (foreign.SequenceNorm, (2, 8, 8), 1),
         (foreign.SwappedNorm, (2, 8, 8, 5), 2),
         (foreign.MapNorm, (2, 8, 8, 5), 1),
-        (foreign.VolumeNorm, (2, 8, 8, 3, 5), 1),
     ],
 )
 def test_a_layer_norm_put_in_the_place_of_one_changes_nothing_in_any_layout(norm_type, shape, axis):

@@ -21,20 +21,6 @@ def build_pair(**options: object) -> nn.Sequential:
 # --- what a new norm takes over -------------------------------------------------------------------------------------
 
 
-def test_eps_comes_from_the_factory():
-    model = build_pair()
-    replace_norms(model, partial(RowScale, eps=0.25))
-    assert model[1].eps == 0.25
-
-
-def test_dtype_is_kept():
-    dtype = torch.bfloat16
-    model = build_pair(dtype=dtype)
-    replace_norms(model, UnifiedNorm)
-    assert model[1].weight.dtype == model[1].bias.dtype == dtype
-    assert model(torch.randn(5, 8, dtype=dtype)).dtype == dtype
-
-
 def test_norm_without_parameters_asks_for_affine_false_and_takes_the_type_of_its_neighbours():
     model = nn.Sequential(nn.Linear(8, 8, dtype=torch.float64), nn.LayerNorm(8, elementwise_affine=False))
     seen = {}
@@ -45,12 +31,14 @@ def test_norm_without_parameters_asks_for_affine_false_and_takes_the_type_of_its
     assert report.rows[0].new == "RowScale(8, eps=0.001, affine=False)"
 
 
-def test_training_mode_and_requires_grad_are_kept():
-    model = build_pair()
+def test_type_training_mode_and_requires_grad_are_kept():
+    model = build_pair(dtype=torch.bfloat16)
     model[1].eval()
     model[1].weight.requires_grad_(False)
     model[2].requires_grad_(False)
-    replace_norms(model, RowScale)
+    replace_norms(model, partial(RowScale, eps=0.25))
+    assert model[1].eps == 0.25
+    assert model[1].weight.dtype == model[1].bias.dtype == torch.bfloat16
     assert [module.training for module in model] == [True, False, True]
     assert [model[1].weight.requires_grad, model[1].bias.requires_grad] == [False, True]
     assert [model[2].weight.requires_grad, model[2].bias.requires_grad] == [False, False]

@@ -48,17 +48,19 @@ def trace_cast(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def trace_overwrite(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records the writing of values over others."""
+    """Records the writing of values over others, which could remain on another input: the place may be a slice."""
     target, source = args[0], args[1] if len(args) > 1 else 0.0
     if target.dtype == torch.bool:
         return NotImplemented
     codes = recorder.codes.read(source) if isinstance(source, Tensor) and target.is_floating_point() else None
-    if codes is None and recorder.codes.read(target) is None:
+    old = recorder.codes.read(target)
+    if codes is None and old is None:
         return NotImplemented
     if codes is None:
         codes = torch.zeros((), dtype=torch.float64, device=target.device)
-    else:
-        codes = codes.expand(target.shape).clone()  # source and target may be views of one memory
+    codes = codes.expand(target.shape).clone()  # source and target may be views of one memory
+    if old is not None:
+        recorder.note_meeting(torch.where(old != 0, old, codes), codes, recorder.describe(func))
     sources = [source] if isinstance(source, Tensor) else []
     return _finish(recorder, func, sources, func(*args, **kwargs), codes)
 
@@ -196,7 +198,6 @@ def _finish(recorder: Recorder, func: Any, read: Sequence[Tensor], out: Tensor, 
 MOVES: dict[Any, Rule] = {
     **dict.fromkeys((aten.clone, aten.stack, aten.roll, aten.flip, aten.repeat, aten.im2col), trace_move),
     **dict.fromkeys((aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle), trace_move),
-    **dict.fromkeys((aten.slice_scatter, aten.select_scatter), trace_move),
     **dict.fromkeys((aten.copy_, aten.fill_, aten.zero_), trace_overwrite),
     **dict.fromkeys((aten.where, aten.masked_fill, aten.masked_fill_), trace_choice),
     **dict.fromkeys((aten.index, aten.index_select, aten.gather), trace_selection),
