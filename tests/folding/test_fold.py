@@ -117,7 +117,7 @@ def test_folded_parameters_can_be_trained():
         ({"on_unfoldable": "ignore"}, "on_unfoldable must be one of keep, raise, got 'ignore'"),
         ({"tied": "both"}, "tied must be one of untie, keep, got 'both'"),
         ({"example_inputs": "x"}, "example_inputs must be a tensor, a tuple of inputs .* got str"),
-        ({"model": linear()}, "Linear holds no norm"),
+        ({"model": linear()}, "Linear has no norm to fold"),
         ({"model": Model(lambda m, x: None, norm=BatchNorm(C))}, "the model must return tensors .* got NoneType"),
     ],
 )

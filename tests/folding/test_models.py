@@ -137,10 +137,10 @@ def test_padding_other_than_on_the_example_is_refused():
     replace_norms(model, BatchNorm)
     folded, _ = fold_norms(randomize(model), torch.randn(1, 3, 56, 56))
     block = folded.layers[0].blocks[0]
-    with pytest.raises(ValueError, match=r"pads an input of shape .*, otherwise than on the example"):
+    with pytest.raises(ValueError, match=r"pads an input of shape .*, unlike on the example"):
         FillPadding(block, []).__torch_function__(F.pad, (), (torch.zeros(1, 4, 4, 24), (1, 0)))
     block._attn = lambda x: F.pad(F.pad(x, (0, 0, 0, 0)), (0, 0, 0, 0))
-    with pytest.raises(ValueError, match="pads 2 times, otherwise than on the example"):
+    with pytest.raises(ValueError, match="pads 2 times, unlike on the example"):
         block(torch.zeros(1, 14, 14, 24))
 
 

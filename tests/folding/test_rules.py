@@ -253,5 +253,5 @@ def test_a_norm_whose_reader_is_a_factor_becomes_part_of_what_stays():
 
 
 def test_a_factor_alone_is_no_norm():
-    with pytest.raises(ValueError, match="holds no norm"):
+    with pytest.raises(ValueError, match="has no norm to fold"):
         fold_norms(make_model(lambda m, x: m.scale(m.fc(x)), fc=linear(), scale=Scale()), make_tokens())

@@ -47,10 +47,11 @@ def fold_norms(
 ) -> tuple[nn.Module, FoldReport]:
     """Folds norms into the linear layers and convolutions around them.
 
-    Consumers are found by following the data flow on the example inputs, and what masks, sizes and choices could do on
-    others counts as done. The folded model computes what the model does for every input, or refuses the input. Whatever
-    does not fold exactly is left as a `ScaleShift`; LayerNorm and others that are not offline lose their weight and
-    bias only. LayerScales between a linear layer and the residual stream go into that layer.
+    The layers that read a norm are found by following the data flow on the example inputs; whatever masks, sizes and
+    choices could do on other inputs counts as if it happened. The folded model computes what the model does for every
+    input, or refuses the input. What does not fold exactly is left as a `ScaleShift`; LayerNorm and others that are not
+    offline lose their weight and bias only. LayerScales between a linear layer and the residual stream go into that
+    layer.
 
     Args:
         model: any model; it is not changed. It is folded as in evaluation mode, whatever mode it is in.
@@ -107,7 +108,7 @@ def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float
         untied = untie_projections(copied) if tied == "untie" else ()
         sites = find_sites(copied)
         if all(site.is_layer_scale for site in sites):
-            raise ValueError(f"{type(model).__name__} holds no norm: no LayerNorm, no RMSNorm, none of un.norms")
+            raise ValueError(f"{type(model).__name__} has no norm to fold: no LayerNorm, no RMSNorm, none of un.norms")
         graph = trace(copied, sites, inputs.cast(dtype))
         catalog = Catalog(copied)
         solver = Solver(graph, catalog, sites, max_condition)
@@ -149,7 +150,7 @@ def _verify(plan: Plan, model: nn.Module, inputs: Inputs) -> float:
         difference = measure_inside(original, folded, inputs.cast(plan.dtype), moved, changed)
     if not difference <= tolerance:
         raise ArithmeticError(
-            f"folding changed the outputs by {difference:.1e} of the largest, more than rounding: not folded"
+            f"folding changed the outputs by {difference:.1e} of the largest, more than rounding explains: not folded"
         )
     return difference
 

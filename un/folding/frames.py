@@ -70,11 +70,11 @@ class Frames:
         """Blames the norms that own the frames of codes.
 
         Raises:
-            ArithmeticError: nobody owns any of them.
+            ArithmeticError: no norm owns any of them.
         """
         owners = set(torch.unique(self.owner[codes]).tolist()) - {NOBODY}
         if len(codes) and not owners:
-            raise ArithmeticError(f"no norm can be kept to mend this: {reason}")
+            raise ArithmeticError(f"no norm can be kept to avoid this: {reason}")
         for site in owners:
             self.blamed.setdefault(site, reason)
 

@@ -104,8 +104,8 @@ class PaddedForward:
         if torch.compiler.is_dynamo_compiling():
             if shapes not in self._unpadded:
                 raise ValueError(
-                    f"{kind.__name__} of this folded model pads, which a compiler cannot follow: call the model once "
-                    "without compiler on inputs of this size; it compiles only if nothing is padded there"
+                    f"{kind.__name__} of this folded model pads, which a compiler cannot follow: first call the model "
+                    "uncompiled on inputs of this size; it compiles only if nothing is padded there"
                 )
             return kind.forward(self.module, *args, **kwargs)
         calls: list[list[int]] = []
@@ -113,8 +113,7 @@ class PaddedForward:
             out = kind.forward(self.module, *args, **kwargs)
         if len(calls) not in self.counts:
             raise ValueError(
-                f"{kind.__name__} of this folded model pads {len(calls)} times, otherwise than on the example it was "
-                "folded on"
+                f"{kind.__name__} of this folded model pads {len(calls)} times, unlike on the example it was folded on"
             )
         if not any(width for widths in calls for width in widths):
             self._unpadded.add(shapes)
@@ -141,7 +140,7 @@ class FillPadding(TorchFunctionMode):
         if value is None or fill.dim() != x.dim() or any(_is_padded(axis, x.dim(), widths) for axis in channels):
             raise ValueError(
                 f"{type(self.module).__name__} of this folded model pads an input of shape {tuple(x.shape)} by "
-                f"{widths}, otherwise than on the example it was folded on"
+                f"{widths}, unlike on the example it was folded on"
             )
         if not any(widths):
             return x

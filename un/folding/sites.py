@@ -96,7 +96,7 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
         for value, neutral in ((traits.scale, 1.0), (traits.shift, 0.0))
     )
     if isinstance(inner, Norm):
-        plain: Any = None if obstacle else Probe(inner, torch.float64).module  # whatever computes its weights
+        plain: Any = None if obstacle else Probe(inner, torch.float64).module  # makes its weights plain
         affine = None if plain is None else plain.affine()
         if affine is not None:
             scale, shift = (value.detach().double() for value in affine)
@@ -116,7 +116,7 @@ def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple
     """Returns the scale that can leave a norm, and the neutral values of its vectors; None: they are taken out.
 
     Raises:
-        ProbeError: the norm does not go on without its scale and shift.
+        ProbeError: the norm does not work without its scale and shift.
     """
     found: list[tuple[float, Tensor, tuple[float, ...] | None]] = []
     count = len(_list_vectors(Probe(norm, torch.float64).module))
@@ -136,7 +136,7 @@ def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple
             if found[-1][0] == 0:
                 break
     if not found:
-        raise ProbeError("does not go on without its scale and shift")
+        raise ProbeError("does not work without its scale and shift")
     return min(found, key=lambda one: one[0])[1:]
 
 
@@ -146,7 +146,7 @@ def _list_vectors(norm: nn.Module) -> list[str]:
 
 
 def remove_affine(norm: nn.Module, neutral: tuple[float, ...] | None) -> None:
-    """Takes weight and bias out of a norm which goes on without them, or sets its vectors to neutral values."""
+    """Takes weight and bias out of a norm that works without them, or sets its vectors to neutral values."""
     inner = find_inner(norm)
     make_plain(inner)
     if neutral is not None:

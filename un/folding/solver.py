@@ -1,9 +1,9 @@
 """Chooses what the channels of the folded model mean, and so which norms can vanish.
 
-Whatever is not understood needs the value x itself. A norm that vanishes passes h on; its map enters the next frame. A
-linear map can take any frames at its input and, unless something else is asked of it, give any at its output. The two
-sides of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the norm it
-comes from is blamed and tries its next form. That covers rules R1 to R8 and R10's LayerScale.
+An operation that is not understood needs the value x itself. A norm that vanishes passes h on; its map enters the next
+frame. A linear map can take any frames at its input and, unless something else is asked of it, give any at its output.
+The two sides of a sum have one scale. Frames are propagated in the order of execution. Where one cannot be kept, the
+norm it comes from is blamed and tries its next form. That covers rules R1 to R8 and R10's LayerScale.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Solver:
         return torch.cat([call.outputs for call in self.calls[site]] or [torch.zeros(0, dtype=torch.int64)])
 
     def _can_go_backward(self, site: int) -> bool:
-        """Whether a norm reads nothing but linear maps' outputs that nobody else reads, always by the same channel."""
+        """Whether a norm reads only outputs of linear maps that nothing else reads, each by the same channel."""
         inputs = torch.cat([call.inputs for call in self.calls[site]])
         channels = torch.cat([call.channels for call in self.calls[site]])
         mine = self._from_linear & (self._read_by_norm == site)

@@ -80,7 +80,7 @@ def _try(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
     before = tracer.recorder.graph.copy_records()
     try:
         _run(tracer, model, inputs)
-    except Exception:  # whatever a model raises on an input that it refuses
+    except Exception:  # a model can raise anything on an input that it refuses
         tracer.recorder.graph.restore_records(before)
 
 
@@ -93,7 +93,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
-        self.flipped = -1  # number of the decision to be taken otherwise than the values say
+        self.flipped = -1  # number of the decision to be answered the other way round
         self.num_decisions = 0  # truth values that the model has asked for
         self.silent = False  # inside a norm, whose operations are not recorded
         self.depth = 0  # of operations that are taken apart
@@ -196,7 +196,7 @@ def _watch_norm(tracer: Tracer, name: str, index: int, site: FoldSite) -> Callab
 
 
 def _note_unreached(recorder: Recorder, model: nn.Module) -> None:
-    """Lets a module that no run reached read what those beside it in its list, or its owner, have met.
+    """Treats a module that no run reached as a reader of what its neighbours in a list, or its owner, have met.
 
     Which expert, adapter or head runs, and whether a layer does, may depend on the input.
     """

@@ -56,11 +56,11 @@ def measure_inside(
 ) -> float:
     """Returns the difference of the outputs, or, where they do not depend on the norms, of the last module that does.
 
-    A head that is still zero gives the same whatever comes in, and so proves nothing of what comes before it.
+    A head that is still zero returns the same for every input, and so proves nothing about the layers before it.
 
     Args:
         original: a copy of the model that may be used up.
-        folded: of the folded model, likewise.
+        folded: a copy of the folded model, likewise.
         inputs: the example.
         norms: names of the norms of which something has moved.
         changed: names of the modules that are meant to give other values in the folded model.

@@ -27,16 +27,16 @@ STATE_HOOKS = (
 )
 # Before every call these hooks of torch compute a weight and set it as a plain attribute.
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
-# Attribute -> off: fused kernels that compute LayerNorm themselves, from weight, bias and eps of what is in its place,
-# and would pass by another norm, or fail where there is none, at inference only. They belong to
-# nn.TransformerEncoderLayer, its nn.TransformerEncoder, and fairseq 0.12.2's encoder layer.
+# Attribute -> off. At inference these fused kernels compute LayerNorm themselves, from weight, bias and eps of whatever
+# is in its place: they would bypass another norm, and fail where there is none. They belong to
+# nn.TransformerEncoderLayer, nn.TransformerEncoder and fairseq 0.12.2's encoder layer.
 KERNEL_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> list[str]:
-    """Gives the hooks of a module's calls to the one that takes its place; their handles go on working.
+    """Moves the hooks on a module's calls to the module that takes its place; their handles keep working.
 
-    Hooks that compute a weight, and those of state dicts, know only the old module: they stay with it.
+    Hooks that compute a weight, and those of state dicts, belong to the old module alone and stay with it.
 
     Returns:
         What was carried and what was not, e.g. "forward hooks carried over".

@@ -84,7 +84,7 @@ def measure(
         children: stand under these names while it is measured.
 
     Raises:
-        ProbeError: it is no such norm, or does not answer.
+        ProbeError: it is not such a norm, or cannot be measured.
     """
     try:
         return _measure(module, torch.float64, num_channels, normalizers, children)

@@ -1,4 +1,4 @@
-"""Asks copies of modules what they make of made-up inputs, whatever their classes and attributes are called."""
+"""Runs copies of modules on made-up inputs, to learn what they do whatever they are called."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SHAPES = ((2, 3), (6,), (2, 3, 2), (2, 3, 2, 2))  # of inputs but C; a sequence 
 AXES = (-1, 1, -2)  # where channels may be; of two that mean the same for every input a norm takes, the first is meant
 TYPES = (torch.float64, torch.float32)  # the second for modules whose own constants are float32
 # log10 of the smallest and largest rows of an input
-ORDINARY = (-2.0, 1.0)  # eps and whatever is not linear show
+ORDINARY = (-2.0, 1.0)  # small enough that eps, and anything that is not linear, shows
 LARGE = (4.0, 7.0)  # eps = 1e-3 changes the smallest by 5e-12, squares of the largest fit float32
 ALL = (-2.0, 7.0)
 NO_CHILDREN: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class ProbeError(ValueError):
-    """Says why a module is not understood, as the end of a sentence; `is_other` if it answered something else."""
+    """Says why a module is not understood, as the end of a sentence; `is_other` where it does something else."""
 
     def __init__(self, reason: str, is_other: bool = False) -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class ProbeError(ValueError):
 
 
 class Probe:
-    """A copy of a module to be asked: in evaluation mode, without hooks, and deaf to what is around it.
+    """A copy of a module to experiment with: in evaluation mode, without hooks, shielded from its surroundings.
 
     Args:
         module: is left as it is.
@@ -58,7 +58,7 @@ class Probe:
                 self.module = _copy(module, dtype)
                 for name, child in children.items():
                     setattr(self.module, name, child)
-        except Exception as error:  # foreign code: anything may come
+        except Exception as error:  # foreign code can raise anything
             raise ProbeError(f"cannot be copied ({_shorten(error)})") from None
         self.device = next((tensor.device for tensor in self.module.parameters()), self.device)
 
@@ -70,7 +70,7 @@ class Probe:
                 y = self.module.forward(x.to(self.device, self.dtype, copy=True))
                 is_answer = isinstance(y, Tensor) and y.is_floating_point() and y.shape == x.shape
                 return y.detach().cpu().double() if is_answer else None
-        except Exception as error:  # foreign code: anything may come
+        except Exception as error:  # foreign code can raise anything
             self.error = self.error or _shorten(error)
             return None
 
@@ -184,7 +184,7 @@ def copy_computed(module: nn.Module) -> dict[int, Tensor]:
 
 @contextlib.contextmanager
 def _be_quiet(device: torch.device) -> Iterator[None]:
-    """Keeps what foreign code does to itself: no gradients, autocast, random numbers, default device or output."""
+    """Shields foreign code from its surroundings, and them from it: gradients, autocast, random numbers, output."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -198,5 +198,5 @@ def _be_quiet(device: torch.device) -> Iterator[None]:
 
 
 def _shorten(error: Exception) -> str:
-    """Returns an error in one line."""
+    """Returns an error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
