@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,12 @@ TOKENS = (3, 5, C)
 NORM_KEYS = ("running", "ema_gz", "buffer_", "iters", "eta")
 
 
-def make_offline_power_norm(num_features: int, **options: object) -> PowerNorm:
-    return PowerNorm(num_features, group_scaling=False, **options)
-
-
-def make_single_window(num_features: int, **options: object) -> UnifiedNorm:
-    return UnifiedNorm(num_features, window=1, **options)
-
-
 OFFLINE = {
     "un": UnifiedNorm,
     "batchnorm": BatchNorm,
     "mabn": MovingAverageBatchNorm,
-    "pn_v": make_single_window,
-    "powernorm": make_offline_power_norm,
+    "pn_v": partial(UnifiedNorm, window=1),
+    "powernorm": partial(PowerNorm, group_scaling=False),
     "rep_batchnorm": RepBatchNorm,
     "prepbn": ProgressiveRepBatchNorm,
 }

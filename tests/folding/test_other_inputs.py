@@ -154,13 +154,6 @@ def test_a_fold_that_no_output_can_confirm_is_refused():
         fold_norms(model, make_tokens())
 
 
-def masked(m: nn.Module, x: Tensor, mask: Tensor | None = None, scale: bool = False) -> Tensor:
-    y = m.norm(x)
-    if mask is not None and mask.any():
-        y = y.masked_fill(mask[..., None], 0.0)
-    return m.fc(y * 2 if scale else y)
-
-
 class Masked(nn.Module):
     """A model that masks what the norm gives, if it gets a mask that masks something."""
 
@@ -169,7 +162,10 @@ class Masked(nn.Module):
         self.norm, self.fc = BatchNorm(C), linear()
 
     def forward(self, x: Tensor, mask: Tensor | None = None, scale: bool = False) -> Tensor:
-        return masked(self, x, mask, scale)
+        y = self.norm(x)
+        if mask is not None and mask.any():
+            y = y.masked_fill(mask[..., None], 0.0)
+        return self.fc(y * 2 if scale else y)
 
 
 def make_masked() -> nn.Module:

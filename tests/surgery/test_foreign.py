@@ -80,26 +80,18 @@ def test_a_factory_over_another_axis_is_refused():
 # --- refused, or noted ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("norm", "message"),
-    [
-        (
-            foreign.AdaptiveNorm(C),
-            r"^0 takes more inputs .*\(condition\), as adaptive norms do: exclude this AdaptiveNorm$",
-        ),
-        (foreign.SelfModulatedNorm(C), "^0 does not normalise over channels.*: exclude this SelfModulatedNorm$"),
-        (foreign.UndecidedNorm(C), "^0 has its channels on an axis that depends on .*: exclude this UndecidedNorm$"),
-    ],
-)
-def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded(norm, message):
-    model = nn.Sequential(norm, nn.LayerNorm(C))
+def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded():
+    model, calls = nn.Sequential(foreign.AdaptiveNorm(C), nn.LayerNorm(C)), []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
     before = list(model)
-    with pytest.raises(ValueError, match=message) as error:
+    message = r"^0 takes more inputs .*\(condition\), as adaptive norms do: exclude this AdaptiveNorm$"
+    with pytest.raises(ValueError, match=message):
         replace_norms(model, RowScale)
-    assert "\n" not in str(error.value)
     assert list(model) == before
+    model[1](torch.randn(2, C))
+    assert calls == [1]
     report = replace_norms(model, RowScale, exclude="0")
-    assert model[0] is norm
+    assert model[0] is before[0]
     assert [row.site for row in report.kept] == ["0"]
 
 
@@ -159,15 +151,6 @@ def test_a_hook_on_a_shared_norm_runs_once_a_call():
     replace_norms(model, RowScale)
     model(torch.randn(2, C))
     assert len(calls) == 2
-
-
-def test_an_error_leaves_hooks_where_they_were():
-    model, calls = nn.Sequential(nn.LayerNorm(C), foreign.AdaptiveNorm(C)), []
-    model[0].register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="adaptive"):
-        replace_norms(model, RowScale)
-    model[0](torch.randn(2, C))
-    assert calls == [1]
 
 
 class Doubled(nn.Module):
