@@ -69,14 +69,23 @@ def attend(step, x, inputs, before):
     return F.scaled_dot_product_attention(step.query(x), F.linear(x, step.key.weight), step.value(x))
 
 
+def where_before(step, x, inputs, before):
+    num_tokens = min(x.shape[1], before.shape[1])  # a branch on equal sizes would be beyond what is promised
+    mask = fit_mask(inputs["mask"], x)
+    return torch.where(mask[:, :num_tokens], x[:, :num_tokens], before[:, :num_tokens])
+
+
+def add_before(step, x, inputs, before):
+    num_tokens = min(x.shape[1], before.shape[1])
+    return x[:, :num_tokens] + before[:, :num_tokens]
+
+
 MOVES = {
     "fill": lambda step, x, inputs, before: x.masked_fill(fit_mask(inputs["mask"], x), step.number),
     "fill in place": lambda step, x, inputs, before: x.clone().masked_fill_(fit_mask(inputs["mask"], x), step.number),
     "fill if any": fill_if_any,
     "where": lambda step, x, inputs, before: torch.where(fit_mask(inputs["mask"], x), step.token, x),
-    "where before": lambda step, x, inputs, before: (
-        torch.where(fit_mask(inputs["mask"], x), x, before) if x.shape == before.shape else x
-    ),
+    "where before": where_before,
     "pad": lambda step, x, inputs, before: F.pad(x, (0, 0, 0, -x.shape[1] % WINDOW)),
     "pad if odd": lambda step, x, inputs, before: F.pad(x, (0, 0, 0, 1), value=step.number) if x.shape[1] % 2 else x,
     "pad by zeros": pad_by_zeros,
@@ -100,7 +109,7 @@ READERS = {
 OTHERS = {
     "norm": lambda step, x, inputs, before: step.norm(x),
     "activation": lambda step, x, inputs, before: x.tanh(),
-    "residual": lambda step, x, inputs, before: x + before if x.shape == before.shape else x,
+    "residual": add_before,
 }
 OPERATIONS = {**MOVES, **READERS, **OTHERS}
 
