@@ -11,6 +11,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from un.folding.graph import Padding
+
 RELATIVE_TOLERANCE = 1e-11  # between frames that must be equal; both are products of the same float64 numbers
 NOBODY = -1
 
@@ -26,22 +28,20 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class Fill:
-    """Constants (C,), along one of `num_dims` axes, that a call of `F.pad` puts in instead of the model's one."""
+    """Constants (C,) that a call of `F.pad` puts in instead of the model's one."""
 
     values: Tensor
-    axis: int
-    num_dims: int
-    constant: float
+    padding: Padding
 
     @property
     def is_plain(self) -> bool:
         """Whether they are what the model itself puts in."""
-        return bool((self.values == self.constant).all())
+        return bool((self.values == self.padding.value).all())
 
     def lay_out(self) -> Tensor:
         """Returns the constants in the shape of one position."""
-        shape = [1] * self.num_dims
-        shape[self.axis] = -1
+        shape = [1] * self.padding.num_dims
+        shape[self.padding.axis] = -1
         return self.values.view(shape)
 
 

@@ -218,7 +218,7 @@ class Solver:
         if bool((scale == 0).any()):
             frames.blame(padding.codes[scale == 0], f"a scale is 0 before the {padding.reader}")
             return
-        fill = Fill((padding.value - shift) / scale, padding.axis, padding.num_dims, padding.value)
+        fill = Fill((padding.value - shift) / scale, padding)
         known = frames.fills.setdefault((padding.module, padding.index), fill)
         same = known.values.shape == fill.values.shape and bool(is_same(known.values, fill.values).all())
         counts = self.graph.padding_counts[padding.module] - {0}
