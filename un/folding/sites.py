@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +48,8 @@ class FoldSite:
 
 def find_sites(model: nn.Module) -> list[FoldSite]:
     """Returns every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
-    names: dict[nn.Module, list[str]] = {}
-    traits: dict[nn.Module, NormTraits | int] = {}
-    found: Iterator[tuple[str, nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
-    for name, norm, recognized in found:
-        names.setdefault(norm, []).append(name)
-        traits[norm] = recognized
-    return [_read_site(norm, tuple(of_norm), traits[norm]) for norm, of_norm in names.items()]
+    found: list[tuple[tuple[str, ...], nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
+    return [_read_site(norm, names, traits) for names, norm, traits in found]
 
 
 def _recognize(module: nn.Module) -> NormTraits | int | None:

@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import TypeVar
 
@@ -60,23 +60,32 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def walk_norms(
-    module: nn.Module, recognize: Callable[[nn.Module], T | None], prefix: str = ""
-) -> Iterator[tuple[str, nn.Module, T]]:
-    """Yields every name of every norm, the norm, and what was recognised in it; norms inside norms are passed over.
+    model: nn.Module, recognize: Callable[[nn.Module], T | None]
+) -> list[tuple[tuple[str, ...], nn.Module, T]]:
+    """Returns the dotted names of every norm, the norm, and what was recognised in it, in module order.
+
+    A norm has several names where the model holds it more than once. Norms inside norms are passed over.
 
     Args:
-        module: the model.
+        model: is not a norm itself.
         recognize: says something of a norm and None of other modules, as `recognize_norm` does.
-        prefix: of the names.
     """
-    for attribute, child in module._modules.items():  # named_children() would skip the second name of a shared child
-        if child is None:
-            continue
-        traits = recognize(child)
-        if traits is not None:
-            yield prefix + attribute, child, traits
-        else:
-            yield from walk_norms(child, recognize, f"{prefix}{attribute}.")
+    found: dict[nn.Module, T] = {}
+    names: dict[nn.Module, list[str]] = {}
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        for attribute, child in module._modules.items():  # named_children() would skip a shared child's second name
+            if child is None:
+                continue
+            recognized = found[child] if child in found else recognize(child)
+            if recognized is None:
+                walk(child, f"{prefix}{attribute}.")
+            else:
+                found[child] = recognized
+                names.setdefault(child, []).append(f"{prefix}{attribute}")
+
+    walk(model, "")
+    return [(tuple(names[norm]), norm, recognized) for norm, recognized in found.items()]
 
 
 def list_norms(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
@@ -84,12 +93,12 @@ def list_norms(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
 
     A norm inside a norm belongs to the outer one, a shared norm has its first name, and `ChannelFirst` is looked into.
     """
-    found: dict[nn.Module, tuple[str, nn.Module, int]] = {}
-    for name, norm, traits in walk_norms(model, recognize_norm):
+    listed = []
+    for names, norm, traits in walk_norms(model, recognize_norm):
         if not traits.obstacle:
             inner = find_inner(norm)
-            found.setdefault(norm, (name, inner, traits.axis if inner is norm else -1))
-    return list(found.values())
+            listed.append((names[0], inner, traits.axis if inner is norm else -1))
+    return listed
 
 
 def _has_normalized_shape(module: nn.Module) -> bool:

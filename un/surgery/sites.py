@@ -33,16 +33,14 @@ class Site:
 
 def find_sites(model: nn.Module) -> tuple[list[Site], list[str]]:
     """Returns every norm, and notes on what looks like a norm and cannot be replaced."""
-    names: dict[nn.Module, list[str]] = {}
-    traits: dict[nn.Module, NormTraits] = {}
-    left = []
-    for name, norm, recognized in walk_norms(model, recognize_norm):
-        if recognized.is_site:
-            names.setdefault(norm, []).append(name)
-            traits[norm] = recognized
+    sites, left = list[Site](), list[str]()
+    for names, norm, traits in walk_norms(model, recognize_norm):
+        if traits.is_site:
+            sites.append(Site(names, norm, traits))
         else:
-            left.append(f"{name} was left: {type(norm).__name__} looks like a norm, but {recognized.obstacle}")
-    return [Site(tuple(of_norm), norm, traits[norm]) for norm, of_norm in names.items()], left
+            reason = f"{type(norm).__name__} looks like a norm, but {traits.obstacle}"
+            left += [f"{name} was left: {reason}" for name in names]
+    return sites, left
 
 
 def assign_factories(
