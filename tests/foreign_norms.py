@@ -86,13 +86,6 @@ class SwappedNorm(nn.LayerNorm):
         return super().forward(x.transpose(-2, -1)).transpose(-2, -1)
 
 
-class VolumeNorm(nn.LayerNorm):
-    """A LayerNorm over volumes (B, C, D, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
-
-
 class UndecidedNorm(nn.LayerNorm):
     """Over axis 1 of maps, over the last of everything else."""
 
@@ -153,14 +146,6 @@ class MatrixNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) @ self.weight
-
-
-class GatedRowNorm(RootMeanSquareNorm):
-    """Multiplies by a gate if there is one."""
-
-    def forward(self, hidden: Tensor, gate: Tensor | None = None) -> Tensor:
-        y = super().forward(hidden)
-        return y if gate is None else y * gate
 
 
 class LeakyNorm(nn.LayerNorm):

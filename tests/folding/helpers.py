@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -20,20 +24,12 @@ TOKENS = (3, 5, C)
 NORM_KEYS = ("running", "ema_gz", "buffer_", "iters", "eta")
 
 
-def make_offline_power_norm(num_features: int, **options: object) -> PowerNorm:
-    return PowerNorm(num_features, group_scaling=False, **options)
-
-
-def make_single_window(num_features: int, **options: object) -> UnifiedNorm:
-    return UnifiedNorm(num_features, window=1, **options)
-
-
 OFFLINE = {
     "un": UnifiedNorm,
     "batchnorm": BatchNorm,
     "mabn": MovingAverageBatchNorm,
-    "pn_v": make_single_window,
-    "powernorm": make_offline_power_norm,
+    "pn_v": partial(UnifiedNorm, window=1),
+    "powernorm": partial(PowerNorm, group_scaling=False),
     "rep_batchnorm": RepBatchNorm,
     "prepbn": ProgressiveRepBatchNorm,
 }
@@ -43,7 +39,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """Gives vectors and statistics values as after training: signs of both kinds, biases that are not zero."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(tensor: torch.Tensor) -> torch.Tensor:
+    def draw(tensor: Tensor) -> Tensor:
         return torch.randn(tensor.shape, generator=generator)
 
     for name, parameter in model.named_parameters():
@@ -60,29 +56,30 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def relative_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
     return float((expected - actual).abs().max() / expected.abs().max())
 
 
 def check_fold(model: nn.Module, inputs: tuple, check_inputs: tuple | None = None, **options: object):
-    """Folds in both types and compares on other inputs than the fold saw; returns the float64 result and its report."""
-    results: list[tuple[nn.Module, FoldReport]] = []
+    """Folds in float64 and compares on other inputs than the fold saw, in float64 and cast to float32."""
     other = check_inputs or tuple(x.flip(0) + 0.1 * torch.ones_like(x) if x.is_floating_point() else x for x in inputs)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-            model = model.to(dtype)
-            typed, examples = ([x.to(dtype) if x.is_floating_point() else x for x in xs] for xs in (other, inputs))
-            folded, report = fold_norms(model, tuple(examples), **options)
-            expected = model(*typed)
-            assert float(expected.std()) > 0
-            assert relative_difference(expected, folded(*typed)) < tolerance, str(report)
-            assert not folded.training
-            assert {p.dtype for p in folded.parameters()} <= {dtype}
-            results.append((folded, report))
+    folded, report = fold_norms(model.double(), tuple(cast(inputs, torch.float64)), **options)
+    assert not folded.training
+    assert {parameter.dtype for parameter in folded.parameters()} <= {torch.float64}
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        typed = cast(other, dtype)
+        with torch.no_grad():
+            expected, actual = model.to(dtype)(*typed), copy.deepcopy(folded).to(dtype)(*typed)
+        assert float(expected.std()) > 0
+        assert relative_difference(expected, actual) < tolerance, str(report)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name].to(value.dtype)), f"{name} of the model itself was changed"
-    return results[-1]
+    return folded, report
+
+
+def cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [x.to(dtype) if x.is_floating_point() else x for x in inputs]
 
 
 def outcomes(report: FoldReport) -> dict[str, str]:
@@ -125,3 +122,14 @@ def make_tokens(*shape: int) -> tuple[Tensor]:
 
 def linear(bias: bool = True, out: int = C) -> nn.Linear:
     return nn.Linear(C, out, bias=bias)
+
+
+class Scale(nn.Module):
+    """A LayerScale along the axis that `shape` tells."""
+
+    def __init__(self, shape: tuple[int, ...] = (-1,)) -> None:
+        super().__init__()
+        self.gamma, self.shape = nn.Parameter(torch.ones(C)), shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.view(self.shape)

@@ -15,131 +15,125 @@ EXPERTS = 3
 WINDOW = 3
 
 
+def fit_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask for as many tokens as there are now, (B, N, 1); those that came later are not masked."""
+    num_tokens = x.shape[1]
+    return F.pad(mask[:, :num_tokens], (0, max(num_tokens - mask.shape[1], 0)))[..., None]
+
+
+def fill_if_any(step, x, inputs, before):
+    mask = fit_mask(inputs["mask"], x)
+    return x.masked_fill(mask, step.number) if mask.any() else x
+
+
+def pad_by_zeros(step, x, inputs, before):
+    return torch.cat((x, x.new_zeros(x.shape[0], -x.shape[1] % WINDOW, C)), 1)
+
+
+def assign_by_mask(step, x, inputs, before):
+    y = x.clone()
+    y[fit_mask(inputs["mask"], x)[..., 0]] = step.token
+    return y
+
+
+def assign_by_index(step, x, inputs, before):
+    y = x.clone()
+    y[:, inputs["index"] % x.shape[1]] = before[:, :1]
+    return y
+
+
+def assign_slice(step, x, inputs, before):
+    y = x.clone()
+    y[:, : inputs["extra"].shape[1]] = step.number
+    return y
+
+
+def gather(step, x, inputs, before):
+    return x.gather(1, (inputs["index"] % x.shape[1])[None, :, None].expand(len(x), -1, C))
+
+
+def drop(step, x, inputs, before):
+    num_dropped = inputs["extra"].shape[1]
+    return x[:, num_dropped:] if x.shape[1] > num_dropped else x
+
+
+def choose_experts(step, x, inputs, before):
+    chosen = step.gate(x).argmax(-1)
+    out = torch.zeros_like(x)
+    for number, expert in enumerate(step.experts):
+        out[chosen == number] = expert(x[chosen == number])
+    return out
+
+
+def attend(step, x, inputs, before):
+    return F.scaled_dot_product_attention(step.query(x), F.linear(x, step.key.weight), step.value(x))
+
+
+def where_before(step, x, inputs, before):
+    num_tokens = min(x.shape[1], before.shape[1])  # a branch on equal sizes would be beyond what is promised
+    mask = fit_mask(inputs["mask"], x)
+    return torch.where(mask[:, :num_tokens], x[:, :num_tokens], before[:, :num_tokens])
+
+
+def add_before(step, x, inputs, before):
+    num_tokens = min(x.shape[1], before.shape[1])
+    return x[:, :num_tokens] + before[:, :num_tokens]
+
+
+MOVES = {
+    "fill": lambda step, x, inputs, before: x.masked_fill(fit_mask(inputs["mask"], x), step.number),
+    "fill in place": lambda step, x, inputs, before: x.clone().masked_fill_(fit_mask(inputs["mask"], x), step.number),
+    "fill if any": fill_if_any,
+    "where": lambda step, x, inputs, before: torch.where(fit_mask(inputs["mask"], x), step.token, x),
+    "where before": where_before,
+    "pad": lambda step, x, inputs, before: F.pad(x, (0, 0, 0, -x.shape[1] % WINDOW)),
+    "pad if odd": lambda step, x, inputs, before: F.pad(x, (0, 0, 0, 1), value=step.number) if x.shape[1] % 2 else x,
+    "pad by zeros": pad_by_zeros,
+    "concatenate": lambda step, x, inputs, before: torch.cat((x, inputs["extra"]), 1),
+    "prepend": lambda step, x, inputs, before: torch.cat((step.token.expand(len(x), 1, C), x), 1),
+    "assign by mask": assign_by_mask,
+    "assign by index": assign_by_index,
+    "assign slice": assign_slice,
+    "pick": lambda step, x, inputs, before: x[:, inputs["index"] % x.shape[1]],
+    "gather": gather,
+    "drop": drop,
+    "roll": lambda step, x, inputs, before: x.roll(1, 1),
+    "mean": lambda step, x, inputs, before: x.mean(1, keepdim=True),
+}
+READERS = {
+    "linear": lambda step, x, inputs, before: step.linear(x),
+    "convolution": lambda step, x, inputs, before: step.conv(x.mT).mT if x.shape[1] > 2 else x,
+    "attention": attend,
+    "experts": choose_experts,
+}
+OTHERS = {
+    "norm": lambda step, x, inputs, before: step.norm(x),
+    "activation": lambda step, x, inputs, before: x.tanh(),
+    "residual": add_before,
+}
+OPERATIONS = {**MOVES, **READERS, **OTHERS}
+
+
 class Step(nn.Module):
-    """One random operation on tokens (B, N, C); `kind` names its method."""
+    """One operation on tokens (B, N, C), which may use the model's other inputs and an earlier result."""
 
     def __init__(self, kind: str, draw: random.Random) -> None:
         super().__init__()
-        self.kind = kind
-        self.number = draw.choice((0.0, 0.5))
-        self.norm = draw.choice((UnifiedNorm, BatchNorm, nn.LayerNorm))(C) if kind == "norm" else None
-        self.token = nn.Parameter(torch.randn(C))
-        for name, layer in self._make_layers(kind, draw).items():
-            setattr(self, name, layer)
-
-    @staticmethod
-    def _make_layers(kind: str, draw: random.Random) -> dict[str, nn.Module]:
-        if kind == "linear":
-            return {"linear": nn.Linear(C, C, bias=draw.random() < 0.5)}
-        if kind == "convolution":
-            return {"conv": nn.Conv1d(C, C, 3, padding=draw.choice((0, 1)))}
-        if kind == "experts":
-            experts = nn.ModuleList(nn.Linear(C, C, bias=draw.random() < 0.5) for _ in range(EXPERTS))
-            return {"gate": nn.Linear(C, EXPERTS), "experts": experts}
-        if kind == "attention":
-            return {name: nn.Linear(C, C, bias=name == "query") for name in ("query", "key", "value")}
-        return {}
+        self.kind, self.number, self.token = kind, draw.choice((0.0, 0.5)), nn.Parameter(torch.randn(C))
+        if kind == "norm":
+            self.norm = draw.choice((UnifiedNorm, BatchNorm, nn.LayerNorm))(C)
+        elif kind == "linear":
+            self.linear = nn.Linear(C, C, bias=draw.random() < 0.5)
+        elif kind == "convolution":
+            self.conv = nn.Conv1d(C, C, 3, padding=draw.choice((0, 1)))
+        elif kind == "experts":
+            self.gate = nn.Linear(C, EXPERTS)
+            self.experts = nn.ModuleList(nn.Linear(C, C, bias=draw.random() < 0.5) for _ in range(EXPERTS))
+        elif kind == "attention":
+            self.query, self.key, self.value = nn.Linear(C, C), nn.Linear(C, C, bias=False), nn.Linear(C, C, bias=False)
 
     def forward(self, x: Tensor, inputs: dict[str, Tensor], before: Tensor) -> Tensor:
-        return getattr(self, f"run_{self.kind}")(x, inputs, before)
-
-    def run_norm(self, x, inputs, before):
-        return self.norm(x)
-
-    def run_linear(self, x, inputs, before):
-        return self.linear(x)
-
-    def run_activation(self, x, inputs, before):
-        return x.tanh()
-
-    def run_residual(self, x, inputs, before):
-        return x + before if x.shape == before.shape else x
-
-    def run_convolution(self, x, inputs, before):
-        return self.conv(x.transpose(1, 2)).transpose(1, 2) if x.shape[1] > 2 else x
-
-    def run_fill(self, x, inputs, before):
-        return x.masked_fill(self._fit(inputs["mask"], x)[..., None], self.number)
-
-    def run_fill_in_place(self, x, inputs, before):
-        return x.clone().masked_fill_(self._fit(inputs["mask"], x)[..., None], self.number)
-
-    def run_fill_if_any(self, x, inputs, before):
-        mask = self._fit(inputs["mask"], x)
-        return x.masked_fill(mask[..., None], self.number) if mask.any() else x
-
-    def run_where(self, x, inputs, before):
-        return torch.where(self._fit(inputs["mask"], x)[..., None], self.token, x)
-
-    def run_where_before(self, x, inputs, before):
-        return torch.where(self._fit(inputs["mask"], x)[..., None], x, before) if x.shape == before.shape else x
-
-    def run_pad(self, x, inputs, before):
-        return F.pad(x, (0, 0, 0, -x.shape[1] % WINDOW))
-
-    def run_pad_if_needed(self, x, inputs, before):
-        return F.pad(x, (0, 0, 0, 1), value=self.number) if x.shape[1] % 2 else x
-
-    def run_pad_by_zeros(self, x, inputs, before):
-        return torch.cat((x, x.new_zeros(x.shape[0], -x.shape[1] % WINDOW, C)), 1)
-
-    def run_concatenate(self, x, inputs, before):
-        return torch.cat((x, inputs["extra"]), 1)
-
-    def run_prepend(self, x, inputs, before):
-        return torch.cat((self.token.expand(len(x), 1, C), x), 1)
-
-    def run_assign_by_mask(self, x, inputs, before):
-        y = x.clone()
-        y[self._fit(inputs["mask"], x)] = self.token
-        return y
-
-    def run_assign_by_index(self, x, inputs, before):
-        y = x.clone()
-        y[:, inputs["index"] % x.shape[1]] = before[:, :1]
-        return y
-
-    def run_assign_slice(self, x, inputs, before):
-        y = x.clone()
-        y[:, : inputs["extra"].shape[1]] = self.number
-        return y
-
-    def run_pick(self, x, inputs, before):
-        return x[:, inputs["index"] % x.shape[1]]
-
-    def run_gather(self, x, inputs, before):
-        index = (inputs["index"] % x.shape[1])[None, :, None].expand(len(x), -1, C)
-        return x.gather(1, index)
-
-    def run_drop(self, x, inputs, before):
-        return x[:, inputs["extra"].shape[1] :] if x.shape[1] > inputs["extra"].shape[1] else x
-
-    def run_roll(self, x, inputs, before):
-        return x.roll(1, 1)
-
-    def run_mean(self, x, inputs, before):
-        return x.mean(1, keepdim=True)
-
-    def run_experts(self, x, inputs, before):
-        chosen = self.gate(x).argmax(-1)
-        out = torch.zeros_like(x)
-        for number, expert in enumerate(self.experts):
-            out[chosen == number] = expert(x[chosen == number])
-        return out
-
-    def run_attention(self, x, inputs, before):
-        return F.scaled_dot_product_attention(self.query(x), F.linear(x, self.key.weight), self.value(x))
-
-    @staticmethod
-    def _fit(mask: Tensor, x: Tensor) -> Tensor:
-        """The mask for as many tokens as there are now; those that came later are not masked."""
-        num_tokens = x.shape[1]
-        return F.pad(mask[:, :num_tokens], (0, max(num_tokens - mask.shape[1], 0)))
-
-
-READERS = ("linear", "linear", "convolution", "attention", "experts")
-OTHERS = ("norm", "activation", "residual")
-MOVES = sorted({name.removeprefix("run_") for name in vars(Step) if name.startswith("run_")} - {*READERS, *OTHERS})
+        return OPERATIONS[self.kind](self, x, inputs, before)
 
 
 class RandomModel(nn.Module):
@@ -151,8 +145,8 @@ class RandomModel(nn.Module):
         torch.manual_seed(seed)
         kinds: list[str] = []
         for _ in range(draw.randint(1, 2)):
-            moves = draw.choices(MOVES, k=draw.randint(0, 2))
-            kinds += ["norm", *moves, draw.choice(READERS), draw.choice((*OTHERS, *MOVES))]
+            moves = draw.choices(list(MOVES), k=draw.randint(0, 2))
+            kinds += ["norm", *moves, draw.choice(("linear", *READERS)), draw.choice((*OTHERS, *MOVES))]
         self.steps = nn.ModuleList(Step(kind, draw) for kind in kinds)
         self.readers = [draw.randint(0, number) for number in range(len(kinds))]
         self.head = nn.Linear(C, 3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests import foreign_norms as foreign
-from tests.folding.helpers import C, check_fold, linear, make_model, make_tokens, outcomes, randomize
+from tests.folding.helpers import C, Scale, check_fold, linear, make_model, make_tokens, outcomes, randomize
 from un.folding import fold_norms
 from un.folding.sites import find_scaled_axis, find_sites
 from un.norms import BatchNorm, UnifiedNorm
@@ -33,7 +33,6 @@ def apply_norm_and_convolution(m, x):
         foreign.ExponentialScaleNorm(C),
         foreign.HalvedNorm(C),
         foreign.DeviationNorm(C),
-        parametrizations.weight_norm(nn.LayerNorm(C)),
         parametrizations.weight_norm(foreign.ShiftedScaleNorm(C)),
         foreign.TanhNorm(C),
     ],
@@ -47,14 +46,6 @@ def test_scale_and_shift_leave_and_a_bare_norm_stays(norm):
     scale = torch.ones(C) if left.scale is None else left.scale.float()
     torch.testing.assert_close(scale, scale[:1].expand(C), rtol=1e-5, atol=0)
     assert left.shift is None or not left.shift.any()
-
-
-@pytest.mark.parametrize("norm_type", [foreign.ShiftedScaleNorm, foreign.ExponentialScaleNorm, nn.LayerNorm])
-def test_what_stays_has_a_scale_of_one(norm_type):
-    folded, _ = fold_norms(make_model(apply_norm_and_layer, norm=norm_type(C), fc=linear()), make_tokens())
-    rows = folded.norm(3 * torch.randn(5, C) + 1)
-    torch.testing.assert_close(rows.mean(-1), torch.zeros(5), atol=1e-6, rtol=0)
-    torch.testing.assert_close(rows.square().mean(-1), torch.ones(5), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -125,13 +116,9 @@ def test_hooks_stay_with_what_takes_the_place_of_a_norm():
 # --- LayerScales ----------------------------------------------------------------------------------------------------
 
 
-class Scale(nn.Module):
-    def __init__(self, shape: tuple[int, ...] = (-1,), shift: float = 0.0) -> None:
-        super().__init__()
-        self.gamma, self.shape, self.shift = nn.Parameter(torch.ones(C)), shape, shift
-
+class ShiftedScale(Scale):
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma.view(self.shape) + self.shift
+        return super().forward(x) + 1e-3
 
 
 class ResidualScale(Scale):
@@ -153,7 +140,7 @@ class AssertingScale(Scale):
         (Scale((1, -1, 1, 1)), 1),
         (AssertingScale(), -1),
         (AssertingScale((-1, 1, 1)), 1),
-        (Scale(shift=1e-3), None),
+        (ShiftedScale(), None),
         (ResidualScale(), None),
         (nn.PReLU(C), None),
         (nn.LayerNorm(C, bias=False), None),

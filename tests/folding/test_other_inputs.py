@@ -76,6 +76,17 @@ def test_experts_with_norms_of_their_own_and_no_token():
     check_other_inputs(model, folded, *make_tokens(4, 20, C))
 
 
+def test_a_norm_stays_whose_values_the_example_overwrites_and_others_do_not():
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(x).clone()
+        y[:, : x.shape[0]] = 0.5
+        return m.fc(y)
+
+    model = make_model(forward, norm=BatchNorm(C), fc=linear())
+    folded, _ = fold_norms(model, make_tokens(5, 3, C))
+    check_other_inputs(model, folded, *make_tokens(2, 6, C))
+
+
 def test_a_norm_stays_where_its_reader_gets_no_row_and_the_report_says_so():
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = m.norm(x)
@@ -143,13 +154,6 @@ def test_a_fold_that_no_output_can_confirm_is_refused():
         fold_norms(model, make_tokens())
 
 
-def masked(m: nn.Module, x: Tensor, mask: Tensor | None = None, scale: bool = False) -> Tensor:
-    y = m.norm(x)
-    if mask is not None and mask.any():
-        y = y.masked_fill(mask[..., None], 0.0)
-    return m.fc(y * 2 if scale else y)
-
-
 class Masked(nn.Module):
     """A model that masks what the norm gives, if it gets a mask that masks something."""
 
@@ -158,7 +162,10 @@ class Masked(nn.Module):
         self.norm, self.fc = BatchNorm(C), linear()
 
     def forward(self, x: Tensor, mask: Tensor | None = None, scale: bool = False) -> Tensor:
-        return masked(self, x, mask, scale)
+        y = self.norm(x)
+        if mask is not None and mask.any():
+            y = y.masked_fill(mask[..., None], 0.0)
+        return self.fc(y * 2 if scale else y)
 
 
 def make_masked() -> nn.Module:

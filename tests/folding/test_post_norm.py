@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from tests.folding.helpers import (
     C,
-    Model,
     check_fold,
     linear,
     make_model,
@@ -79,24 +78,6 @@ def test_a_kept_norm_that_reads_normed_and_other_tokens_keeps_the_norm_before_it
     model = make_model(forward, first=BatchNorm(C), second=BatchNorm(C), fc=linear())
     _, report = check_fold(model, make_tokens())
     assert outcomes(report) == {"first": "multiply-add", "second": "multiply-add"}
-
-
-def test_a_tied_projection_is_untied_or_kept():
-    def forward(model: nn.Module, tokens: Tensor) -> Tensor:
-        return model.project(model.norm(model.embed(tokens)))
-
-    model = Model(forward, norm=BatchNorm(C), embed=nn.Embedding(11, C), project=nn.Linear(C, 11, bias=False))
-    model.project.weight = model.embed.weight
-    tokens = (torch.tensor([[1, 4, 7], [2, 2, 10]]),)
-    folded, report = check_fold(randomize(model), tokens, on_unfoldable="raise")
-    assert rules(report) == {"norm": "R7"}
-    assert folded.project.weight is not folded.embed.weight
-    assert folded.project.bias.shape == (11,)
-    assert "project.weight was tied" in str(report)
-
-    kept, report = check_fold(model, tokens, tied="keep")
-    assert outcomes(report) == {"norm": "multiply-add"}
-    assert kept.project.weight is kept.embed.weight
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

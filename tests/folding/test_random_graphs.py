@@ -11,7 +11,7 @@ from tests.folding.helpers import randomize, relative_difference
 from tests.folding.random_graphs import RandomModel, draw_inputs
 from un.folding import fold_norms
 
-OTHERS = 20  # inputs on which each fold is compared
+OTHERS = 10  # inputs on which each fold is compared
 
 
 def check_random_fold(seed: int) -> Counter[str]:
@@ -40,7 +40,7 @@ def check_random_fold(seed: int) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("first", range(0, 50, 10))
+@pytest.mark.parametrize("first", [0, 10])
 def test_folds_of_random_models_are_exact_or_refused(first):
     counts = sum((check_random_fold(seed) for seed in range(first, first + 10)), Counter())
     assert counts["norms_folded"] > 0

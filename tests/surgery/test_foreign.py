@@ -35,11 +35,8 @@ def make_root_mean_square_norm(width: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("norm_type", "factory"),
     [
-        (foreign.ShiftedScaleNorm, LAYER_NORM),
         (foreign.ExponentialScaleNorm, LAYER_NORM),
-        (foreign.HalvedNorm, LAYER_NORM),
         (foreign.DeviationNorm, LAYER_NORM),
-        (foreign.RootMeanSquareNorm, RMS_NORM),
         (make_root_mean_square_norm, RMS_NORM),
         (lambda width: parametrizations.weight_norm(foreign.ShiftedScaleNorm(width)), LAYER_NORM),
         (lambda width: prune.l1_unstructured(nn.LayerNorm(width), "weight", 0.5), LAYER_NORM),
@@ -58,13 +55,6 @@ def test_norms_without_normalized_shape_are_sites():
     report = replace_norms(model, UnifiedNorm)
     assert [(row.site, row.old) for row in report.rows] == [("0", "MapNorm(8)"), ("1", "RootMeanSquareNorm(8)")]
     assert model[0](torch.randn(2, C, 3, 4)).shape == (2, C, 3, 4)
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_parameters_of_other_names_pass_on_whether_they_are_trained(trainable):
-    model = build(foreign.DeviationNorm(C)).requires_grad_(trainable)
-    replace_norms(model, UnifiedNorm)
-    assert {parameter.requires_grad for parameter in model.parameters()} == {trainable}
 
 
 def test_a_new_norm_whose_weight_is_not_its_scale_cannot_take_one():
@@ -90,26 +80,18 @@ def test_a_factory_over_another_axis_is_refused():
 # --- refused, or noted ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("norm", "message"),
-    [
-        (
-            foreign.AdaptiveNorm(C),
-            r"^0 takes more inputs .*\(condition\), as adaptive norms do: exclude this AdaptiveNorm$",
-        ),
-        (foreign.SelfModulatedNorm(C), "^0 does not normalise over channels.*: exclude this SelfModulatedNorm$"),
-        (foreign.UndecidedNorm(C), "^0 has its channels on an axis that depends on .*: exclude this UndecidedNorm$"),
-    ],
-)
-def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded(norm, message):
-    model = nn.Sequential(norm, nn.LayerNorm(C))
+def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded():
+    model, calls = nn.Sequential(foreign.AdaptiveNorm(C), nn.LayerNorm(C)), []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
     before = list(model)
-    with pytest.raises(ValueError, match=message) as error:
+    message = r"^0 takes more inputs .*\(condition\), as adaptive norms do: exclude this AdaptiveNorm$"
+    with pytest.raises(ValueError, match=message):
         replace_norms(model, RowScale)
-    assert "\n" not in str(error.value)
     assert list(model) == before
+    model[1](torch.randn(2, C))
+    assert calls == [1]
     report = replace_norms(model, RowScale, exclude="0")
-    assert model[0] is norm
+    assert model[0] is before[0]
     assert [row.site for row in report.kept] == ["0"]
 
 
@@ -124,11 +106,6 @@ def test_what_looks_like_a_norm_is_noted_and_left():
         "but takes more inputs than one (condition), as adaptive norms do",
         "2 was left: LengthNorm looks like a norm, but has no parameter that tells the number of its channels",
     )
-
-
-def test_an_error_about_a_model_without_norms_names_what_looks_like_one():
-    with pytest.raises(ValueError, match=r"no norm to replace: .*; 0 was left: LengthNorm looks like a norm"):
-        replace_norms(nn.Sequential(foreign.LengthNorm()), RowScale)
 
 
 def test_wrappers_are_looked_into():
@@ -167,14 +144,6 @@ def test_hooks_move_to_the_new_norm_and_can_be_taken_off(norm):
     assert len(calls) == 3
 
 
-def test_a_hook_that_changes_the_output_goes_on_doing_so():
-    model, x = build(nn.LayerNorm(C)), torch.randn(3, C)
-    model[0].register_forward_hook(lambda module, args, y: 2 * y)
-    expected = model(x)
-    replace_norms(model, partial(nn.LayerNorm, eps=1e-5))
-    torch.testing.assert_close(model(x), expected)
-
-
 def test_a_hook_on_a_shared_norm_runs_once_a_call():
     norm, calls = nn.LayerNorm(C), []
     norm.register_forward_hook(lambda *_: calls.append(1))
@@ -182,15 +151,6 @@ def test_a_hook_on_a_shared_norm_runs_once_a_call():
     replace_norms(model, RowScale)
     model(torch.randn(2, C))
     assert len(calls) == 2
-
-
-def test_an_error_leaves_hooks_where_they_were():
-    model, calls = nn.Sequential(nn.LayerNorm(C), foreign.AdaptiveNorm(C)), []
-    model[0].register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="adaptive"):
-        replace_norms(model, RowScale)
-    model[0](torch.randn(2, C))
-    assert calls == [1]
 
 
 class Doubled(nn.Module):

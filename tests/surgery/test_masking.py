@@ -32,16 +32,6 @@ def test_a_shared_mask_does_what_a_passed_one_does(kind, batch):
         assert torch.equal(shared[1].state_dict()[name], value), name
 
 
-def test_padding_reaches_the_statistics_without_it(batch):
-    x, mask = batch
-    norm = norms.BatchNorm(C)
-    norm(x)
-    masked = norms.BatchNorm(C)
-    with share_pad_mask(masked, mask):
-        masked(x)
-    assert not torch.allclose(norm.running_var, masked.running_var)
-
-
 def test_blocks_nest_and_end_also_after_an_error(batch):
     _, mask = batch
     model = nn.ModuleList([norms.BatchNorm(C), norms.BatchNorm(C)])

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.standins import RowScale, build_small, list_old_norms
 from un.norms import UnifiedNorm
-from un.surgery import is_norm, replace_norms, reset_norm_steps
+from un.surgery import replace_norms, reset_norm_steps
 from un.surgery.layout import ChannelFirst
 
 
@@ -19,20 +19,6 @@ def build_pair(**options: object) -> nn.Sequential:
 
 
 # --- what a new norm takes over -------------------------------------------------------------------------------------
-
-
-def test_eps_comes_from_the_factory():
-    model = build_pair()
-    replace_norms(model, partial(RowScale, eps=0.25))
-    assert model[1].eps == 0.25
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype_is_kept(dtype):
-    model = build_pair(dtype=dtype)
-    replace_norms(model, UnifiedNorm)
-    assert model[1].weight.dtype == model[1].bias.dtype == dtype
-    assert model(torch.randn(5, 8, dtype=dtype)).dtype == dtype
 
 
 def test_norm_without_parameters_asks_for_affine_false_and_takes_the_type_of_its_neighbours():
@@ -45,14 +31,15 @@ def test_norm_without_parameters_asks_for_affine_false_and_takes_the_type_of_its
     assert report.rows[0].new == "RowScale(8, eps=0.001, affine=False)"
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_training_mode_and_requires_grad_are_kept(training):
-    model = build_pair()
-    model[1].train(training)
+def test_type_training_mode_and_requires_grad_are_kept():
+    model = build_pair(dtype=torch.bfloat16)
+    model[1].eval()
     model[1].weight.requires_grad_(False)
     model[2].requires_grad_(False)
-    replace_norms(model, RowScale)
-    assert [module.training for module in model] == [True, training, True]
+    replace_norms(model, partial(RowScale, eps=0.25))
+    assert model[1].eps == 0.25
+    assert model[1].weight.dtype == model[1].bias.dtype == torch.bfloat16
+    assert [module.training for module in model] == [True, False, True]
     assert [model[1].weight.requires_grad, model[1].bias.requires_grad] == [False, True]
     assert [model[2].weight.requires_grad, model[2].bias.requires_grad] == [False, False]
 
@@ -91,12 +78,6 @@ def test_a_bias_the_new_norm_cannot_hold_is_an_error_unless_dropped_on_purpose()
     assert list(model) == before  # an error leaves the model as it was
     replace_norms(model, nn.RMSNorm, carry_affine=False)
     assert isinstance(model[2], nn.RMSNorm)
-
-
-def test_a_zero_bias_is_no_loss():
-    model = build_pair()
-    replace_norms(model, nn.RMSNorm)
-    assert isinstance(model[1], nn.RMSNorm)
 
 
 # --- choosing sites -------------------------------------------------------------------------------------------------
@@ -156,23 +137,6 @@ def test_models_that_cannot_be_operated_on(model, message):
         replace_norms(model, RowScale)
 
 
-def test_a_norm_over_several_axes_can_be_excluded():
-    model = nn.Sequential(nn.LayerNorm((4, 8)), nn.LayerNorm(8))
-    report = replace_norms(model, RowScale, exclude="0")
-    assert [row.old for row in report.kept] == ["LayerNorm(4x8, eps=1e-05)"]
-
-
-def test_is_norm_leaves_other_normalisation_alone():
-    others = [
-        nn.BatchNorm2d(4),
-        nn.GroupNorm(2, 4),
-        layers.GroupNorm1(4),
-        layers.GlobalResponseNormMlp(4),
-        nn.Identity(),
-    ]
-    assert not any(is_norm(module) for module in others)
-
-
 # --- shared norms ---------------------------------------------------------------------------------------------------
 
 
@@ -224,8 +188,7 @@ def test_report_prints_an_aligned_table():
 # --- fused kernels that would bypass the new norms ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("norm_first", "padded"), [(True, False), (False, True)])
 def test_new_norms_of_torch_transformers_run_in_inference(norm_first, padded):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
@@ -238,15 +201,6 @@ def test_new_norms_of_torch_transformers_run_in_inference(norm_first, padded):
     assert [module.calls for module in model.modules() if isinstance(module, RowScale)] == [1, 1, 1, 1]
     with torch.enable_grad():  # torch never takes the fast path here
         torch.testing.assert_close(y, model(x, src_key_padding_mask=mask if padded else None))
-
-
-def test_torch_would_bypass_a_norm_whose_fast_path_is_left_on():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    layer.norm1 = RowScale(8)
-    layer.norm2 = RowScale(8)
-    with torch.no_grad():
-        layer(torch.randn(2, 4, 8))
-    assert layer.norm1.calls == 0
 
 
 def test_fast_paths_of_kept_norms_stay_on():
@@ -271,9 +225,6 @@ def test_reset_norm_steps_reaches_every_counter():
     model(images)
     counters = [module for module in model.modules() if isinstance(module, UnifiedNorm)]
     assert all(norm.iters == 1 for norm in counters)
+    assert reset_norm_steps(build_pair()) == 0
     assert reset_norm_steps(model) == len(counters)
     assert all(norm.iters == 0 for norm in counters)
-
-
-def test_reset_norm_steps_without_counters_is_zero():
-    assert reset_norm_steps(build_pair()) == 0

@@ -16,11 +16,11 @@ from un.command.errors import UserError
 from un.files import replace_file
 from un.finished.open_run import FinishedRun, open_run
 from un.folding import FoldReport, ScaleShift, fold_norms
+from un.folding.apply import PassOn
 from un.folding.inputs import InputGuard, Inputs
 from un.folding.padding import FILL, find_padded_forward, install_fills
-from un.folding.scale_shift import PassOn
 from un.folding.verify import list_tensors, measure_difference
-from un.surgery.fused_kernels import avoid_fused_kernels
+from un.surgery.attachments import avoid_fused_kernels
 from un.tasks import InferenceTask
 from un.training.weights import check_state, read_checkpoint
 

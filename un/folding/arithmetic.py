@@ -1,4 +1,4 @@
-"""The operations on channels that have rules: linear maps, sums, means and what attention does to keys.
+"""The rules of operations that compute with channels: linear maps, sums, means, attention, and the norms themselves.
 
 A rule runs its operation and records it, or returns NotImplemented where the operation is not of the kind it knows.
 """
@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from un.folding.recorder import Recorder
+from un.folding.codes import find_kinds, find_rows, lay_along
+from un.folding.graph import LinearUse, Need, NormCall, Sum
+from un.folding.recorder import NO_ROW, Recorder
 
 aten = torch.ops.aten
 
@@ -21,24 +24,15 @@ Rule = Callable[[Recorder, Any, Any, Any], Any]
 def trace_linear(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Records x W^T + b."""
     x, weight, *rest = args
-    bias = rest[0] if rest else kwargs.get("bias")
-    return _apply_linear(recorder, func, args, kwargs, x, weight, bias)
+    return _apply_linear(recorder, func, args, kwargs, x, weight, rest[0] if rest else kwargs.get("bias"))
 
 
 def trace_matmul(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records x W of a matrix W."""
-    x, matrix = args
-    return (
-        _apply_linear(recorder, func, args, kwargs, x, matrix.t(), None)
-        if matrix.dim() == 2 and x.dim() > 1
-        else NotImplemented
-    )
-
-
-def trace_addmm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records b + x W."""
-    bias, x, matrix = args
-    return NotImplemented if kwargs else _apply_linear(recorder, func, args, kwargs, x, matrix.t(), bias)
+    """Records x W or b + x W."""
+    *bias, x, matrix = args
+    if matrix.dim() != 2 or x.dim() < 2 or kwargs:
+        return NotImplemented
+    return _apply_linear(recorder, func, args, kwargs, x, matrix.t(), bias[0] if bias else None)
 
 
 def _apply_linear(
@@ -49,9 +43,7 @@ def _apply_linear(
     if bias is not None and bias.shape != weight.shape[:1]:
         return NotImplemented
     out = func(*args, **kwargs)
-    recorder.note_precision(args, out)
-    recorder.record_raw_read(x, f"input of a linear map in {recorder.module}")
-    recorder.record_linear(x, weight, bias, out, axis=-1, groups=1)
+    _record_linear(recorder, x, weight, bias, out, axis=-1, groups=1)
     return out
 
 
@@ -61,72 +53,131 @@ def trace_convolution(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> 
     if recorder.catalog.find(weight) is None or transposed or x.dim() != weight.dim():
         return NotImplemented
     out = func(*args, **kwargs)
-    recorder.note_precision(args, out)
     if any(padding):
-        recorder.record_padding(x, f"zero padding of the convolution in {recorder.module}")
-    recorder.record_raw_read(x, f"input of a convolution in {recorder.module}")
-    recorder.record_linear(x, weight, bias, out, axis=1, groups=groups)
+        reader = f"zero padding of the convolution in {recorder.module}"
+        recorder.note_codes(recorder.codes.read(x), reader, Need.NO_SHIFT)
+    _record_linear(recorder, x, weight, bias, out, axis=1, groups=groups)
     return out
 
 
+def _record_linear(
+    recorder: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, axis: int, groups: int
+) -> None:
+    """Notes one linear map over an axis of x with a stored weight, and codes its output along the same axis."""
+    recorder.note_raw_read(x, f"input of a linear map in {recorder.module}")
+    stored = recorder.catalog.find(weight)
+    assert stored is not None  # callers ask before
+    size = weight.shape[0]
+    numbers = None
+    if bias is not None:
+        located = recorder.locate_bias(bias)
+        numbers = torch.full((size,), -1) if located is None else located.cpu()
+    module = recorder.calls[-1].module
+    takes_bias = (
+        isinstance(module, nn.Linear | _ConvNd)
+        and module.bias is None
+        and recorder.catalog.find(module.weight) is stored
+        and bias is None
+    )
+    inputs = _read_row(recorder, x, axis)
+    base = recorder.graph.allocate(size)
+    use = LinearUse(base, size, stored, weight, inputs, numbers, recorder.module, takes_bias, groups)
+    recorder.graph.sources.append(use)
+    recorder.codes.write(out, lay_along(torch.arange(base, base + size, device=out.device), out, axis))
+
+
+def _read_row(recorder: Recorder, x: Tensor, axis: int) -> Tensor | None:
+    """Returns the code of each channel of a linear map's input; notes a meeting where positions differ."""
+    reader = f"linear map in {recorder.module}"
+    codes = recorder.codes.read(x) if x.numel() else recorder.codes.read_beside(x)
+    if codes is None:
+        if not x.numel():  # it could read anything
+            recorder.note_codes(torch.arange(recorder.graph.size), f"{reader}, which {NO_ROW}")
+        return None
+    rows, _ = find_rows(codes, axis)
+    recorder.note_meeting(rows[:1], rows, reader)
+    return rows[0].long().cpu()
+
+
+def record_norm(recorder: Recorder, site: int, x: Tensor, out: Tensor, axis: int, more_arguments: bool) -> None:
+    """Notes one call of a norm and codes its output: one code per channel and code of the input."""
+    size = x.shape[axis]
+    codes = recorder.codes.read(x)
+    channels = lay_along(torch.arange(size, device=x.device), x, axis)
+    pairs = channels if codes is None else codes.long() * size + channels
+    kinds, positions = find_kinds(pairs, axis) if x.numel() else (torch.arange(size), pairs)
+    inputs, of_channel = (kinds // size).cpu(), (kinds % size).cpu()
+    base = recorder.graph.allocate(len(kinds))
+    call = NormCall(base, len(kinds), site, inputs, of_channel, x.dim(), more_arguments)
+    recorder.graph.sources.append(call)
+    if x.numel():
+        recorder.codes.write(out, positions + base)
+    else:
+        recorder.note_codes(call.outputs, f"whatever reads {recorder.module}, which {NO_ROW}")
+
+
 def trace_add(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records a sum of two tensors."""
+    """Records a sum of two tensors, which may broadcast."""
     left, right = args
     if not isinstance(right, Tensor) or kwargs.get("alpha", 1) != 1:
         return NotImplemented
-    if not (left.is_floating_point() and right.is_floating_point()):
+    if not (left.is_floating_point() and right.is_floating_point()) or not recorder.has_codes(args):
         return NotImplemented
-    if func._schema.is_mutable and not left.numel():
-        return NotImplemented
-    known = any(recorder.shadow.read(tensor) is not None for tensor in (left, right))
+    sides = []
+    for tensor in args:
+        recorder.note_raw_read(tensor, f"addition in {recorder.module}")
+        codes = recorder.codes.read(tensor)
+        sides.append(torch.zeros((), dtype=torch.int64, device=tensor.device) if codes is None else codes.long())
     out = func(*args, **kwargs)
-    recorder.note_precision(args, out)
-    if known:
-        recorder.record_sum(left, right, out)
-    else:
-        recorder.record_read((left, right), recorder.describe(func))
+    size = recorder.graph.size
+    kinds, positions = find_kinds((sides[0] * size + sides[1]).expand(out.shape), -1)
+    lefts, rights = (kinds // size).cpu(), (kinds % size).cpu()
+    known = (lefts != 0) | (rights != 0)
+    count = int(known.sum())
+    base = recorder.graph.allocate(count)
+    new_codes = torch.where(known, base + known.cumsum(0) - 1, 0)
+    recorder.graph.sources.append(Sum(base, count, lefts[known], rights[known], recorder.module))
+    recorder.codes.write(out, new_codes.to(out.device)[positions])
     return out
 
 
 def trace_mean(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records a mean or a maximum over axes."""
+    """Records a mean or a maximum over axes: all codes met along them must mean the same map."""
     x = args[0]
     dims = args[1] if len(args) > 1 else kwargs.get("dim")
-    if not dims or recorder.shadow.read(x) is None or not x.numel():
+    codes = recorder.codes.read(x)
+    if not dims or codes is None or not x.numel():
         return NotImplemented
     out = func(*args, **kwargs)
-    recorder.note_precision(args, out)
-    ordered = func.overloadpacket is aten.amax
-    recorder.record_mean(x, dims, out, ordered, recorder.describe(func))
+    first = codes.amin(dims, keepdim=True)
+    recorder.note_meeting(first, codes, recorder.describe(func))
+    if func.overloadpacket is aten.amax:
+        recorder.note_codes(codes, recorder.describe(func), Need.POSITIVE_SCALE)
+    recorder.codes.write(out, first.reshape(out.shape))
     return out
 
 
 def trace_attention(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Records softmax attention, to which one constant added to all keys of a head makes no difference.
+    """Records softmax attention, to which one constant added to all keys (..., N, D) of a head makes no difference.
 
     It adds the same number to all scores of a query, and the softmax runs over exactly these.
     """
     query, key, value, *rest = args
     mask = rest[0] if rest else kwargs.get("attn_mask")
-    if recorder.shadow.read(key) is None or not key.numel():
+    codes, reader = recorder.codes.read(key), recorder.describe(func)
+    if codes is None or not key.numel():
         return NotImplemented
-    out = func(*args, **kwargs)
-    recorder.note_precision(args, out)
-    others = [tensor for tensor in (query, value, mask) if isinstance(tensor, Tensor)]
-    recorder.record_read(others, recorder.describe(func))
-    recorder.record_keys(key, recorder.describe(func))
-    return out
+    recorder.note_read([tensor for tensor in (query, value, mask) if isinstance(tensor, Tensor)], reader)
+    recorder.note_read([key], reader, Need.SAME_SCALE)
+    recorder.note_meeting(codes[..., :1, :], codes, reader)
+    return func(*args, **kwargs)
 
 
 ARITHMETIC: dict[Any, Rule] = {
     aten.linear: trace_linear,
-    aten.matmul: trace_matmul,
-    aten.mm: trace_matmul,
-    aten.addmm: trace_addmm,
     aten.convolution: trace_convolution,
-    aten.add: trace_add,
-    aten.add_: trace_add,
-    aten.mean: trace_mean,
-    aten.amax: trace_mean,
     aten.scaled_dot_product_attention: trace_attention,
+    **dict.fromkeys((aten.matmul, aten.mm, aten.addmm), trace_matmul),
+    **dict.fromkeys((aten.add, aten.add_), trace_add),
+    **dict.fromkeys((aten.mean, aten.amax), trace_mean),
 }

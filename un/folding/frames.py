@@ -11,6 +11,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from un.folding.graph import Padding
+
 RELATIVE_TOLERANCE = 1e-11  # between frames that must be equal; both are products of the same float64 numbers
 NOBODY = -1
 
@@ -26,62 +28,53 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class Fill:
-    """Constants (C,), along one of `num_dims` axes, that a call of `F.pad` puts in instead of the model's one."""
+    """Constants (C,) that a call of `F.pad` puts in instead of the model's one."""
 
     values: Tensor
-    axis: int
-    num_dims: int
-    constant: float
+    padding: Padding
 
     @property
     def is_plain(self) -> bool:
         """Whether they are what the model itself puts in."""
-        return bool((self.values == self.constant).all())
+        return bool((self.values == self.padding.value).all())
 
     def lay_out(self) -> Tensor:
-        """The constants in the shape of one position."""
-        shape = [1] * self.num_dims
-        shape[self.axis] = -1
+        """Returns the constants in the shape of one position."""
+        shape = [1] * self.padding.num_dims
+        shape[self.padding.axis] = -1
         return self.values.view(shape)
 
 
 @dataclass
 class Frames:
-    """Frames of every code, each (number of codes,) in float64.
+    """Frames of every code, each (number of codes,) in float64, and what follows from them."""
 
-    Attributes:
-        scale: of x = scale * h + shift.
-        shift: likewise.
-        row_scale: of h = row_scale * x + row_shift, for codes that come out of linear maps.
-        row_shift: likewise.
-        owner: site whose norm made the frame, or -1.
-        homeless: whether the shift is what a norm's shift became in a linear map that takes no bias.
-        residues: site -> the scale and shift, each (C,), of what stays in its place.
-        fills: (module, number of the call of `F.pad`) -> what it puts in, with axis and number of axes.
-        conditions: site -> max|scale| / min|scale| of the frame it passes to writers of its stream.
-        blamed: site -> why its form is impossible.
-    """
-
-    scale: Tensor
+    scale: Tensor  # of x = scale * h + shift
     shift: Tensor
-    row_scale: Tensor
+    row_scale: Tensor  # of h = row_scale * x + row_shift, for codes that come out of linear maps
     row_shift: Tensor
-    owner: Tensor
-    homeless: Tensor
-    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)
-    conditions: dict[int, float] = field(default_factory=dict)
-    blamed: dict[int, str] = field(default_factory=dict)
+    owner: Tensor  # site whose norm made the frame, or NOBODY
+    homeless: Tensor  # whether the shift is what a norm's shift became in a linear map that takes no bias
+    residues: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # site -> scale and shift (C,) that stay
+    fills: dict[tuple[str, int], Fill] = field(default_factory=dict)  # (module, number of the call of `F.pad`)
+    conditions: dict[int, float] = field(default_factory=dict)  # site -> max|scale| / min|scale| passed to writers
+    blamed: dict[int, str] = field(default_factory=dict)  # site -> why its form is impossible
+
+    @classmethod
+    def plain(cls, size: int) -> Frames:
+        """Frames in which every h is x."""
+        ones, zeros = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        return cls(ones, zeros, ones.clone(), zeros.clone(), torch.full((size,), NOBODY), zeros.bool())
 
     def blame(self, codes: Tensor, reason: str) -> None:
         """Blames the norms that own the frames of codes.
 
         Raises:
-            ArithmeticError: nobody owns any of them.
+            ArithmeticError: no norm owns any of them.
         """
         owners = set(torch.unique(self.owner[codes]).tolist()) - {NOBODY}
         if len(codes) and not owners:
-            raise ArithmeticError(f"no norm can be kept to mend this: {reason}")
+            raise ArithmeticError(f"no norm can be kept to avoid this: {reason}")
         for site in owners:
             self.blamed.setdefault(site, reason)
 

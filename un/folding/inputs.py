@@ -40,17 +40,23 @@ class Inputs:
             f"{type(example_inputs).__name__}"
         )
 
-    def run(self, model: nn.Module, dtype: torch.dtype | None = None) -> Any:
-        """Calls a model on copies, floating-point ones cast to `dtype`, and returns the outputs that count.
+    def cast(self, dtype: torch.dtype | None) -> Inputs:
+        """Returns the call with its floating-point tensors cast; None leaves them as they are."""
+
+        def cast_leaf(leaf: Any) -> Any:
+            return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return self if dtype is None else Inputs(*tree_map(cast_leaf, (self.args, self.kwargs)))
+
+    def run(self, model: nn.Module) -> Any:
+        """Calls a model on copies, and returns the outputs that count.
 
         A tensor followed by dictionaries, as (logits, extra) of fairseq, counts with the tensor alone: the extras are a
         look inside, at hidden states that may be anything after folding.
         """
 
         def copy_leaf(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return copy.deepcopy(leaf)
-            return leaf.detach().clone().to(dtype if leaf.is_floating_point() else None)
+            return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
 
         args, kwargs = tree_map(copy_leaf, (self.args, self.kwargs))
         outputs = model(*args, **kwargs)
@@ -61,15 +67,18 @@ class Inputs:
         return outputs
 
     def list_variants(self) -> Iterator[Inputs]:
-        """Calls that a model may take another way through its code for: other sizes and whole numbers.
+        """Yields calls that a model may take another way through its code for: other sizes and whole numbers.
 
         Every axis gets other lengths, alone and together with all that are as long as it is. The first axis of a tensor
-        that has others is left as it is, a batch as a rule.
+        that has others is left as it is, as a rule a batch.
         """
         leaves, structure = tree_flatten((self.args, self.kwargs))
-        tensors = [(number, leaf) for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        sizes = {(number, axis): leaf.shape[axis] for number, leaf in tensors for axis in range(leaf.dim())}
-        sizes = {place: size for place, size in sizes.items() if place[1] or leaves[place[0]].dim() == 1}
+        sizes = {
+            (number, axis): leaf.shape[axis]
+            for number, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor)
+            for axis in range(leaf.dim() > 1, leaf.dim())
+        }
         alike = [tuple(place for place in sizes if sizes[place] == size) for size in sorted(set(sizes.values()))]
         changed: list[list[Any]] = []
         for places in dict.fromkeys((*alike, *((place,) for place in sizes))):
@@ -82,18 +91,15 @@ class Inputs:
         if any(type(leaf) is int for leaf in leaves):
             changed.append([leaf + 1 if type(leaf) is int else leaf for leaf in leaves])
         for variant in changed:
-            args, kwargs = tree_unflatten(variant, structure)
-            yield Inputs(args, kwargs)
+            yield Inputs(*tree_unflatten(variant, structure))
 
 
 def _resize(tensor: Tensor, axis: int, length: int) -> Tensor:
-    """The tensor with an axis of another length; its last row is repeated where that is longer."""
-    size, shape = tensor.shape[axis], list(tensor.shape)
-    if length <= size:
-        return tensor.narrow(axis, 0, length)
-    shape[axis] = length - size
-    last = tensor.narrow(axis, size - 1, 1).expand(shape) if size else tensor.new_zeros(shape)
-    return torch.cat((tensor, last), axis)
+    """Cuts an axis, or repeats its last row."""
+    size = tensor.shape[axis]
+    if not size:
+        return tensor.new_zeros([*tensor.shape[:axis], length, *tensor.shape[axis + 1 :]])
+    return tensor.index_select(axis, torch.arange(length, device=tensor.device).clamp(max=size - 1))
 
 
 class InputGuard:
@@ -112,20 +118,18 @@ class InputGuard:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs) -> InputGuard:
-        """The guard for calls like an example's; arguments left out count with their defaults."""
+        """Returns the guard for calls like an example's; arguments left out count with their defaults."""
         parameters = inspect.signature(model.forward).parameters.values()
-        kinds = {p.name: describe(p.default) for p in parameters if p.default is not p.empty}
+        kinds = {p.name: _describe(p.default) for p in parameters if p.default is not p.empty}
         positions = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         guard = cls(kinds, positions)
-        guard.kinds |= {
-            name: describe(value) for name, value in guard.name_arguments(inputs.args, inputs.kwargs).items()
-        }
+        guard.kinds |= guard._describe_call(inputs.args, inputs.kwargs)
         return guard
 
-    def name_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by name; those behind the named ones, as of `forward(*inputs)`, by number."""
-        names = [*self.positions, *(f"input {number}" for number in range(len(self.positions), len(args)))]
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+    def install(self, model: nn.Module) -> None:
+        """Makes a folded model refuse other calls."""
+        model.register_forward_pre_hook(self, with_kwargs=True)
+        model.input_guard = self  # type: ignore[assignment]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Checks one call.
@@ -133,22 +137,23 @@ class InputGuard:
         Raises:
             ValueError: an argument is of another kind than on the example.
         """
-        for name, value in self.name_arguments(args, kwargs).items():
-            kind = describe(value)
-            if kind != self.kinds.get(name, "left out"):
+        for name, kind in self._describe_call(args, kwargs).items():
+            known = self.kinds.get(name, "left out")
+            if kind != known:
                 raise ValueError(
-                    f"this model was folded on an example whose {name} was {self.kinds.get(name, 'left out')}, not "
-                    f"{kind}: fold it on an example of that kind"
+                    f"this model was folded on an example whose {name} was {known}, not {kind}: fold it on an example "
+                    "of that kind"
                 )
 
-    def install(self, model: nn.Module) -> None:
-        """Makes a folded model refuse other calls."""
-        model.register_forward_pre_hook(self, with_kwargs=True)
-        model.input_guard = self  # type: ignore[assignment]
+    def _describe_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
+        """Kinds of arguments by name; of those behind the named ones, as of `forward(*inputs)`, by number."""
+        names = [*self.positions, *(f"input {number}" for number in range(len(self.positions), len(args)))]
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        return {name: _describe(value) for name, value in named.items()}
 
 
-def describe(value: Any) -> str:
-    """The kind of an argument: what may lead a model another way, but no sizes and no values of tensors."""
+def _describe(value: Any) -> str:
+    """Returns the kind of an argument: what may lead a model another way, but no sizes and no values of tensors."""
     if isinstance(value, Tensor):
         number = "number" if value.is_floating_point() else "truth value" if value.dtype == torch.bool else "integer"
         return f"a tensor of {number}s with {value.dim()} axes"

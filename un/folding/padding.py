@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
+from un.folding.codes import lay_along
+from un.folding.graph import Padding
 from un.folding.recorder import Recorder
 
 PAD_ARGUMENTS = ("input", "pad", "mode", "value")
@@ -21,95 +24,73 @@ FILL = "padding_fill_"  # buffers of a module that pads: this and the number of 
 
 
 class PaddingTracer(TorchFunctionMode):
-    """Records calls of `F.pad` while a model is traced; must be entered before the tracer of operations.
+    """Records calls of `F.pad` while a model is traced; must be entered before the tracer of operations."""
 
-    Args:
-        recorder: of the trace.
-        run_unseen: calls a function without recording its operations.
-    """
-
-    def __init__(self, recorder: Recorder, run_unseen: Any) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.recorder, self.run_unseen = recorder, run_unseen
+        self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one function, and records it if it pads channels with a constant."""
         kwargs = kwargs or {}
         if func is not F.pad:
             return func(*args, **kwargs)
         for call in self.recorder.calls:
             call.num_paddings += 1
-        x, widths, value = read_padding(args, kwargs)
-        axis = self.run_unseen(self._find_channels, x, widths) if value is not None else None
-        if value is None or axis is None:
-            return func(*args, **kwargs)
-        out = self.run_unseen(func, *args, **kwargs)
-        self.run_unseen(self.recorder.record_fill, x, axis, value, out)
-        return out
+        x, widths, value = _read_arguments(args, kwargs)
+        with _disable_current_modes():
+            axis = self._find_channels(x, widths)
+            if value is not None and axis is not None:
+                out = func(*args, **kwargs)
+                self._record(x, axis, value, out)
+                return out
+        return func(*args, **kwargs)
 
     def _find_channels(self, x: Tensor, widths: list[int]) -> int | None:
-        """The axis along which alone the codes of x differ, if it is not padded; None where there is none."""
-        codes = self.recorder.shadow.read(x)
+        """Returns the axis along which alone the codes of x differ, if it is not padded; None where there is none."""
+        codes = self.recorder.codes.read(x)
         if codes is None or not x.numel():
             return None
         for axis in (-1, *range(1, x.dim() - 1)):
             rows = codes.movedim(axis, -1).reshape(-1, x.shape[axis])
-            if not is_padded(axis, x.dim(), widths) and bool((rows == rows[:1]).all()):
+            if not _is_padded(axis, x.dim(), widths) and bool((rows == rows[:1]).all()):
                 return axis
         return None
 
+    def _record(self, x: Tensor, axis: int, value: float, out: Tensor) -> None:
+        """Notes a call with a constant, and codes its output: padding has the codes of its channel."""
+        recorder, call = self.recorder, self.recorder.calls[-1]
+        codes = recorder.codes.read(x)
+        assert codes is not None  # or no channels were found
+        row = codes.movedim(axis, -1).reshape(-1, x.shape[axis])[0]
+        index, reader = call.num_paddings - 1, f"padding in {recorder.module}"
+        padding = Padding(call.name, index, axis, x.dim(), row.long().cpu(), value, reader)
+        recorder.graph.paddings.append(padding)
+        recorder.note_raw_read(x, reader)
+        recorder.codes.write(out, lay_along(row, out, axis))
 
-class FillPadding(TorchFunctionMode):
-    """Puts the fills of a module in the place of the constants of its calls of `F.pad`.
 
-    Args:
-        module: prepared by `install_fills`.
-        calls: is given the widths of every call.
+def install_fills(module: nn.Module, fills: Mapping[str, Tensor], counts: Collection[int]) -> None:
+    """Gives a module, which may call `F.pad` as often in one forward as `counts` say, the fills of its calls.
+
+    Their names are `FILL` and the number of the call; they have the shape of one position of what is padded.
     """
+    for name, fill in fills.items():
+        module.register_buffer(name, fill)
+    module.forward = PaddedForward(module, counts).run
 
-    def __init__(self, module: nn.Module, calls: list[list[int]]) -> None:
-        super().__init__()
-        self.module, self.calls = module, calls
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one function.
-
-        Raises:
-            ValueError: padding of the channels, of which the fold knows nothing.
-        """
-        kwargs = kwargs or {}
-        if func is not F.pad:
-            return func(*args, **kwargs)
-        x, widths, value = read_padding(args, kwargs)
-        fill = getattr(self.module, f"{FILL}{len(self.calls)}", None)
-        self.calls.append(widths)
-        if fill is None:
-            return func(*args, **kwargs)
-        channels = [axis for axis, length in enumerate(fill.shape) if length > 1]
-        if value is None or fill.dim() != x.dim() or any(is_padded(axis, x.dim(), widths) for axis in channels):
-            raise ValueError(
-                f"{type(self.module).__name__} of this folded model pads an input of shape {tuple(x.shape)} by "
-                f"{widths}, otherwise than on the example it was folded on"
-            )
-        if not any(widths):
-            return x
-        fill = fill.to(x.dtype)
-        return F.pad(x - fill, widths) + fill
+def find_padded_forward(module: nn.Module) -> PaddedForward | None:
+    """Returns what runs a module that `install_fills` has prepared; None for any other."""
+    owner = getattr(module.forward, "__self__", None)
+    return owner if isinstance(owner, PaddedForward) else None
 
 
 class PaddedForward:
-    """The forward of a module that pads, under `FillPadding`.
-
-    Args:
-        module: whose class has the forward.
-        counts: how often it may call `F.pad` in one forward.
-    """
+    """The forward of a module that pads with fills."""
 
     def __init__(self, module: nn.Module, counts: Collection[int]) -> None:
         self.module, self.counts = module, tuple(counts)
-        self.unpadded: set[tuple[Any, ...]] = (
-            set()
-        )  # shapes of tensors for which a call without compiler padded nothing
+        self._unpadded: set[tuple[Any, ...]] = set()  # shapes of inputs of calls that padded nothing
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module.
@@ -118,54 +99,63 @@ class PaddedForward:
             ValueError: it pads more or less often than on the example, or is compiled and may pad: torch.compile calls
                 `F.pad` past every mode.
         """
+        kind = type(self.module)
         shapes = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         if torch.compiler.is_dynamo_compiling():
-            if shapes not in self.unpadded:
+            if shapes not in self._unpadded:
                 raise ValueError(
-                    f"{type(self.module).__name__} of this folded model pads, which a compiler cannot follow: call the "
-                    f"model once without compiler on inputs of this size; only if nothing is padded there, it compiles"
+                    f"{kind.__name__} of this folded model pads, which a compiler cannot follow: first call the model "
+                    "uncompiled on inputs of this size; it compiles only if nothing is padded there"
                 )
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return kind.forward(self.module, *args, **kwargs)
         calls: list[list[int]] = []
         with FillPadding(self.module, calls):
-            out = type(self.module).forward(self.module, *args, **kwargs)
+            out = kind.forward(self.module, *args, **kwargs)
         if len(calls) not in self.counts:
             raise ValueError(
-                f"{type(self.module).__name__} of this folded model pads {len(calls)} times, otherwise than on the "
-                "example it was folded on"
+                f"{kind.__name__} of this folded model pads {len(calls)} times, unlike on the example it was folded on"
             )
         if not any(width for widths in calls for width in widths):
-            self.unpadded.add(shapes)
+            self._unpadded.add(shapes)
         return out
 
 
-def read_padding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, list[int], float | None]:
-    """Arguments of `F.pad`: the input, the widths, and the constant or None in other modes."""
+class FillPadding(TorchFunctionMode):
+    """Puts the fills of a module in the place of the constants of its calls of `F.pad`, whose widths it notes."""
+
+    def __init__(self, module: nn.Module, calls: list[list[int]]) -> None:
+        super().__init__()
+        self.module, self.calls = module, calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.pad:
+            return func(*args, **kwargs)
+        x, widths, value = _read_arguments(args, kwargs)
+        fill = getattr(self.module, f"{FILL}{len(self.calls)}", None)
+        self.calls.append(widths)
+        if fill is None:
+            return func(*args, **kwargs)
+        channels = [axis for axis, length in enumerate(fill.shape) if length > 1]
+        if value is None or fill.dim() != x.dim() or any(_is_padded(axis, x.dim(), widths) for axis in channels):
+            raise ValueError(
+                f"{type(self.module).__name__} of this folded model pads an input of shape {tuple(x.shape)} by "
+                f"{widths}, unlike on the example it was folded on"
+            )
+        if not any(widths):
+            return x
+        fill = fill.to(x.dtype)
+        return F.pad(x - fill, widths) + fill
+
+
+def _read_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, list[int], float | None]:
+    """Returns the input of `F.pad`, the widths, and the constant, None in other modes."""
     given = {"mode": "constant", "value": None, **dict(zip(PAD_ARGUMENTS, args, strict=False)), **kwargs}
     value = float(given["value"] or 0.0) if given["mode"] == "constant" else None
     return given["input"], [int(width) for width in given["pad"]], value
 
 
-def is_padded(axis: int, num_dims: int, widths: list[int]) -> bool:
+def _is_padded(axis: int, num_dims: int, widths: list[int]) -> bool:
     """Whether widths, which count axes from the back, pad or crop an axis."""
     place = (-1 - axis if axis < 0 else num_dims - 1 - axis) * 2
     return any(widths[place : place + 2])
-
-
-def install_fills(module: nn.Module, fills: Mapping[str, Tensor], counts: Collection[int]) -> None:
-    """Gives a module the fills of its calls of `F.pad`.
-
-    Args:
-        module: is changed in place.
-        fills: by `FILL` and the number of the call, in the shape of one position of what is padded.
-        counts: how often the module may call `F.pad` in one forward.
-    """
-    for name, fill in fills.items():
-        module.register_buffer(name, fill)
-    module.forward = PaddedForward(module, counts).run
-
-
-def find_padded_forward(module: nn.Module) -> PaddedForward | None:
-    """What runs a module that `install_fills` has prepared; None for any other."""
-    owner = getattr(module.forward, "__self__", None)
-    return owner if isinstance(owner, PaddedForward) else None

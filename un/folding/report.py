@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from un.folding.apply import Plan
+from un.folding.frames import Form
+from un.folding.graph import Graph, LinearUse, NormCall, Sum
+
 FOLDED = "folded"
 AFFINE = "affine folded"
 MULTIPLY = "multiply"
 MULTIPLY_ADD = "multiply-add"
 KEPT = "kept"
+
+NAMES_LISTED = 3  # of the weights that took a map
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class FoldRow:
             reads a concatenation of several positions' channels, R7 an untied output projection, R8 the stream of a
             post-norm model, cumulative or local; empty where nothing moved.
         into: names of the weights and biases that took the map.
-        stays: why and what, empty where nothing does.
+        stays: what stays and why, empty where nothing does.
         largest_scale: largest |scale| of the norm's own map.
         condition: max|scale| / min|scale| of the product carried on in the stream (R8), else None.
     """
@@ -39,17 +48,17 @@ class FoldRow:
     largest_scale: float
     condition: float | None = None
 
-    def describe(self) -> str:
-        """The row's last column: where the map went and what stays."""
+    def list_cells(self) -> list[str]:
+        """Returns the row of the printed table; its last cell says where the map went and what stays."""
         parts = []
         if self.into:
-            more = f" and {len(self.into) - 2} more" if len(self.into) > 3 else ""
-            parts.append(f"into {', '.join(self.into[: 2 if more else 3])}{more}")
+            more = len(self.into) - NAMES_LISTED
+            parts.append(f"into {', '.join(self.into[:NAMES_LISTED])}" + (f" and {more} more" if more > 0 else ""))
         if self.condition is not None:
             parts.append(f"condition {self.condition:.3g}")
         if self.stays:
             parts.append(self.stays)
-        return "; ".join(parts)
+        return [self.site, self.norm, self.outcome, self.rule, f"{self.largest_scale:.3g}", "; ".join(parts)]
 
 
 @dataclass(frozen=True)
@@ -89,10 +98,9 @@ class FoldReport:
         return max((row.condition for row in self.rows if row.condition is not None), default=1.0)
 
     def __str__(self) -> str:
-        header = ("site", "norm", "outcome", "rule", "scale", "")
-        table = [header, *map(_format_row, self.rows)]
+        table = [["site", "norm", "outcome", "rule", "scale", ""], *(row.list_cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
         summary = (
             f"{len(self.folded)} of {len(self.rows)} norms folded; outputs differ by {self.difference:.1e} of the "
             f"largest in float64, {self.difference_in_type:.1e} in the model's type"
@@ -100,5 +108,91 @@ class FoldReport:
         return "\n".join([*lines, *self.notes, summary])
 
 
-def _format_row(row: FoldRow) -> tuple[str, str, str, str, str, str]:
-    return row.site, row.norm, row.outcome, row.rule, f"{row.largest_scale:.3g}", row.describe()
+def list_rows(plan: Plan) -> tuple[FoldRow, ...]:
+    return tuple(_make_row(plan, index) for index, site in enumerate(plan.sites) if not site.is_layer_scale)
+
+
+def list_notes(plan: Plan) -> tuple[str, ...]:
+    notes = [f"{name} was tied and has its own memory now" for name in plan.untied]
+    notes += [f"{name} gets a bias" for name in plan.rewrite.new_biases]
+    placed = zip(plan.sites, plan.forms, strict=True)
+    merged = [site.name for site, form in placed if site.is_layer_scale and form is Form.BACKWARD]
+    if merged:
+        notes.append(f"R10: {', '.join(merged)} merged into the layers before them")
+    filled = sorted({module or "the model" for module, _ in plan.fills})
+    if filled:
+        notes.append(f"R6: padding in {', '.join(filled)} puts in what the norms before it made of the constant")
+    if plan.obstacle:
+        notes.append(f"followed and compared in the model's own type: {plan.obstacle}")
+    return (*notes, *plan.graph.notes)
+
+
+def _make_row(plan: Plan, index: int) -> FoldRow:
+    site, form = plan.sites[index], plan.forms[index]
+    next_norms = plan.solver.list_norm_readers(index) if form is Form.FORWARD else []
+    into = (*(plan.sites[reader].name for reader in next_norms), *plan.rewrite.touched.get(index, ()))
+    outcome, rule = _name_outcome(plan, index)
+    stays = "" if outcome == FOLDED else _explain(plan, index)
+    largest = float(site.scale.abs().max()) if site.scale.numel() else 0.0
+    condition = None if form is Form.KEEP else plan.frames.conditions.get(index)
+    return FoldRow(", ".join(site.names), site.describe(), outcome, rule, into, stays, largest, condition)
+
+
+def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
+    """Returns the outcome of a norm and its rule; R4 and R5 are cases of R1."""
+    form = plan.forms[index]
+    if form is Form.KEEP:
+        return (MULTIPLY_ADD if index in plan.frames.residues else KEPT), ""
+    if form is Form.MULTIPLY:
+        return MULTIPLY, "R8 local"
+    if form is Form.BACKWARD:
+        return FOLDED, "R3"
+    outcome = FOLDED if plan.sites[index].offline else AFFINE
+    if plan.solver.feeds_sum(index):
+        return outcome, "R8 cumulative"
+    into = plan.rewrite.touched.get(index, ())
+    if any(name in plan.untied for name in into):
+        return outcome, "R7"
+    uses = [source for source in plan.graph.sources if isinstance(source, LinearUse) and source.stored.name in into]
+    if uses and all(use.weight.dim() > 2 for use in uses):
+        return outcome, "R2"
+    if _is_final(plan.graph, index):
+        return outcome, "R4"
+    return outcome, "R5" if all(map(_is_concatenation, plan.solver.calls[index])) else "R1"
+
+
+def _is_final(graph: Graph, site: int) -> bool:
+    """Whether nothing comes after a norm but linear maps that read it, and sums of their outputs."""
+    of_norm, of_heads = (torch.zeros(graph.size, dtype=torch.bool) for _ in range(2))
+    for source in graph.sources[: graph.num_example_sources]:
+        if isinstance(source, NormCall) and source.site == site:
+            of_norm[source.outputs] = True
+        elif bool(of_norm.any()):
+            if not _is_head(source, of_norm, of_heads):
+                return False
+            of_heads[source.outputs] = True
+    return True
+
+
+def _is_head(source: LinearUse | NormCall | Sum, of_norm: Tensor, of_heads: Tensor) -> bool:
+    if isinstance(source, Sum):
+        return bool((of_heads[source.left] & of_heads[source.right]).all())
+    return isinstance(source, LinearUse) and source.inputs is not None and bool(of_norm[source.inputs].all())
+
+
+def _is_concatenation(call: NormCall) -> bool:
+    """Whether a norm reads several positions' channels as one row: every input code equally often, more than once."""
+    codes, counts = torch.unique(call.inputs, return_counts=True)
+    return bool(codes[0] != 0) and int(counts[0]) > 1 and bool((counts == counts[0]).all())
+
+
+def _explain(plan: Plan, index: int) -> str:
+    """Says what stays of a norm and why."""
+    site, reason = plan.sites[index], plan.reasons.get(index, "")
+    if site.obstacle:
+        return site.obstacle
+    if not plan.solver.calls[index]:
+        return "not reached on the example inputs"
+    if reason or site.offline:
+        return reason
+    return "not offline: its normalization of each row stays"

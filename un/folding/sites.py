@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from un.norms.core.base import Norm, statistics_dtype
 from un.surgery.attachments import make_plain
 from un.surgery.layout import find_inner
-from un.surgery.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, measure
+from un.surgery.measurement import FIT_TOLERANCE, NORMALIZERS, SATURATION, NormTraits, measure
 from un.surgery.probing import ALL, Probe, ProbeError, compare, find_axis
-from un.surgery.recognition import NormTraits, list_extra_inputs, recognize_norm, walk_norms
+from un.surgery.recognition import list_extra_inputs, recognize_norm, walk_norms
 
 MAX_VECTORS = 4  # of a norm whose parameters are to do nothing: all fillings with 1 and 0 are tried
 SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale makes, be it computed in float32
@@ -23,30 +22,17 @@ SCALE_TOLERANCE = 1e-6  # relative, between a product and what a LayerScale make
 
 @dataclass(frozen=True)
 class FoldSite:
-    """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale.
+    """A norm of the model, or a LayerScale, which is treated as a norm that is only a scale."""
 
-    Attributes:
-        names: dotted names, several where the model holds one norm more than once.
-        norm: the module.
-        scale: (C,), float64, of the map y = scale * x + shift that folding may move.
-        shift: (C,), float64.
-        offline: whether the map is all that the norm does at inference; otherwise it follows a part that stays.
-        channel_axis: of the norm's output, -1, 1 or -2.
-        obstacle: why nothing of this norm can be moved; empty where it can.
-        is_layer_scale: whether it is a LayerScale.
-        neutral: of a norm that follows a part that stays, the values at which its vectors do nothing; None where they
-            are taken out.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # dotted, several where the model holds one norm more than once
     norm: nn.Module
-    scale: Tensor
+    scale: Tensor  # (C,), float64, of the map y = scale * x + shift that folding may move
     shift: Tensor
-    offline: bool
-    channel_axis: int
-    obstacle: str = ""
+    offline: bool  # whether the map is all that the norm does at inference; otherwise it follows a part that stays
+    channel_axis: int  # -1, 1 or -2
+    obstacle: str = ""  # why nothing of this norm can be moved; empty where it can
     is_layer_scale: bool = False
-    neutral: tuple[float, ...] | None = None
+    neutral: tuple[float, ...] | None = None  # not offline: where its vectors do nothing; None: they are taken out
 
     @property
     def name(self) -> str:
@@ -54,31 +40,26 @@ class FoldSite:
         return self.names[0]
 
     def describe(self) -> str:
-        """Class and channels, e.g. UnifiedNorm(192)."""
+        """Returns class and channels, e.g. UnifiedNorm(192)."""
         inner = find_inner(self.norm)
         text = f"{type(inner).__name__}({len(self.scale)})"
         return text if inner is self.norm else f"ChannelFirst({text})"
 
 
 def find_sites(model: nn.Module) -> list[FoldSite]:
-    """Every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
-    names: dict[nn.Module, list[str]] = {}
-    traits: dict[nn.Module, NormTraits | int] = {}
-    found: Iterable[tuple[str, nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
-    for name, norm, recognized in found:
-        names.setdefault(norm, []).append(name)
-        traits[norm] = recognized
-    return [_read_site(norm, tuple(of_norm), traits[norm]) for norm, of_norm in names.items()]
+    """Returns every norm over channels and LayerScale in module order; norms inside norms belong to the outer one."""
+    found: list[tuple[tuple[str, ...], nn.Module, NormTraits | int]] = walk_norms(model, _recognize)
+    return [_read_site(norm, names, traits) for names, norm, traits in found]
 
 
 def _recognize(module: nn.Module) -> NormTraits | int | None:
-    """Traits of a norm, or the axis of a LayerScale."""
+    """Returns the traits of a norm, or the axis of a LayerScale."""
     traits = recognize_norm(module)
     return traits if traits is not None and traits.is_site else find_scaled_axis(module)
 
 
 def find_scaled_axis(module: nn.Module) -> int | None:
-    """The axis of which a module multiplies every channel by its own parameter: -1, 1 or -2; None where it does not.
+    """Returns the axis (-1, 1 or -2) along which a module multiplies by one parameter per channel, and does no more.
 
     LayerScales have no class or attribute in common, so a copy of every module with one vector and nothing else is
     asked: with a random vector, only a plain multiplication gives the product.
@@ -109,7 +90,7 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
         for value, neutral in ((traits.scale, 1.0), (traits.shift, 0.0))
     )
     if isinstance(inner, Norm):
-        plain: Any = None if obstacle else Probe(inner, torch.float64).module  # whatever computes its weights
+        plain: Any = None if obstacle else Probe(inner, torch.float64).module  # makes its weights plain
         affine = None if plain is None else plain.affine()
         if affine is not None:
             scale, shift = (value.detach().double() for value in affine)
@@ -126,13 +107,10 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
 
 
 def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[float, ...] | None]:
-    """Finds what can leave a norm: the scale by which it differs from itself with other parameters.
-
-    Returns:
-        The scale, and the neutral values of its vectors, None where weight and bias are taken out.
+    """Returns the scale that can leave a norm, and the neutral values of its vectors; None: they are taken out.
 
     Raises:
-        ProbeError: nothing can leave.
+        ProbeError: the norm does not work without its scale and shift.
     """
     found: list[tuple[float, Tensor, tuple[float, ...] | None]] = []
     count = len(_list_vectors(Probe(norm, torch.float64).module))
@@ -152,17 +130,17 @@ def _separate(norm: nn.Module, axis: int, scale: Tensor, shift: Tensor) -> tuple
             if found[-1][0] == 0:
                 break
     if not found:
-        raise ProbeError("does not go on without its scale and shift")
+        raise ProbeError("does not work without its scale and shift")
     return min(found, key=lambda one: one[0])[1:]
 
 
 def _list_vectors(norm: nn.Module) -> list[str]:
-    """Names of its parameters that are no scalars."""
+    """Returns the names of its parameters that are not scalars."""
     return [name for name, value in norm._parameters.items() if value is not None and value.numel() > 1]
 
 
 def remove_affine(norm: nn.Module, neutral: tuple[float, ...] | None) -> None:
-    """Takes weight and bias out of a norm which goes on without them, or sets its vectors to neutral values."""
+    """Takes weight and bias out of a norm that works without them, or sets its vectors to neutral values."""
     inner = find_inner(norm)
     make_plain(inner)
     if neutral is not None:
@@ -179,7 +157,7 @@ def remove_affine(norm: nn.Module, neutral: tuple[float, ...] | None) -> None:
 
 
 def read_dtype(norm: nn.Module) -> torch.dtype:
-    """The type in which what is left of a norm should be stored: that of its statistics."""
+    """Returns the type in which what is left of a norm should be stored: that of its statistics."""
     inner = find_inner(norm)
     tensors = [*inner.parameters(), *inner.buffers()]
     widest = max((t.dtype for t in tensors if t.is_floating_point()), key=lambda dtype: dtype.itemsize, default=None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ SENSITIVITY = 1e-6  # relative change by noise of order 1 on every norm, below w
 
 
 def list_tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of nested outputs.
+    """Returns the tensors of nested outputs.
 
     Raises:
         ValueError: there are none.
@@ -28,7 +27,7 @@ def list_tensors(outputs: Any) -> list[Tensor]:
 
 
 def measure_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """Largest difference over the largest finite value, of the worst of several outputs; inf where kinds differ."""
+    """Returns the largest difference over the largest finite value, of the worst output; inf where kinds differ."""
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     return max(_measure_one(left, right) for left, right in zip(expected, actual, strict=True))
@@ -52,46 +51,46 @@ def measure_inside(
     original: nn.Module,
     folded: nn.Module,
     inputs: Inputs,
-    dtype: torch.dtype | None,
     norms: Sequence[str],
     changed: Collection[str],
 ) -> float:
-    """The difference of the outputs, or where they do not depend on the norms, that of the last module which does.
+    """Returns the difference of the outputs, or, where they do not depend on the norms, of the last module that does.
 
-    A head that is still zero gives the same whatever comes in, and so proves nothing of what comes before it.
+    A head that is still zero returns the same for every input, and so proves nothing about the layers before it.
 
     Args:
         original: a copy of the model that may be used up.
-        folded: of the folded model, likewise.
+        folded: a copy of the folded model, likewise.
         inputs: the example.
-        dtype: to which floating-point inputs are cast.
         norms: names of the norms of which something has moved.
         changed: names of the modules that are meant to give other values in the folded model.
 
     Raises:
         ArithmeticError: there are such norms, and nothing that can be compared depends on them.
     """
-    expected = list_tensors(inputs.run(original, dtype))
-    difference = measure_difference(expected, list_tensors(inputs.run(folded, dtype)))
+    expected = list_tensors(inputs.run(original))
+    difference = measure_difference(expected, list_tensors(inputs.run(folded)))
     if not norms:
         return difference
-    with _disturb(original, norms):
-        if measure_difference(expected, list_tensors(inputs.run(original, dtype))) > SENSITIVITY:
-            return difference
-        disturbed = _record_outputs(original, inputs, dtype)
-    seen = [_record_outputs(model, inputs, dtype) for model in (original, folded)]
-    for name, output in reversed(seen[0].items()):
+    hooks = [original.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
+    if measure_difference(expected, list_tensors(inputs.run(original))) > SENSITIVITY:
+        return difference
+    disturbed = _record_outputs(original, inputs)
+    for hook in hooks:
+        hook.remove()
+    left, right = (_record_outputs(model, inputs) for model in (original, folded))
+    for name, output in reversed(left.items()):
         depends = measure_difference([output], [disturbed.get(name, output)]) > SENSITIVITY
-        if depends and name not in changed and name in seen[1]:
-            return measure_difference([output], [seen[1][name]])
+        if depends and name not in changed and name in right:
+            return measure_difference([output], [right[name]])
     raise ArithmeticError(
         "no output that could be compared depends on the norms on the example inputs, so nothing shows that the fold "
         "is right: give other inputs, or fold the trained model if this one still has zeros for weights"
     )
 
 
-def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The last tensor that each module gives, in the order in which the modules end."""
+def _record_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Returns the last tensor that each module gives, in the order in which the modules end."""
     outputs: dict[str, Tensor] = {}
 
     def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -103,21 +102,10 @@ def _record_outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None)
         return keep
 
     hooks = [module.register_forward_hook(make_hook(name)) for name, module in model.named_modules() if name]
-    inputs.run(model, dtype)
+    inputs.run(model)
     for hook in hooks:
         hook.remove()
     return outputs
-
-
-@contextlib.contextmanager
-def _disturb(model: nn.Module, norms: Sequence[str]) -> Iterator[None]:
-    """Adds noise to what norms give."""
-    hooks = [model.get_submodule(norm).register_forward_hook(_add_noise) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _add_noise(module: nn.Module, args: Any, out: Tensor) -> Tensor:

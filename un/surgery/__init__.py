@@ -3,7 +3,8 @@
 from un.surgery.layout import ChannelFirst
 from un.surgery.masking import share_pad_mask
 from un.surgery.recognition import is_norm
-from un.surgery.replacement import NormFactory, SurgeryReport, replace_norms, reset_norm_steps
+from un.surgery.replacement import SurgeryReport, replace_norms, reset_norm_steps
+from un.surgery.sites import NormFactory
 
 __all__ = [
     "ChannelFirst",

@@ -1,6 +1,8 @@
-"""What is attached to a module from outside: hooks, and weights that torch computes from other tensors."""
+"""What belongs to a module and is not written in its forward: hooks, computed weights, and fused kernels around it."""
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -9,9 +11,13 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 CALL_HOOKS = (
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_backward_pre_hooks", "_backward_hooks"),
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
 )
 STATE_HOOKS = (
     "_state_dict_pre_hooks",
@@ -21,13 +27,16 @@ STATE_HOOKS = (
 )
 # Before every call these hooks of torch compute a weight and set it as a plain attribute.
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
-SOURCE_SUFFIXES = ("_g", "_v", "_u", "_orig", "_mask")  # what they name the tensors behind a weight
+# Attribute -> off. At inference these fused kernels compute LayerNorm themselves, from weight, bias and eps of whatever
+# is in its place: they would bypass another norm, and fail where there is none. They belong to
+# nn.TransformerEncoderLayer, nn.TransformerEncoder and fairseq 0.12.2's encoder layer.
+KERNEL_SWITCHES = {"activation_relu_or_gelu": 0, "use_nested_tensor": False, "can_use_fastpath": False}
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> list[str]:
-    """Gives the hooks of a module's calls to the one that takes its place; their handles go on working.
+    """Moves the hooks on a module's calls to the module that takes its place; their handles keep working.
 
-    Hooks that compute a weight, and those of state dicts, know only the old module: they stay with it.
+    Hooks that compute a weight, and those of state dicts, belong to the old module alone and stay with it.
 
     Returns:
         What was carried and what was not, e.g. "forward hooks carried over".
@@ -48,7 +57,7 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> list[str]:
 
 
 def list_computed_weights(module: nn.Module) -> list[tuple[str, str]]:
-    """Every weight that torch computes from other tensors: its name and what computes it, as (weight, _WeightNorm)."""
+    """Returns each weight that torch computes from other tensors and what computes it, as ("weight", "_WeightNorm")."""
     found = []
     if parametrize.is_parametrized(module):
         for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
@@ -63,23 +72,32 @@ def make_plain(module: nn.Module) -> None:
     `parametrize.remove_parametrizations` does not serve: it takes a property away from the class of the module, which
     a copy shares with the original.
     """
-    values = {}
     if parametrize.is_parametrized(module):
         values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module._modules["parametrizations"]
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad))
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, WEIGHT_HOOKS):
             del module._forward_pre_hooks[key]
-            hook(module, ())
-            name = _name_weight(hook)
-            values[name] = vars(module).pop(name)
-            for tensors in (module._parameters, module._buffers):
-                for source in [f"{name}{suffix}" for suffix in SOURCE_SUFFIXES]:
-                    tensors.pop(source, None)
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad))
+            hook.remove(module)
 
 
 def _name_weight(hook: WeightNorm | SpectralNorm | BasePruningMethod) -> str:
     return hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
+
+
+def avoid_fused_kernels(model: nn.Module, norms: Set[nn.Module]) -> list[tuple[str, str]]:
+    """Switches off the fused kernels of every module that holds one of `norms`.
+
+    Returns:
+        For each change, where ("the model" or a dotted name) and what, e.g. "can_use_fastpath set to False".
+    """
+    changes = []
+    for name, module in model.named_modules():
+        for switch, off in KERNEL_SWITCHES.items():
+            if getattr(module, switch, off) != off and not norms.isdisjoint(module.modules()):
+                setattr(module, switch, off)
+                changes.append((name or "the model", f"{switch} set to {off}"))
+    return changes

@@ -26,21 +26,18 @@ class ChannelFirst(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """C of the inner norm."""
         return self.norm.num_features
 
     @property
     def weight(self) -> nn.Parameter | None:
-        """Weight (C,) of the inner norm."""
         return self.norm.weight
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """Bias (C,) of the inner norm."""
         return self.norm.bias
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """The inner norm's inference map: scale and shift, each (C,), along the axis of the channels."""
+        """Returns the inner norm's inference map: scale and shift, each (C,), along the axis of the channels."""
         return self.norm.affine()
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
@@ -50,10 +47,9 @@ class ChannelFirst(nn.Module):
         return y.movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
-        """The axis of the channels, where it is not 1."""
         return "" if self.axis == 1 else f"axis={self.axis}"
 
 
 def find_inner(norm: nn.Module) -> nn.Module:
-    """The norm inside a layout wrapper, or the norm itself."""
+    """Returns the norm inside a layout wrapper, or the norm itself."""
     return norm.norm if isinstance(norm, ChannelFirst) else norm

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from un.surgery.probing import NO_CHILDREN, TYPES, Probe, ProbeError, find_axis
+from un.surgery.probing import NO_CHILDREN, Probe, ProbeError, find_axis
 
 Normalizer = Callable[[Tensor], Tensor]
 
@@ -36,21 +37,34 @@ SATURATION: Normalizer = torch.sign  # what Dynamic Tanh and its like make of ro
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A norm y = scale * normalised x + shift.
+class NormTraits:
+    """What a norm does: y = scale * normalised x + shift.
 
     Attributes:
+        num_features: C, or how many values the norm takes together; 0 where it is not known.
         axis: of the channels: -1, 1 or -2.
         scale: (C,), float64, relative to rows of unit variance, or of unit mean square where nothing is centred; None
-            where it is 1 and the norm has no weight.
-        shift: (C,), float64; None where it is 0 and the norm has no bias.
+            where it is 1 and the norm has no weight, or where values are not known, as on the meta device.
+        shift: (C,), float64; None where it is 0 and the norm has no bias, or where values are not known.
         has_affine: whether the norm has parameters.
+        rest: modules of its own that it applies to the result, as timm's norms with an activation do.
+        obstacle: why it is not understood, as the end of a sentence; empty where it is.
+        is_claimed: whether the module's class says that it is a norm, so that an obstacle is an error.
     """
 
-    axis: int
-    scale: Tensor | None
-    shift: Tensor | None
-    has_affine: bool
+    num_features: int
+    axis: int = -1
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    has_affine: bool = True
+    rest: tuple[nn.Module, ...] = ()
+    obstacle: str = ""
+    is_claimed: bool = True
+
+    @property
+    def is_site(self) -> bool:
+        """Whether the module is a norm; otherwise it only looks like one."""
+        return self.is_claimed or not self.obstacle
 
 
 def measure(
@@ -58,31 +72,36 @@ def measure(
     num_channels: int,
     normalizers: Sequence[Normalizer] = NORMALIZERS,
     children: Mapping[str, nn.Module] = NO_CHILDREN,
-) -> Measurement:
-    """Measures a norm over channels.
+) -> NormTraits:
+    """Measures a norm over channels: its axis, scale and shift.
 
     A copy with random parameters is asked first, because those of the moment may hide a part of what it does.
 
     Args:
-        module: anything; it is left as it is. On the meta device scale and shift are not known and are None.
+        module: anything; it is left as it is.
         num_channels: C.
         normalizers: what may happen to a row before scale and shift.
         children: stand under these names while it is measured.
 
     Raises:
-        ProbeError: it is no such norm, or does not answer.
+        ProbeError: it is not such a norm, or cannot be measured.
     """
-    for dtype in TYPES:
-        try:
-            drawn, actual = Probe(module, dtype, children), Probe(module, dtype, children)
-            return _measure(drawn, actual, num_channels, normalizers)
-        except ProbeError as error:
-            if error.is_other or dtype is TYPES[-1]:
-                raise
-    raise AssertionError("unreachable")
+    try:
+        return _measure(module, torch.float64, num_channels, normalizers, children)
+    except ProbeError as error:
+        if error.is_other:
+            raise
+    return _measure(module, torch.float32, num_channels, normalizers, children)  # its own constants may be float32
 
 
-def _measure(drawn: Probe, actual: Probe, num_channels: int, normalizers: Sequence[Normalizer]) -> Measurement:
+def _measure(
+    module: nn.Module,
+    dtype: torch.dtype,
+    num_channels: int,
+    normalizers: Sequence[Normalizer],
+    children: Mapping[str, nn.Module],
+) -> NormTraits:
+    drawn, actual = Probe(module, dtype, children), Probe(module, dtype, children)
     drawn.draw_parameters()
 
     def explains(x: Tensor, y: Tensor) -> bool:
@@ -90,63 +109,54 @@ def _measure(drawn: Probe, actual: Probe, num_channels: int, normalizers: Sequen
 
     axis, x = find_axis(drawn, num_channels, explains, "normalise over channels, each position by itself")
     parameters = list(actual.module.parameters(recurse=False))
-    has_affine = bool(parameters)
-    weight, bias = (_read(actual.module, name, num_channels) for name in ("weight", "bias"))
+    traits = NormTraits(num_channels, axis, has_affine=bool(parameters))
     if actual.is_empty:
-        return Measurement(axis, None, None, has_affine)
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        return Measurement(axis, weight, bias, has_affine)  # memory that is still to be filled, or a diverged model
-    answers = [y.movedim(axis, -1) for y in (drawn.call(x), actual.call(x)) if y is not None]
+        return traits
+    weight, bias = (_read(actual.module, name, num_channels) for name in ("weight", "bias"))
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):  # not filled yet, or a diverged model
+        return dataclasses.replace(traits, scale=weight, shift=bias)
+    answers = [y.movedim(axis, -1).flatten(0, -2) for y in (drawn.call(x), actual.call(x)) if y is not None]
     for normalize in normalizers:
-        normalized = normalize(x.movedim(axis, -1))
+        normalized = normalize(x.movedim(axis, -1)).flatten(0, -2)
         fits = [fit for fit in (_fit(normalized, y) for y in answers) if fit is not None]
         if len(fits) == 2:
+            scale, shift, error = fits[1]
             # Without parameters, a factor may tell one estimate of the variance from another: they differ by 1 / (2 C).
-            tolerance = max(EXACT_TOLERANCE, 10 * fits[1].error) if has_affine else 1 / num_channels
-            return Measurement(axis, *_settle(fits[1], weight, bias, tolerance), has_affine)
+            tolerance = max(EXACT_TOLERANCE, 10 * error) if parameters else 1 / num_channels
+            # Stored values have no rounding of a measurement.
+            keeps_weight = _measure_error(normalized, answers[1], weight, shift) <= tolerance
+            keeps_bias = _measure_error(normalized, answers[1], scale, bias) <= tolerance
+            return dataclasses.replace(
+                traits, scale=weight if keeps_weight else scale, shift=bias if keeps_bias else shift
+            )
     raise ProbeError("does with its present parameters something else than with others", is_other=True)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """y = scale * n + shift for rows n and y (R, C): both (C,), the largest relative error, max|n| and max|y| (C,)."""
-
-    scale: Tensor
-    shift: Tensor
-    error: float
-    spread: Tensor
-    largest: Tensor
-
-
-def _fit(normalized: Tensor, y: Tensor) -> _Fit | None:
-    """Explains y by scale and shift of normalised rows, both (..., C); None where that fails.
+def _fit(normalized: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """Explains y by scale and shift (C,) of normalised rows, both (..., C); None where that fails.
 
     Every row comes with its negative: the shift is a mean, the scale a regression.
+
+    Returns:
+        Scale, shift and the relative error.
     """
     normalized, y = normalized.flatten(0, -2), y.flatten(0, -2)
-    shift = y.mean(0)
-    power = normalized.square().mean(0)
+    shift, power = y.mean(0), normalized.square().mean(0)
     scale = torch.where(power > 0, (normalized * y).mean(0) / power, 0.0)
-    largest = y.abs().amax(0)
-    error = (y - scale * normalized - shift).abs()
-    if not bool((error <= FIT_TOLERANCE * largest).all()):  # nor where anything is not finite
-        return None
-    relative = float((error / largest.clamp(min=torch.finfo(y.dtype).tiny)).max())
-    return _Fit(scale, shift, relative, normalized.abs().amax(0), largest)
+    error = _measure_error(normalized, y, scale, shift)
+    return (scale, shift, error) if error <= FIT_TOLERANCE else None  # nor where anything is not finite
 
 
-def _settle(
-    fit: _Fit, weight: Tensor | None, bias: Tensor | None, tolerance: float
-) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift: weight and bias, which have no rounding of a measurement, where they are what was measured."""
-    limit = tolerance * fit.largest
-    by_weight = (fit.scale - (1.0 if weight is None else weight)).abs() * fit.spread <= limit
-    by_bias = (fit.shift - (0.0 if bias is None else bias)).abs() <= limit
-    return weight if bool(by_weight.all()) else fit.scale, bias if bool(by_bias.all()) else fit.shift
+def _measure_error(normalized: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None) -> float:
+    """Returns the largest error of scale * normalized + shift, (R, C), over each channel's largest |y|."""
+    expected = normalized if scale is None else scale * normalized
+    expected = expected if shift is None else expected + shift
+    largest = y.abs().amax(0).clamp(min=torch.finfo(y.dtype).tiny)
+    return float(((y - expected).abs() / largest).max())
 
 
 def _read(module: nn.Module, name: str, num_channels: int) -> Tensor | None:
-    """A parameter as (C,) in float64; None where there is none of that size."""
+    """Returns a parameter as (C,) in float64; None where there is none of that size."""
     value = getattr(module, name, None)
     if not isinstance(value, Tensor) or value.numel() != num_channels:
         return None

@@ -1,4 +1,4 @@
-"""Asks copies of modules what they make of made-up inputs, whatever their classes and attributes are called."""
+"""Runs copies of modules on made-up inputs, to learn what they do whatever they are called."""
 
 from __future__ import annotations
 
@@ -22,18 +22,14 @@ SHAPES = ((2, 3), (6,), (2, 3, 2), (2, 3, 2, 2))  # of inputs but C; a sequence 
 AXES = (-1, 1, -2)  # where channels may be; of two that mean the same for every input a norm takes, the first is meant
 TYPES = (torch.float64, torch.float32)  # the second for modules whose own constants are float32
 # log10 of the smallest and largest rows of an input
-ORDINARY = (-2.0, 1.0)  # eps and whatever is not linear show
+ORDINARY = (-2.0, 1.0)  # small enough that eps, and anything that is not linear, shows
 LARGE = (4.0, 7.0)  # eps = 1e-3 changes the smallest by 5e-12, squares of the largest fit float32
 ALL = (-2.0, 7.0)
 NO_CHILDREN: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class ProbeError(ValueError):
-    """Says why a module is not understood, as the end of a sentence.
-
-    Attributes:
-        is_other: whether it answered, and does something else than was looked for.
-    """
+    """Says why a module is not understood, as the end of a sentence; `is_other` where it does something else."""
 
     def __init__(self, reason: str, is_other: bool = False) -> None:
         super().__init__(reason)
@@ -41,42 +37,40 @@ class ProbeError(ValueError):
 
 
 class Probe:
-    """A copy of a module to be asked: in evaluation mode, without hooks, and deaf to what is around it.
+    """A copy of a module to experiment with: in evaluation mode, without hooks, shielded from its surroundings.
 
     Args:
         module: is left as it is.
         dtype: of the copy.
         children: what stands in the copy under these names.
 
-    Attributes:
-        is_empty: whether the module is on the meta device, so that the copy's values mean nothing.
-        error: of the first call that failed.
-
     Raises:
         ProbeError: the module cannot be copied.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, children: Mapping[str, nn.Module] = NO_CHILDREN) -> None:
-        self.dtype, self.device, self.error = dtype, torch.device("cpu"), ""
+        self.dtype, self.device = dtype, torch.device("cpu")
+        self.error = ""  # of the first call that failed
+        # On the meta device: the copy's values mean nothing.
         self.is_empty = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         try:
             with _be_quiet(self.device):
                 self.module = _copy(module, dtype)
                 for name, child in children.items():
                     setattr(self.module, name, child)
-        except Exception as error:  # foreign code: anything may come
+        except Exception as error:  # foreign code can raise anything
             raise ProbeError(f"cannot be copied ({_shorten(error)})") from None
         self.device = next((tensor.device for tensor in self.module.parameters()), self.device)
 
     def call(self, x: Tensor) -> Tensor | None:
-        """The output in float64 on the CPU; None where it fails or gives anything but real numbers in x's shape."""
+        """Returns the output in float64 on the CPU; None where it fails or gives no real numbers in x's shape."""
         try:
             with _be_quiet(self.device):
                 # forward() and not __call__, which would run hooks that watch all modules.
                 y = self.module.forward(x.to(self.device, self.dtype, copy=True))
                 is_answer = isinstance(y, Tensor) and y.is_floating_point() and y.shape == x.shape
                 return y.detach().cpu().double() if is_answer else None
-        except Exception as error:  # foreign code: anything may come
+        except Exception as error:  # foreign code can raise anything
             self.error = self.error or _shorten(error)
             return None
 
@@ -88,7 +82,7 @@ class Probe:
 
 
 def draw_inputs(num_channels: int, sizes: tuple[float, float] = LARGE) -> list[Tensor]:
-    """Inputs (..., C) in float64 with the axes of SHAPES before C; each row comes with its negative.
+    """Returns inputs (..., C) in float64 with the axes of SHAPES before C; each row comes with its negative.
 
     Rows differ in size and mean. No other axis has size C, so that a norm with C parameters refuses a wrong layout.
     """
@@ -114,10 +108,9 @@ def find_axis(
     Args:
         probe: of the module.
         num_channels: C.
-        explains: whether a module over the last axis, of the kind that is looked for, turns the first tensor into the
-            second.
+        explains: whether such a module over the last axis turns the first tensor into the second.
         action: what such a module does, for the error.
-        sizes: of the inputs' rows.
+        sizes: log10 of the smallest and largest rows.
 
     Returns:
         The axis, and an input with channels there that the module takes.
@@ -125,8 +118,7 @@ def find_axis(
     Raises:
         ProbeError: the module takes none of the inputs; it does something else to some; no axis serves all it takes.
     """
-    found: dict[int, set[int]] = {}
-    taken: dict[tuple[int, int], Tensor] = {}
+    taken: dict[int, dict[int, Tensor]] = {}  # number of axes -> axis -> input
     for rows in draw_inputs(num_channels, sizes):
         num_axes = rows.dim()
         for axis in dict.fromkeys(axis % num_axes for axis in AXES):
@@ -134,23 +126,22 @@ def find_axis(
             y = probe.call(x)
             if y is None:
                 continue
-            axes = found.setdefault(num_axes, set())
+            inputs = taken.setdefault(num_axes, {})
             if explains(x.movedim(axis, -1), y.movedim(axis, -1)):
-                axes.add(axis)
-                taken[num_axes, axis] = x
-    if not found:
+                inputs[axis] = x
+    if not taken:
         reason = probe.error or "what it gives has another shape or type"
         raise ProbeError(f"takes no input of {num_channels} channels in any layout ({reason})")
-    if not all(found.values()):
+    if not all(taken.values()):
         raise ProbeError(f"does not {action}", is_other=True)
     for axis in AXES:
-        if all(axis % num_axes in axes for num_axes, axes in found.items()):
-            return axis, next(taken[num_axes, axis % num_axes] for num_axes in found)
+        if all(axis % num_axes in inputs for num_axes, inputs in taken.items()):
+            return axis, next(inputs[axis % num_axes] for num_axes, inputs in taken.items())
     raise ProbeError("has its channels on an axis that depends on the number of axes")
 
 
 def compare(modules: Sequence[nn.Module], num_channels: int, axis: int) -> list[Tensor]:
-    """What several modules make of one ordinary input that they all take, each (..., C) in float64.
+    """Returns what several modules make of one ordinary input that they all take, each (..., C) in float64.
 
     Raises:
         ProbeError: there is none.
@@ -166,7 +157,7 @@ def compare(modules: Sequence[nn.Module], num_channels: int, axis: int) -> list[
 
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy without hooks and computed weights; of tensors in a graph, which torch does not copy, the values."""
+    """Copies a module without hooks and computed weights; of tensors in a graph, which torch refuses, the values."""
     memo: dict[int, Any] = {**copy_computed(module)}
     for part in module.modules():
         for kind in (*CALL_HOOKS, *STATE_HOOKS):
@@ -183,7 +174,7 @@ def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def copy_computed(module: nn.Module) -> dict[int, Tensor]:
-    """Copies of the tensors in a graph of gradients that a module holds, as a memo for `copy.deepcopy`.
+    """Returns copies of the tensors in a graph of gradients that a module holds, as a memo for `copy.deepcopy`.
 
     They are kept from an earlier forward, or weights that every forward computes anew, as pruning and weight_norm do.
     """
@@ -193,7 +184,7 @@ def copy_computed(module: nn.Module) -> dict[int, Tensor]:
 
 @contextlib.contextmanager
 def _be_quiet(device: torch.device) -> Iterator[None]:
-    """Keeps what foreign code does to itself: no gradients, autocast, random numbers, default device or output."""
+    """Shields foreign code from its surroundings, and them from it: gradients, autocast, random numbers, output."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -207,5 +198,5 @@ def _be_quiet(device: torch.device) -> Iterator[None]:
 
 
 def _shorten(error: Exception) -> str:
-    """An error in one line."""
+    """Returns an error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

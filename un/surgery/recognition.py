@@ -13,8 +13,7 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from un.norms.core.base import Norm
 from un.surgery.layout import ChannelFirst, find_inner
-from un.surgery.measurement import NORMALIZERS, SATURATION, Normalizer, measure
+from un.surgery.measurement import NORMALIZERS, SATURATION, Normalizer, NormTraits, measure
 from un.surgery.probing import Probe, ProbeError, compare
 
 TORCH = "torch."  # its modules without normalized_shape are known to be no norms over channels
@@ -35,38 +34,8 @@ UNKNOWN_SIZE = 8  # channels of the inputs for a module without parameters that 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class NormTraits:
-    """What a norm does: y = scale * normalised x + shift.
-
-    Attributes:
-        num_features: C, or how many values the norm takes together; 0 where it is not known.
-        axis: of the channels: -1, 1 or -2.
-        scale: (C,), float64; None where the norm has no weight, or values on the meta device.
-        shift: (C,), float64; None where the norm has no bias, or values on the meta device.
-        has_affine: whether it has a weight.
-        rest: modules of its own that it applies to the result, as timm's norms with an activation do.
-        obstacle: why it is not understood, as the end of a sentence; empty where it is.
-        is_claimed: whether the module's class says that it is a norm, so that an obstacle is an error.
-    """
-
-    num_features: int
-    axis: int = -1
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    has_affine: bool = True
-    rest: tuple[nn.Module, ...] = ()
-    obstacle: str = ""
-    is_claimed: bool = True
-
-    @property
-    def is_site(self) -> bool:
-        """Whether the module is a norm; otherwise it only looks like one."""
-        return self.is_claimed or not self.obstacle
-
-
 def recognize_norm(module: nn.Module) -> NormTraits | None:
-    """What is known of a module that is a norm over channels, or looks like one; None of any other."""
+    """Returns what is known of a module that is a norm over channels, or looks like one; None of any other."""
     if isinstance(module, ChannelFirst):
         inner = recognize_norm(module.norm)
         return None if inner is None else dataclasses.replace(inner, axis=module.axis)
@@ -86,30 +55,37 @@ def recognize_norm(module: nn.Module) -> NormTraits | None:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm over channels, of `un.norms`, with a `normalized_shape`, or by what it does."""
-    if isinstance(module, Norm | ChannelFirst) or _has_normalized_shape(module):
-        return True
     traits = recognize_norm(module)
     return traits is not None and traits.is_site
 
 
 def walk_norms(
-    module: nn.Module, recognize: Callable[[nn.Module], T | None], prefix: str = ""
-) -> Iterator[tuple[str, nn.Module, T]]:
-    """Every name of every norm, the norm, and what was recognised in it; does not look for norms inside norms.
+    model: nn.Module, recognize: Callable[[nn.Module], T | None]
+) -> list[tuple[tuple[str, ...], nn.Module, T]]:
+    """Returns the dotted names of every norm, the norm, and what was recognised in it, in module order.
+
+    A norm has several names where the model holds it more than once. Norms inside norms are passed over.
 
     Args:
-        module: the model.
+        model: is not a norm itself.
         recognize: says something of a norm and None of other modules, as `recognize_norm` does.
-        prefix: of the names.
     """
-    for attribute, child in module._modules.items():  # named_children() would skip the second name of a shared child
-        if child is None:
-            continue
-        traits = recognize(child)
-        if traits is not None:
-            yield prefix + attribute, child, traits
-        else:
-            yield from walk_norms(child, recognize, f"{prefix}{attribute}.")
+    found: dict[nn.Module, T] = {}
+    names: dict[nn.Module, list[str]] = {}
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        for attribute, child in module._modules.items():  # named_children() would skip a shared child's second name
+            if child is None:
+                continue
+            recognized = found[child] if child in found else recognize(child)
+            if recognized is None:
+                walk(child, f"{prefix}{attribute}.")
+            else:
+                found[child] = recognized
+                names.setdefault(child, []).append(f"{prefix}{attribute}")
+
+    walk(model, "")
+    return [(tuple(names[norm]), norm, recognized) for norm, recognized in found.items()]
 
 
 def list_norms(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
@@ -117,12 +93,12 @@ def list_norms(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
 
     A norm inside a norm belongs to the outer one, a shared norm has its first name, and `ChannelFirst` is looked into.
     """
-    found: dict[nn.Module, tuple[str, nn.Module, int]] = {}
-    for name, norm, traits in walk_norms(model, recognize_norm):
+    listed = []
+    for names, norm, traits in walk_norms(model, recognize_norm):
         if not traits.obstacle:
             inner = find_inner(norm)
-            found.setdefault(norm, (name, inner, traits.axis if inner is norm else -1))
-    return list(found.values())
+            listed.append((names[0], inner, traits.axis if inner is norm else -1))
+    return listed
 
 
 def _has_normalized_shape(module: nn.Module) -> bool:
@@ -184,7 +160,7 @@ def _measure_with_children(module: nn.Module, num_channels: int, normalizers: Se
     obstacle = adaptive if extra else ""
     if children and not extra and not _is_applied_to_result(module, list(children), num_channels, measured.axis):
         obstacle = f"does more with modules of its own than apply them to the result ({', '.join(children)})"
-    return NormTraits(num_channels, **vars(measured), rest=tuple(children.values()), obstacle=obstacle)
+    return dataclasses.replace(measured, rest=tuple(children.values()), obstacle=obstacle)
 
 
 def _holds_norm(module: nn.Module) -> bool:
@@ -192,13 +168,13 @@ def _holds_norm(module: nn.Module) -> bool:
 
 
 def _list_children(module: nn.Module) -> dict[str, nn.Module]:
-    """Its modules by name; an Identity means that there is none."""
+    """Returns its modules by name; an Identity means that there is none."""
     children = module.named_children()
     return {k: v for k, v in children if k != "parametrizations" and not isinstance(v, nn.Identity)}
 
 
 def _count_channels(module: nn.Module) -> int | None:
-    """The common length of its parameters; 0 where there are only scalars, None where there are other shapes."""
+    """Returns the common length of its parameters; 0 for scalars only, None where there are other shapes."""
     children, sizes = _list_children(module), set()
     for name, parameter in module.named_parameters():
         if name.partition(".")[0] in children:
@@ -211,7 +187,7 @@ def _count_channels(module: nn.Module) -> int | None:
 
 
 def list_extra_inputs(module: nn.Module) -> list[str]:
-    """Names of what `forward` takes beside x."""
+    """Returns the names of what `forward` takes besides x."""
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):  # not written in Python

@@ -1,4 +1,4 @@
-"""The plan of a fold and its application to a copy of the model."""
+"""Turns a copy of the model into the folded one, as a plan says."""
 
 from __future__ import annotations
 
@@ -12,38 +12,58 @@ from un.folding.frames import Fill, Form, Frames
 from un.folding.graph import Graph
 from un.folding.padding import FILL, install_fills
 from un.folding.rewrite import Rewrite
-from un.folding.scale_shift import PassOn, ScaleShift
 from un.folding.sites import FoldSite, read_dtype, remove_affine
 from un.folding.solver import Solver
-from un.surgery.attachments import carry_hooks
-from un.surgery.fused_kernels import avoid_fused_kernels
+from un.surgery.attachments import avoid_fused_kernels, carry_hooks
+
+
+class ScaleShift(nn.Module):
+    """What is left of a norm that cannot vanish: scale * x + shift, or scale * x alone, in x's type.
+
+    It is computed in the type of the wider of x and scale.
+
+    Args:
+        scale: (C,) where the channels are last, (C, 1, ...) with one 1 per axis behind them where they are not.
+        shift: of scale's shape; None for a multiplication alone.
+    """
+
+    scale: Tensor
+    shift: Tensor | None
+
+    def __init__(self, scale: Tensor, shift: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """Maps x; pad_mask is ignored, as by every norm at inference."""
+        y = x * self.scale if self.shift is None else torch.addcmul(self.shift, x, self.scale)
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.scale.shape[0]}" + ("" if self.shift is not None else ", shift=False")
+
+
+class PassOn(nn.Identity):
+    """Stands where a norm was that a model calls with a padding mask; returns x."""
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that turns a model into the folded one, in float64.
-
-    Attributes:
-        sites: the norms.
-        solver: graph of the model and what it says of each norm.
-        forms: site -> what becomes of it.
-        reasons: site -> why better forms were impossible.
-        frames: of the solution.
-        rewrite: new weights and biases.
-        untied: names of weights that get a memory of their own.
-        dtype: in which the model was traced, float64; None for its own.
-        obstacle: why not in float64, where it was not.
-    """
+    """Everything that turns a model into the folded one, in float64."""
 
     sites: list[FoldSite]
     solver: Solver
-    forms: dict[int, Form]
-    reasons: dict[int, str]
+    forms: list[Form]  # of each site
+    reasons: dict[int, str]  # site -> why better forms were impossible
     frames: Frames
     rewrite: Rewrite
-    untied: tuple[str, ...]
-    dtype: torch.dtype | None
-    obstacle: str
+    untied: tuple[str, ...]  # names of weights that get a memory of their own
+    dtype: torch.dtype | None  # in which the model was traced, float64; None for its own
+    obstacle: str  # why not in float64, where it was not
 
     @property
     def graph(self) -> Graph:
@@ -56,13 +76,14 @@ class Plan:
         return {call: fill for call, fill in self.frames.fills.items() if not fill.is_plain}
 
     def list_moved(self) -> list[str]:
-        """Names of the norms of which something has gone into other layers."""
-        indices = (index for index, form in self.forms.items() if form is not Form.KEEP)
-        return [self.sites[index].name for index in indices if not self.sites[index].is_layer_scale]
+        """Returns the names of the norms of which something has gone into other layers."""
+        placed = zip(self.sites, self.forms, strict=True)
+        return [site.name for site, form in placed if form is not Form.KEEP and not site.is_layer_scale]
 
     def list_changed_modules(self) -> set[str]:
-        """Names of the modules that give other values in the folded model."""
-        changed = {read.reader for read in self.graph.outputs if not bool(self.frames.is_plain(read.codes).all())}
+        """Returns the names of the modules that give other values in the folded model."""
+        outputs = self.graph.outputs.items()
+        changed = {name for name, calls in outputs if not bool(self.frames.is_plain(torch.cat(calls)).all())}
         return changed | {name for site in self.sites for name in site.names}
 
 
@@ -81,6 +102,11 @@ def untie_projections(model: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _untie(module: nn.Module) -> None:
+    weight = module.get_parameter("weight")
+    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+
+
 def apply_plan(plan: Plan, model: nn.Module) -> None:
     """Changes a copy of the planned model in place; values are cast to the type of what they replace.
 
@@ -92,14 +118,13 @@ def apply_plan(plan: Plan, model: nn.Module) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in plan.rewrite.values.items():
-            _check_fit(name, value, tensors[name].copy_(value))
+            tensors[name].copy_(_cast(name, value, tensors[name]))
     for name, bias in plan.rewrite.new_biases.items():
         module = model.get_submodule(name)
         weight = module.get_parameter("weight")
         module.bias = nn.Parameter(_cast(f"{name}.bias", bias, weight), requires_grad=weight.requires_grad)
     _install_fills(plan, model)
-    changed = {model.get_submodule(site.name) for site in plan.sites}
-    avoid_fused_kernels(model, changed)
+    avoid_fused_kernels(model, {model.get_submodule(site.name) for site in plan.sites})
     for index in range(len(plan.sites)):
         _replace_norm(plan, index, model)
 
@@ -117,9 +142,9 @@ def _install_fills(plan: Plan, model: nn.Module) -> None:
 
 
 def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
-    site, form = plan.sites[index], plan.forms[index]
+    """Puts what is left of a norm in its place, under all its names."""
+    site, form, calls = plan.sites[index], plan.forms[index], plan.solver.calls[index]
     norm = model.get_submodule(site.name)
-    calls = plan.solver.calls[index]
     new: nn.Module
     if index in plan.frames.residues:
         scale, shift = plan.frames.residues[index]
@@ -140,23 +165,13 @@ def _replace_norm(plan: Plan, index: int, model: nn.Module) -> None:
         new = PassOn() if any(call.more_arguments for call in calls) else nn.Identity()
     carry_hooks(norm, new)
     for name in site.names:
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, new.train(norm.training))
-
-
-def _untie(module: nn.Module) -> None:
-    weight = module.get_parameter("weight")
-    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        model.set_submodule(name, new.train(norm.training))
 
 
 def _cast(name: str, value: Tensor, like: Tensor) -> Tensor:
     cast = value.to(like, copy=True)
-    _check_fit(name, value, cast)
-    return cast
-
-
-def _check_fit(name: str, value: Tensor, cast: Tensor) -> None:
     if not bool(cast.isfinite().all()) and bool(value.isfinite().all()):
         raise ArithmeticError(
             f"{name} does not fit {cast.dtype} after folding: its largest value is {value.abs().max():.1e}"
         )
+    return cast
