@@ -67,16 +67,15 @@ def binarize_data(config: DictConfig, folder: Path) -> tuple[Path, float]:
     assert isinstance(settings, dict)
     settings.pop("_target_")
     data = TranslationDataModule(**settings)  # type: ignore[arg-type]
-    languages, output, texts = data.languages, folder / "binary", {}
+    languages, output = data.languages, folder / "binary"
     output.mkdir()
     for split, name in SPLITS.items():
-        texts[name] = folder
         dataset = data.open_split(split).dataset
         sides = ((dataset.src, dataset.src_dict), (dataset.tgt, dataset.tgt_dict))
         for language, (sentences, dictionary) in zip(languages, sides, strict=True):
             lines = [dictionary.string(tokens) for tokens in sentences]
             (folder / f"{name}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    binarize(texts, output, languages, joined=data.joined_dictionary)
+    binarize(folder, output, languages, joined=data.joined_dictionary)
     return output, float(data.open_split("train").dataset.tgt_sizes.mean())
 
 

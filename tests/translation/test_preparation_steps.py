@@ -6,83 +6,72 @@ from un.translation.preparation.steps import RECORD, Steps
 
 
 class Chain:
-    """Three steps that count how often they ran; each appends its setting to what the one before wrote."""
+    """Three steps that note when they run; each appends its setting to what the one before wrote."""
 
     def __init__(self, root):
-        self.root = root
-        self.runs = []
+        self.root, self.runs, self.lines = root, [], []
 
-    def run(self, first="a", second="b", last="c", inputs="archive", fail_at=None):
-        self.runs = []
-        self.lines = []
-        steps = Steps(self.root / "steps", {"input": inputs}, self.lines.append)
+    def run(self, settings="abc", inputs="archive", fail_at=None):
+        self.runs, self.lines = [], []
+        steps = Steps(self.root / "product", {"input": inputs}, self.lines.append)
+        before = None
+        for number, setting in enumerate(settings, 1):
 
-        def act(name, setting, before):
-            def action(folder):
-                self.runs.append(name)
-                text = (before / "text").read_text() if before else ""
-                (folder / "text").write_text(text + setting)
-                if name == fail_at:
+            def act(folder, number=number, setting=setting, before=before):
+                self.runs.append(number)
+                (folder / "text").write_text((before / "text").read_text() + setting if before else setting)
+                if number == fail_at:
                     raise KeyboardInterrupt
-                return {"characters": len(text) + 1}
+                return {"characters": number}
 
-            return action
-
-        one = steps.run("1", {"setting": first}, act("1", first, None))
-        two = steps.run("2", {"setting": second}, act("2", second, one))
-        return steps.finish(self.root / "product", {"setting": last}, act("3", last, two))
+            step = steps.finish if number == len(settings) else lambda *rest, name=str(number): steps.run(name, *rest)
+            before = step({"setting": setting}, act)
+        return before
 
 
-def test_a_finished_preparation_runs_no_step_again(tmp_path):
+@pytest.fixture
+def chain(tmp_path):
     chain = Chain(tmp_path)
-    product = chain.run()
-    assert chain.runs == ["1", "2", "3"]
-    first_lines = chain.lines
-    assert chain.run() == product
+    chain.run()
+    return chain
+
+
+def test_a_finished_preparation_runs_no_step_again(chain):
+    files = [line for line in chain.lines if line.startswith("  ")]
+    assert chain.run() == chain.root / "product"
     assert chain.runs == []
-    assert [line for line in chain.lines if line.startswith("  ")] == [x for x in first_lines if x.startswith("  ")]
+    assert [line for line in chain.lines if line.startswith("  ")] == files
 
 
-def test_a_killed_step_is_done_again_and_those_before_are_not(tmp_path):
+def test_an_interrupted_step_is_done_again_and_those_before_are_not(tmp_path):
     chain = Chain(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        chain.run(fail_at="2")
-    assert not (tmp_path / "steps/2").exists()
-    assert (tmp_path / "steps/2.partial/text").read_text() == "ab"
+        chain.run(fail_at=2)
+    assert not (tmp_path / "product.steps/2").exists()
+    assert (tmp_path / "product.steps/2.partial/text").read_text() == "ab"
     product = chain.run()
-    assert chain.runs == ["2", "3"]
+    assert chain.runs == [2, 3]
     assert (product / "text").read_text() == "abc"
-    assert not list((tmp_path / "steps").glob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(
     ("change", "again"),
-    [
-        ({"first": "x"}, ["1", "2", "3"]),
-        ({"second": "x"}, ["2", "3"]),
-        ({"last": "x"}, ["3"]),
-        ({"inputs": "x"}, ["1", "2", "3"]),
-    ],
+    [({"settings": "axc"}, [2, 3]), ({"settings": "abx"}, [3]), ({"inputs": "x"}, [1, 2, 3])],
 )
-def test_a_changed_setting_redoes_its_step_and_all_that_follow(tmp_path, change, again):
-    chain = Chain(tmp_path)
-    chain.run()
+def test_a_changed_setting_redoes_its_step_and_all_that_follow(chain, change, again):
     chain.run(**change)
     assert chain.runs == again
 
 
-def test_a_step_whose_file_was_lost_or_cut_is_done_again(tmp_path):
-    chain = Chain(tmp_path)
+def test_a_step_whose_file_was_lost_or_cut_is_done_again(chain):
+    (chain.root / "product.steps/2/text").write_text("a")
     chain.run()
-    (tmp_path / "steps/2/text").write_text("a")
-    chain.run()
-    assert chain.runs == ["2"]
+    assert chain.runs == [2]
 
 
-def test_the_record_holds_settings_counts_and_checksums(tmp_path):
-    chain = Chain(tmp_path)
-    product = chain.run()
-    record = json.loads((product / RECORD).read_text())
+def test_the_record_holds_settings_counts_and_checksums(chain):
+    record = json.loads((chain.root / "product" / RECORD).read_text())
     assert record["setting"] == "c"
     assert record["counts"] == {"characters": 3}
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc", FIPS 180

@@ -17,8 +17,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary
-from un.translation.preparation.corpora import CODES
-from un.translation.preparation.steps import RECORD
+from un.translation.preparation.pipeline import CODES
+from un.translation.preparation.steps import RECORD, read_record
 from un.translation.text import Subwords, detokenize, join_pieces, tokenize
 
 OVERWRITE = "#fairseq:overwrite"  # fairseq's mark of a line whose entry stands further up, too
@@ -203,21 +203,3 @@ def read_dictionary(path: Path) -> Dictionary:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises OSError, ValueError, RuntimeError or plain Exception
         raise ValueError(f"{path} is no dictionary of fairseq ({' '.join(str(error).split())})") from None
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the settings of a folder; nothing where there is no record.
-
-    Raises:
-        ValueError: The record is damaged.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (it holds a {type(record).__name__})")
-    return record

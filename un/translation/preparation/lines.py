@@ -19,7 +19,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 file without their line feeds.
 
     Raises:
-        ValueError: the file is not there, or not UTF-8.
+        ValueError: The file is not there, or not UTF-8.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}")
@@ -34,55 +34,46 @@ def read_lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
+def read_rows(*paths: Path) -> Iterator[tuple[str, ...]]:
+    """Yields the lines of several files side by side.
+
+    Raises:
+        ValueError: A file has more lines than another; the counts are named.
+    """
+    for row in itertools.zip_longest(*(read_lines(path) for path in paths)):
+        if None in row:
+            counts = ", ".join(f"{path} {sum(1 for _ in read_lines(path)):,}" for path in paths)
+            raise ValueError(f"unequal numbers of lines: {counts}")
+        yield row
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Writes lines, each with a line feed; returns how many."""
-    count = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for count, line in enumerate(lines, 1):  # noqa: B007  the last number is the count
-            file.write(f"{line}\n")
-    return count
+    """Writes lines, each with a line feed, and returns their number."""
+    return write_rows([path], ((line,) for line in lines))
 
 
-def write_tables(paths: Iterable[Path], rows: Iterable[tuple[str, ...]]) -> int:
-    """Writes the n-th entry of every row as a line of the n-th file; returns the number of rows."""
+def write_rows(paths: Iterable[Path], rows: Iterable[tuple[str, ...]]) -> int:
+    """Writes the n-th entry of every row as a line of the n-th file, and returns the number of rows."""
     count = 0
     with ExitStack() as stack:
         files = []
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.append(stack.enter_context(path.open("w", encoding="utf-8", newline="\n")))
-        for count, row in enumerate(rows, 1):  # noqa: B007  the last number is the count
+        for row in rows:
             for file, line in zip(files, row, strict=True):
                 file.write(f"{line}\n")
+            count += 1
     return count
-
-
-def read_parallel(*paths: Path) -> Iterator[tuple[str, ...]]:
-    """Yields the lines of several files side by side.
-
-    Raises:
-        ValueError: a file has more lines than another; both counts are named.
-    """
-    for row in itertools.zip_longest(*(read_lines(path) for path in paths)):
-        if None in row:
-            counts = ", ".join(f"{path} {count_lines(path):,}" for path in paths)
-            raise ValueError(f"unequal numbers of lines: {counts}")
-        yield row
-
-
-def count_lines(path: Path) -> int:
-    """Returns the number of lines, an unfinished last one included."""
-    return sum(1 for _ in read_lines(path))
 
 
 def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int) -> Iterator[str]:
     """Applies a function to every line, in order.
 
     Args:
-        function: must be picklable if there are several workers.
-        lines: taken in portions, so that a large corpus is never in memory as a whole.
-        workers: processes, started if there is enough to do; 1 stays in this one.
+        function: Must be picklable if there are several workers.
+        lines: Taken in portions, so that a large corpus is never in memory as a whole.
+        workers: Processes, started if there is enough to do; 1 stays in this one.
     """
     lines = iter(lines)
     portion = list(itertools.islice(lines, workers * LINES_AT_ONCE))
