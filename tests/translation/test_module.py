@@ -23,12 +23,13 @@ QUIET = {
 }
 
 
-def make_sgd(model, lr=0.1):
-    return torch.optim.SGD(model.parameters(), lr)
+def make_sgd(model):
+    """Changes no weight, so that every gradient is that of the initial model."""
+    return torch.optim.SGD(model.parameters(), lr=0.0)
 
 
-def make_adam(model, lr=1e-2):
-    return torch.optim.Adam(model.parameters(), lr)
+def make_adam(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-2)
 
 
 def make_module(model=None, optimizer=make_adam, max_len_b=10, **options):
@@ -63,12 +64,12 @@ def assert_close(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"accumulate_grad_batches": 3}])
-def test_gradients_are_of_the_mean_over_target_tokens(options):
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_gradients_are_of_the_mean_over_target_tokens(size):
     data, recorder = TinyData(20), Recorder()
-    module = make_module(optimizer=partial(make_sgd, lr=0.0))
-    make_trainer(callbacks=[recorder], max_epochs=1, limit_val_batches=0, **options).fit(module, datamodule=data)
-    batches, size = data.list_batches(), options.get("accumulate_grad_batches", 1)
+    trainer = make_trainer(callbacks=[recorder], max_epochs=1, limit_val_batches=0, accumulate_grad_batches=size)
+    trainer.fit(make_module(optimizer=make_sgd), datamodule=data)
+    batches = data.list_batches()
     assert len({batch["ntokens"] for batch in batches}) > 1
     expected = [compute_gradients(make_model(), batches[start : start + size]) for start in range(0, 4, size)]
     assert len(recorder.losses) == len(batches) == 4
@@ -78,7 +79,7 @@ def test_gradients_are_of_the_mean_over_target_tokens(options):
 
 def test_losses_are_per_token_and_clipping_sees_the_mean():
     data, recorder = TinyData(6), Recorder()
-    module = make_module(optimizer=partial(make_sgd, lr=0.0), label_smoothing=0.2)
+    module = make_module(optimizer=make_sgd, label_smoothing=0.2)
     trainer = make_trainer(callbacks=[recorder], max_epochs=1, limit_val_batches=0, gradient_clip_val=1e-3)
     trainer.fit(module, datamodule=data)
     (batch,) = data.list_batches()
@@ -89,34 +90,32 @@ def test_losses_are_per_token_and_clipping_sees_the_mean():
 
 
 def test_rates_follow_the_schedule_update_by_update():
-    scheduler = partial(create_inverse_sqrt_scheduler, warmup_steps=3, warmup_lr=0.0)
-    recorder = Recorder()
-    module = make_module(optimizer=partial(make_adam, lr=1e-2), scheduler=scheduler)
+    scheduler, recorder = partial(create_inverse_sqrt_scheduler, warmup_steps=3, warmup_lr=0.0), Recorder()
     trainer = make_trainer(callbacks=[recorder], max_epochs=-1, max_steps=6, limit_val_batches=0)
-    trainer.fit(module, datamodule=TinyData())
+    trainer.fit(make_module(scheduler=scheduler), datamodule=TinyData())
     expected = [1e-2 * u / 3 if u < 3 else 1e-2 * math.sqrt(3 / u) for u in range(6)]
     assert recorder.rates == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_trained_model_translates(tmp_path):
-    sentences = [[word, other] for word in range(5) for other in range(5)]
+    sentences = [[word, other] for word in range(4) for other in range(4)]
     module = make_module(make_model(make_unified, True, encoder_layers=1), val_bleu=True)
     trainer = make_trainer(tmp_path, max_epochs=60, check_val_every_n_epoch=60)
-    data = TinyData(sentences=sentences, batch_size=13)
+    data = TinyData(sentences=sentences, batch_size=16)
     trainer.fit(module, datamodule=data)
-    assert trainer.callback_metrics["val/loss"] < 0.4
+    assert trainer.callback_metrics["val/loss"] < 0.6
     assert trainer.callback_metrics["val/chrf"] > 80
     (scores,) = trainer.test(module, datamodule=data, verbose=False)
     assert scores["test/chrf"] == pytest.approx(float(trainer.callback_metrics["test/chrf"]))
     assert set(scores) == {f"test/{name}" for name in ("loss", "ppl", "bleu", "sacrebleu", "chrf")}
 
 
-def test_scores_texts_and_file_belong_to_their_sentences(tmp_path):
-    data, module = TinyData(11, batch_size=4), make_module(make_model(make_unified), beam=2)
+def test_scores_texts_and_file_belong_to_their_sentences(tmp_path, trained_model):
+    data, module = TinyData(11, batch_size=4), make_module(trained_model, beam=2)
     (scores,) = make_trainer(tmp_path).test(module, datamodule=data, verbose=False)
     texts, found = data.texts("test"), {}
     for batch in data.list_batches():
-        found |= dict(zip(batch["id"].tolist(), module.searches["test"].translate(module.model, batch), strict=True))
+        found |= dict(zip(batch["id"].tolist(), module.predict(module.model, batch), strict=True))
     with (tmp_path / "translations" / "test.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, dialect="excel-tab"))
     assert [int(row["id"]) for row in rows] == list(range(11))
@@ -142,12 +141,11 @@ def test_metrics_say_what_they_are(tmp_path):
     module = make_module(beam=3, length_penalty=0.6, val_bleu={"beam": 1, "max_len_a": 1.2})
     assert module.metric_details() == {}
     trainer = make_trainer(tmp_path, limit_test_batches=1, limit_val_batches=1)
-    trainer.validate(module, datamodule=TinyData(), verbose=False)
-    trainer.test(module, datamodule=TinyData(), verbose=False)
+    for run in (trainer.validate, trainer.test):
+        run(module, datamodule=TinyData(), verbose=False)
     details = module.metric_details()
-    assert set(details) == set(trainer.callback_metrics) | {
-        f"val/{n}" for n in ("loss", "ppl", "bleu", "sacrebleu", "chrf")
-    }
+    names = ("loss", "ppl", "bleu", "sacrebleu", "chrf")
+    assert set(details) == {f"{split}/{name}" for split in ("val", "test") for name in names}
     assert "tok:none" in details["test/bleu"]
     assert details["test/bleu"].endswith("beam 3, length penalty 0.6, 1 to 0 n + 10 tokens")
     assert details["val/sacrebleu"].endswith("beam 1, length penalty 0.6, 1 to 1.2 n + 10 tokens")
@@ -165,7 +163,6 @@ def test_what_is_monitored_depends_on_whether_validation_translates():
     ("options", "message"),
     [
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0 must be at least 0 and below 1"),
-        ({"beam": 0}, "task.beam=0"),
         ({"val_bleu": {"bean": 2}}, "task.val_bleu has no option 'bean'; it takes beam, length_penalty"),
     ],
 )
@@ -175,12 +172,13 @@ def test_wrong_values_are_refused(options, message):
 
 
 def test_training_goes_on_after_validation_has_translated(tmp_path):
-    data, recorder = TinyData(12), Recorder()
-    module = make_module(make_model(make_unified), val_bleu=True, beam=2)
-    make_trainer(tmp_path, [recorder], max_epochs=3, val_check_interval=1).fit(module, datamodule=data)
-    plain, other = Recorder(), make_module(make_model(make_unified))
-    make_trainer(callbacks=[plain], max_epochs=3, limit_val_batches=0).fit(other, datamodule=TinyData(12))
-    assert recorder.losses == plain.losses
+    losses = []
+    for options in ({"val_check_interval": 1}, {"limit_val_batches": 0}):
+        recorder = Recorder()
+        module = make_module(make_model(make_unified), val_bleu=True, beam=2)
+        make_trainer(tmp_path, [recorder], max_epochs=2, **options).fit(module, datamodule=TinyData(12))
+        losses.append(recorder.losses)
+    assert losses[0] == losses[1]
 
 
 def run_share(rank, port, folder, results):
@@ -189,7 +187,7 @@ def run_share(rank, port, folder, results):
     local = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {**local, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     data, recorder = TinyData(12, batch_size=3, rank=rank, world_size=2), Recorder()
-    module = make_module(optimizer=partial(make_sgd, lr=0.0), beam=2)
+    module = make_module(optimizer=make_sgd, beam=2)
     options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "limit_val_batches": 0}
     trainer = make_trainer(folder, [recorder], max_epochs=1, accumulate_grad_batches=2, **options)
     trainer.fit(module, datamodule=data)
@@ -199,7 +197,9 @@ def run_share(rank, port, folder, results):
 
 
 def test_processes_share_gradients_and_translations(tmp_path):
-    context = multiprocessing.get_context("fork")  # importing everything anew takes half a minute
+    # A fork of this process could not train once a test has exported an ONNX graph; the server imports once for both.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     results = context.SimpleQueue()
     port = 20000 + os.getpid() % 20000
     workers = [context.Process(target=run_share, args=(rank, port, tmp_path, results)) for rank in range(2)]

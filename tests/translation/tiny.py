@@ -1,4 +1,4 @@
-"""A small dictionary, sentences of random words and data that translate them into themselves."""
+"""A small dictionary and model, sentences of random words, data that translate them into themselves, and some text."""
 
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ from un.translation.losses import sum_cross_entropy
 from un.translation.transformer import build_transformer
 
 NUM_WORDS = 28
+TEXT_COUNTS = {"train": 40, "valid": 12, "test": 11}
 
 
 def make_dictionary(num_words=NUM_WORDS):
@@ -109,3 +110,18 @@ def train_a_little(model):
         sum_cross_entropy(model, make_batch(draw_sentences(8, seed=seed))).div(50).backward()
         optimizer.step()
     return model
+
+
+def make_text(split):
+    """Sentences of many lengths; the words tell the number of the pair."""
+    numbers = range(TEXT_COUNTS[split])
+    german = [f"Der {split} Hund Nr. {number} sieht {'sehr ' * (number % 7)}gut aus." for number in numbers]
+    english = [f"The {split} dog no {number} looks {'very ' * (number % 5)}good." for number in numbers]
+    return {"de": german, "en": english}
+
+
+def write_text_folder(folder):
+    for split in TEXT_COUNTS:
+        for language, lines in make_text(split).items():
+            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
