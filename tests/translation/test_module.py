@@ -196,6 +196,7 @@ def run_share(rank, port, folder, results):
         results.put(([gradient.numpy() for gradient in recorder.gradients[-1]], scores))
 
 
+@pytest.mark.slow  # the server of the processes imports torch and fairseq once more
 def test_processes_share_gradients_and_translations(tmp_path):
     # A fork of this process could not train once a test has exported an ONNX graph; the server imports once for both.
     context = multiprocessing.get_context("forkserver")

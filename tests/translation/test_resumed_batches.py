@@ -76,7 +76,7 @@ def test_every_epoch_has_every_sentence_in_another_order(uninterrupted):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("step", [1, 4, 7])
 def test_resumed_run_sees_the_same_batches_and_ends_the_same(folder, uninterrupted, step, tmp_path):
     resumed, _ = fit(tmp_path, folder / f"step={step}.ckpt")
     assert resumed.seen == uninterrupted[0].seen[step:]
