@@ -14,6 +14,7 @@ from subword_nmt.learn_bpe import learn_bpe
 
 from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
+from un.translation.preparation import pipeline
 from un.translation.preparation.iwslt14 import RECIPE, prepare
 from un.translation.preparation.lines import read_lines
 from un.translation.preparation.sentences import Limits
@@ -157,26 +158,47 @@ def test_defaults_are_the_numbers_of_the_recipe():
     assert (RECIPE.merges, RECIPE.every, RECIPE.joined, RECIPE.lowercase) == (10000, 23, True, True)
 
 
-def remove_a_test_set(members: dict[str, str]) -> None:
-    del members["de-en/IWSLT14.TEDX.dev2012.de-en.en.xml"]
-
-
-def add_a_line(members: dict[str, str]) -> None:
-    members["de-en/train.tags.de-en.en"] += "one more\n"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (remove_a_test_set, r"no IWSLT14\.TEDX\.dev2012\.de-en\.en\.xml in .*de-en\.tgz"),
-        (add_a_line, r"unequal numbers of lines: .*train.de 120, .*train.en 121"),
-    ],
-)
-def test_a_damaged_archive_stops_the_preparation(tmp_path, spoil, message):
+def test_a_damaged_archive_stops_the_preparation(tmp_path):
     members = make_members()
-    spoil(members)
-    with pytest.raises(ValueError, match=message):
-        prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared", RECIPE)
+    members["de-en/train.tags.de-en.en"] += "one more\n"
+    with pytest.raises(ValueError, match=r"unequal numbers of lines: .*train.de 120, .*train.en 121"):
+        prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared")
+    del members["de-en/IWSLT14.TEDX.dev2012.de-en.en.xml"]
+    with pytest.raises(ValueError, match=r"no IWSLT14\.TEDX\.dev2012\.de-en\.en\.xml in .*de-en\.tgz"):
+        prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared")
+
+
+def test_only_what_is_missing_or_was_changed_is_done_again(archive, tmp_path, monkeypatch, capsys):
+    def run(merges=MERGES):
+        """Names of the steps that were not finished before."""
+        capsys.readouterr()
+        prepare(archive, tmp_path / "prepared", replace(RECIPE, merges=merges))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.removesuffix(": running") for line in lines if line.endswith(": running")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "split_words", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert not (tmp_path / "prepared").exists()
+    assert run() == ["6-subwords", "prepared"]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert run() == []
+    (tmp_path / "prepared.steps/4-divided/train.de").write_text("a")
+    assert run() == ["4-divided"]
+    assert run(merges=20) == ["5-merges", "6-subwords", "prepared"]
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(archive, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"prepared exists and holds no preparation\.json"):
+        prepare(archive, tmp_path / "prepared", replace(RECIPE, merges=MERGES))
+    assert (tmp_path / "prepared/thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
@@ -203,4 +225,4 @@ def test_the_data_module_reads_what_was_prepared(prepared):
     assert test.source[3] == "TED.dev2010 ends's here"
     words = read_step(prepared, "4-divided", "train.en")[0]
     pieces = read_step(prepared, "6-subwords", "train.en")[0]
-    assert " ".join(preprocessor.encode_target(words.replace(" .", "."))) == pieces
+    assert " ".join(preprocessor.split_pieces(words)) == pieces
