@@ -160,6 +160,13 @@ def test_decoding_step_by_step_gives_the_logits_of_the_whole(options):
     torch.testing.assert_close(torch.cat(steps, 1)[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
+def test_training_goes_on_after_longer_sentences_in_inference_mode():
+    model = make_model()
+    with torch.inference_mode():
+        compute_logits(model.eval(), make_batch([[1, 2, 3, 4, 5, 6]]))
+    compute_logits(model.train(), make_batch([[1, 2, 3]])).sum().backward()
+
+
 def test_norms_get_masks_of_their_layout_in_training_evaluation_and_decoding():
     model = make_model(make_unified, True, layernorm_embedding=True)
     batch = make_batch(SENTENCES)

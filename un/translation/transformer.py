@@ -92,7 +92,8 @@ class Decoder(TransformerDecoderBase):
     def buffered_future_mask(self, tensor: Tensor) -> Tensor:
         """Returns the causal mask (T, T) for tensor (T, B, C); a buffer would be recompiled whenever it grows."""
         if not torch.compiler.is_compiling():
-            return super().buffered_future_mask(tensor)
+            with torch.inference_mode(False):  # otherwise training could not use a mask that validation has made
+                return super().buffered_future_mask(tensor)
         length = len(tensor)
         return tensor.new_full((length, length), -torch.inf).triu(1)
 
