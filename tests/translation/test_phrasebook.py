@@ -33,10 +33,8 @@ def test_every_fact_can_be_said_in_both_languages():
 
 
 def test_facts_agree():
-    random = Random(0)
-    amount = SLOTS["number"]
-    for _ in range(100):
-        fact = amount.draw(random)
+    random, amount = Random(0), SLOTS["number"]
+    for fact in (amount.draw(random) for _ in range(100)):
         german, english = amount.render(fact, GERMAN), amount.render(fact, ENGLISH)
         assert float(german.replace(".", "").replace(",", ".")) == float(english.replace(",", "")) == fact
 
