@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.common import Row
@@ -27,7 +28,6 @@ from un.finished.timing import compare
 from un.training.assembly import build
 from un.training.averaging import load_tested
 from un.training.run_folder import RunFolder
-from un.translation.data import TranslationDataModule
 from un.translation.preparation.binarization import binarize
 
 ROOT = CONFIG_FOLDER.parent
@@ -36,7 +36,7 @@ SENTENCES_PER_BATCH = 128  # of translating, in both programs
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Target tokens per second in training, and sentences per second in translating, of both programs."""
+    """Returns target tokens per second in training and sentences per second in translating, of both programs."""
     overrides = [f"experiment={options.experiment}", "norm=layernorm", *options.overrides]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", overrides=overrides)
@@ -63,16 +63,13 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 def binarize_data(config: DictConfig, folder: Path) -> tuple[Path, float]:
     """Writes what the experiment trains on as fairseq's binary files; returns the folder and target tokens per pair."""
-    settings = OmegaConf.to_container(config.data, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("_target_")
-    data = TranslationDataModule(**settings)  # type: ignore[arg-type]
+    data = instantiate(config.data)
     languages, output = data.languages, folder / "binary"
     output.mkdir()
     for split, name in SPLITS.items():
         dataset = data.open_split(split).dataset
-        sides = ((dataset.src, dataset.src_dict), (dataset.tgt, dataset.tgt_dict))
-        for language, (sentences, dictionary) in zip(languages, sides, strict=True):
+        sides = zip(languages, (dataset.src, dataset.tgt), (dataset.src_dict, dataset.tgt_dict), strict=True)
+        for language, sentences, dictionary in sides:
             lines = [dictionary.string(tokens) for tokens in sentences]
             (folder / f"{name}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     binarize(folder, output, languages, joined=data.joined_dictionary)
@@ -128,7 +125,7 @@ def run_fairseq(
 
 
 def list_model_flags(config: DictConfig) -> list[str]:
-    """The options of the config's model as flags of fairseq-train; the decoder's sizes default to the encoder's."""
+    """Returns the options of the model as flags of fairseq-train; the decoder's sizes default to the encoder's."""
     options = {key: value for key, value in config.model.items() if key != "_target_" and value is not False}
     for key in ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"):
         if f"encoder_{key}" in options:
