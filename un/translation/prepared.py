@@ -9,7 +9,7 @@ from typing import Any
 
 from un.translation.corpus import Split, SplitTexts, make_dataset, spell_out
 from un.translation.fairseq_library import LanguagePairDataset, data_utils, indexed_dataset
-from un.translation.preparation.pipeline import RAW
+from un.translation.preparation.lines import RAW
 from un.translation.preprocessor import SETTINGS, TextPreprocessor, name_dictionary
 from un.translation.sources import draw_rows, read_lines
 from un.translation.text import SEPARATOR

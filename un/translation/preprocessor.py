@@ -17,8 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary
-from un.translation.preparation.pipeline import CODES
-from un.translation.preparation.steps import RECORD, read_record
+from un.translation.preparation.steps import CODES, RECORD, read_record
 from un.translation.text import Subwords, detokenize, join_pieces
 
 OVERWRITE = "#fairseq:overwrite"  # fairseq's mark of a line whose entry stands further up, too

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from un.translation.corpus import Split, SplitTexts, encode_pieces, make_dataset
 from un.translation.fairseq_library import Dictionary
-from un.translation.preparation.pipeline import CODES
+from un.translation.preparation.steps import CODES
 from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText
 from un.translation.text import Subwords, count_words, learn_codes, tokenize

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from un.translation.fairseq_library import Dictionary, FileBinarizer, VocabularyDatasetBinarizer, tokenize_line
-from un.translation.preparation.lines import read_rows
-from un.translation.preparation.pipeline import RAW, SPLITS, Languages, name_files
+from un.translation.preparation.lines import RAW, SPLITS, Languages, name_files, read_rows
 from un.translation.preparation.steps import Counts
 from un.translation.vocabulary import PADDING_FACTOR
 

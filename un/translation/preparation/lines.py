@@ -1,7 +1,10 @@
-"""Text files line by line. A line ends with a line feed and with nothing else.
+"""Text files line by line, and folders of them. A line ends with a line feed and with nothing else.
 
 Python's own notion also splits at carriage returns, which the corpora hold inside sentences; the two sides would then
 fall out of step.
+
+A text is a folder of `<split>.<language>` files, line n of one the translation of line n of the other. In the end it
+has `train`, `valid` and `test`, and in `raw/` the untokenised lines of `valid` and `test`.
 """
 
 import itertools
@@ -10,9 +13,18 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
+RAW = "raw"
+SPLITS = ("train", "valid", "test")
 LINES_AT_ONCE = 20_000  # per worker, held in memory
 FEW_LINES = 10_000  # tokenised faster than processes start
 CHUNK = 500  # lines sent to a worker at a time
+
+Languages = tuple[str, str]
+
+
+def name_files(folder: Path, split: str, languages: Languages) -> list[Path]:
+    """Returns the two files of a split."""
+    return [folder / f"{split}.{language}" for language in languages]
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -76,11 +88,11 @@ def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int
         workers: Processes, started if there is enough to do; 1 stays in this one.
     """
     lines = iter(lines)
-    portion = list(itertools.islice(lines, workers * LINES_AT_ONCE))
-    if workers == 1 or len(portion) < FEW_LINES:
-        yield from map(function, itertools.chain(portion, lines))
+    portions = iter(lambda: list(itertools.islice(lines, workers * LINES_AT_ONCE)), [])
+    first = next(portions, [])
+    if workers == 1 or len(first) < FEW_LINES:
+        yield from map(function, itertools.chain(first, lines))
         return
     with get_context("spawn").Pool(workers) as pool:
-        while portion:
+        for portion in itertools.chain([first], portions):
             yield from pool.map(function, portion, chunksize=CHUNK)
-            portion = list(itertools.islice(lines, workers * LINES_AT_ONCE))

@@ -1,8 +1,4 @@
-"""From parallel text to fairseq's binary files: the steps that all recipes share, and a recipe as data.
-
-A text is a folder of `<split>.<language>` files, line n of one the translation of line n of the other. In the end it
-has `train`, `valid` and `test`, and in `raw/` the untokenised lines of `valid` and `test`.
-"""
+"""From parallel text to fairseq's binary files: the steps that all recipes share, and a recipe as data."""
 
 import functools
 import shutil
@@ -14,16 +10,21 @@ from typing import Any
 
 from subword_nmt.learn_bpe import learn_bpe
 
-from un.translation.preparation.lines import map_lines, read_lines, read_rows, write_rows
+from un.translation.preparation.lines import (
+    RAW,
+    SPLITS,
+    Languages,
+    map_lines,
+    name_files,
+    read_lines,
+    read_rows,
+    write_lines,
+    write_rows,
+)
 from un.translation.preparation.sentences import Limits, map_apostrophe, normalize, tokenize
-from un.translation.preparation.steps import Counts, Steps
+from un.translation.preparation.steps import CODES, Counts, Steps
 from un.translation.text import Subwords
 
-CODES = "bpe.codes"
-RAW = "raw"
-SPLITS = ("train", "valid", "test")
-
-Languages = tuple[str, str]
 Rows = Iterator[tuple[str, ...]]
 
 
@@ -126,11 +127,6 @@ def finish(steps: Steps, text: Path, codes: Path, recipe: Recipe, choices: dict[
     return steps.finish(recipe.describe(**choices), make_product)
 
 
-def name_files(folder: Path, split: str, languages: Languages) -> list[Path]:
-    """Returns the two files of a split."""
-    return [folder / f"{split}.{language}" for language in languages]
-
-
 def map_text(
     text: Path,
     output: Path,
@@ -145,7 +141,7 @@ def map_text(
         for language in languages:
             name = f"{split}.{language}"
             lines = map_lines(choose(split, language), read_lines(text / name), workers)
-            counts[name] = write_rows([output / name], ((line,) for line in lines))
+            counts[name] = write_lines(output / name, lines)
     return counts
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RECORD = "preparation.json"
+RECORD, CODES = "preparation.json", "bpe.codes"  # in a product, beside fairseq's files
 
 Counts = dict[str, int]
 

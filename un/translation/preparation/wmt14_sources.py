@@ -7,8 +7,8 @@ import datasets
 
 from un.datasets import read_splits, require_split
 from un.translation.preparation.archives import extract
-from un.translation.preparation.lines import read_lines, write_lines, write_rows
-from un.translation.preparation.pipeline import RAW, Recipe, finish, name_files, prepare_text
+from un.translation.preparation.lines import RAW, name_files, read_lines, write_lines, write_rows
+from un.translation.preparation.pipeline import Recipe, finish, prepare_text
 from un.translation.preparation.steps import Counts, Steps, compute_checksum
 from un.translation.preparation.wmt14 import BASE, choose_recipe
 from un.translation.sources import read_column
