@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -48,17 +49,18 @@ def main() -> None:
             if getattr(options, name) is not None:
                 source = "--google" if options.google else "--hub"
                 raise UserError(f"--{name.replace('_', '-')} has no effect with {source}, whose text is made already")
-        recipe, version = options.recipe or "fairseq", options.news_commentary or "v12"
+        recipe, version = wmt14.RECIPES[options.recipe or "fairseq"], options.news_commentary or "v12"
+        recipe = replace(recipe, merges=options.merges or recipe.merges)
         if options.google:
             wmt14_sources.prepare_google(options.google, options.output, workers=options.workers)
         elif options.hub:
-            wmt14_sources.prepare_hub(options.hub, options.output, recipe, options.merges, options.workers)
+            wmt14_sources.prepare_hub(options.hub, options.output, recipe, options.workers)
         else:
             folder = options.archives or options.output.with_name(f"{options.output.name}.archives")
             if options.download:
                 for name in wmt14.list_archives(recipe, version):
                     archives.download(wmt14.URLS[name], folder / name)
-            wmt14.prepare(folder, options.output, recipe, version, options.merges, options.workers)
+            wmt14.prepare(folder, options.output, recipe, version, options.workers)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.translation.published_archives import join, make_sentences, write_arc
 from un.translation.fairseq_library import Dictionary, data_utils
 from un.translation.preparation.lines import read_lines
 from un.translation.preparation.sentences import Limits
-from un.translation.preparation.wmt14 import RECIPES, list_archives, prepare
+from un.translation.preparation.wmt14 import FAIRSEQ, POWERNORM, list_archives, prepare
 from un.translation.preparation.wmt14_sources import GOOGLE_RECIPE, prepare_google, prepare_hub
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_wmt14.py"
@@ -58,12 +58,12 @@ def published(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def fairseq(published) -> Path:
-    return prepare(published, published.with_name("fairseq"), "fairseq", merges=80)
+    return prepare(published, published.with_name("fairseq"), replace(FAIRSEQ, merges=80))
 
 
 @pytest.fixture(scope="module")
 def powernorm(published) -> Path:
-    return prepare(published, published.with_name("powernorm"), "powernorm", "v9", 80)
+    return prepare(published, published.with_name("powernorm"), replace(POWERNORM, merges=80), "v9")
 
 
 def concatenate(language: str, version: str) -> list[str]:
@@ -153,14 +153,13 @@ def test_case_is_kept_and_the_dictionary_joined(fairseq):
 
 
 def test_defaults_are_the_numbers_of_the_recipes():
-    fairseq, powernorm = RECIPES["fairseq"], RECIPES["powernorm"]
-    assert (fairseq.merges, fairseq.every, fairseq.word_limits) == (40000, 100, None)
-    assert (powernorm.merges, powernorm.every, powernorm.subword_limits) == (32764, None, None)
-    assert (fairseq.subword_limits, powernorm.word_limits) == (Limits(1, 250, 1.5), Limits(1, 80, 9.0))
+    assert (FAIRSEQ.merges, FAIRSEQ.every, FAIRSEQ.word_limits) == (40000, 100, None)
+    assert (POWERNORM.merges, POWERNORM.every, POWERNORM.subword_limits) == (32764, None, None)
+    assert (FAIRSEQ.subword_limits, POWERNORM.word_limits) == (Limits(1, 250, 1.5), Limits(1, 80, 9.0))
     assert GOOGLE_RECIPE.words == 32768
-    assert "dev.tgz" not in list_archives("fairseq", "v12")
-    assert "dev.tgz" in list_archives("powernorm", "v12")
-    assert "training-parallel-nc-v9.tgz" in list_archives("fairseq", "v9")
+    assert "dev.tgz" not in list_archives(FAIRSEQ, "v12")
+    assert "dev.tgz" in list_archives(POWERNORM, "v12")
+    assert "training-parallel-nc-v9.tgz" in list_archives(FAIRSEQ, "v9")
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -192,7 +191,7 @@ def test_rows_of_a_data_set_give_the_same_as_archives(tmp_path, powernorm, neste
             pairs = zip(columns["en"], columns["de"], strict=True)
             columns = {"translation": [{"de": de, "en": en} for en, de in pairs]}
         datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows" / f"{split}.parquet")
-    product = prepare_hub(str(tmp_path / "rows"), tmp_path / "product", "powernorm", 80)
+    product = prepare_hub(str(tmp_path / "rows"), tmp_path / "product", replace(POWERNORM, merges=80))
     for name in ("train.en-de.de.bin", "valid.en-de.en.bin", "test.en-de.de.bin", "dict.en.txt", "raw/valid.de"):
         assert (product / name).read_bytes() == (powernorm / name).read_bytes()
 

@@ -16,6 +16,7 @@ TEST_SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.t
 TRAINING_FILE, TEST_FILE = "train.tags.de-en.{}", "IWSLT14.{}.de-en.{}.xml"
 
 RECIPE = Recipe(
+    name="un",
     data="iwslt14_de_en",
     languages=("de", "en"),
     merges=10000,

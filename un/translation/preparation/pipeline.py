@@ -33,6 +33,7 @@ class Recipe:
     """What differs between recipes.
 
     Args:
+        name: As the record has it.
         data: Name of the config that reads the product.
         languages: Codes of source and target.
         merges: Byte-pair merges, learned on both sides of the training text together.
@@ -47,6 +48,7 @@ class Recipe:
         words: Most entries of a dictionary, special symbols included; -1 for no limit.
     """
 
+    name: str
     data: str
     languages: Languages
     merges: int
@@ -75,6 +77,7 @@ class Recipe:
         """Returns what a reader of the product has to know."""
         return {
             "data": self.data,
+            "recipe": self.name,
             "source_lang": self.languages[0],
             "target_lang": self.languages[1],
             "lowercase": self.lowercase,
@@ -86,14 +89,9 @@ class Recipe:
 
 
 def prepare_text(steps: Steps, text: Path, recipe: Recipe, choices: dict[str, Any], workers: int) -> Path:
-    """Runs the steps that follow once the text is there, and returns the output folder.
+    """Runs the steps that follow once the untokenised text is there, and returns the output folder.
 
-    Args:
-        steps: Those before have run.
-        text: Untokenised `train` and `test`, and `valid` if the recipe holds none out.
-        recipe: See there.
-        choices: What else goes into the record.
-        workers: Processes.
+    The text has the recipe's `given_splits`; `choices` is what else goes into the record.
     """
     languages, settings = recipe.languages, asdict(recipe)
 

@@ -1,6 +1,5 @@
 """WMT14 from elsewhere: the set Google preprocessed, and rows of the Hugging Face hub."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -10,12 +9,18 @@ from un.translation.preparation.archives import extract
 from un.translation.preparation.lines import RAW, name_files, read_lines, write_lines, write_rows
 from un.translation.preparation.pipeline import Recipe, finish, prepare_text
 from un.translation.preparation.steps import Counts, Steps, compute_checksum
-from un.translation.preparation.wmt14 import BASE, choose_recipe
+from un.translation.preparation.wmt14 import FAIRSEQ
 from un.translation.sources import read_column
 
 # fairseq's page on scaling names this place; a browser gets it, a program has to confirm a size warning.
 GOOGLE_URL = "https://drive.google.com/uc?export=download&id=0B_bZck-ksdkpM25jRUN2X2UxMm8"
-GOOGLE_RECIPE = replace(BASE, merges=32000, normalize=False, split_hyphens=False, words=32768)  # words as fairseq
+GOOGLE_RECIPE = Recipe(
+    name="google",
+    data=FAIRSEQ.data,
+    languages=FAIRSEQ.languages,
+    merges=32000,
+    words=32768,  # as fairseq
+)
 GOOGLE_CODES = "bpe.32000"
 GOOGLE_TEXT = {
     "train": "train.tok.clean.bpe.32000",
@@ -29,12 +34,6 @@ HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 def prepare_google(archive: Path, output: Path, recipe: Recipe = GOOGLE_RECIPE, workers: int = 1) -> Path:
     """Binarises wmt16_en_de.tar.gz, which is tokenised and in subwords already.
-
-    Args:
-        archive: The file.
-        output: Folder to make.
-        recipe: Of its languages and dictionary.
-        workers: Processes.
 
     Raises:
         ValueError: The archive is missing or not what it should be, or `output` is something else already.
@@ -55,10 +54,10 @@ def prepare_google(archive: Path, output: Path, recipe: Recipe = GOOGLE_RECIPE, 
     optional = (GOOGLE_CODES, *raw.values())
     unpacked = steps.run("1-unpacked", {}, lambda folder: extract([archive], [*names.values()], folder, optional))
     text = steps.run("2-text", {}, rename)
-    return finish(steps, text, unpacked / GOOGLE_CODES, recipe, {"recipe": "google", "words": recipe.words}, workers)
+    return finish(steps, text, unpacked / GOOGLE_CODES, recipe, {"words": recipe.words}, workers)
 
 
-def prepare_hub(path: str, output: Path, recipe: str = "fairseq", merges: int | None = None, workers: int = 1) -> Path:
+def prepare_hub(path: str, output: Path, recipe: Recipe = FAIRSEQ, workers: int = 1) -> Path:
     """Runs all steps from a data set of rows, such as wmt/wmt14, whose news commentary is v9.
 
     Its order of the corpora is its own, so that fairseq's recipe holds other pairs out than from the archives.
@@ -66,28 +65,27 @@ def prepare_hub(path: str, output: Path, recipe: str = "fairseq", merges: int | 
     Args:
         path: Hub id, or a local folder that `datasets` can read.
         output: Folder to make.
-        recipe: A name in `wmt14.RECIPES`.
-        merges: Byte-pair merges; null for the recipe's.
+        recipe: One of `wmt14.RECIPES`, perhaps with other merges.
         workers: Processes.
 
     Raises:
         ValueError: The data set cannot be read or lacks a split or a column.
     """
-    chosen, source = choose_recipe(recipe, merges), load_rows(path)
-    splits = {split: require_split(source, path, HUB_SPLITS[split]) for split in chosen.given_splits}
+    source = load_rows(path)
+    splits = {split: require_split(source, path, HUB_SPLITS[split]) for split in recipe.given_splits}
 
     def write_text(folder: Path) -> Counts:
         counts = {}
         for split, found in splits.items():
-            sides = [read_column(source[found], language, f"{found} of {path}") for language in chosen.languages]
+            sides = [read_column(source[found], language, f"{found} of {path}") for language in recipe.languages]
             rows = (tuple(side.replace("\n", " ") for side in pair) for pair in zip(*sides, strict=True))
-            counts[split] = write_rows(name_files(folder, split, chosen.languages), rows)
+            counts[split] = write_rows(name_files(folder, split, recipe.languages), rows)
         return counts
 
     versions = {name: split._fingerprint for name, split in source.items()}  # changes with the data
     steps = Steps(output, {"hub": path, **versions})
     text = steps.run("2-text", {"splits": list(splits)}, write_text)
-    return prepare_text(steps, text, chosen, {"recipe": recipe, "hub": path}, workers)
+    return prepare_text(steps, text, recipe, {"hub": path}, workers)
 
 
 def load_rows(path: str) -> datasets.DatasetDict:
