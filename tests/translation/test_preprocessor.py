@@ -1,4 +1,4 @@
-"""A vocabulary is what it was when it is read again, and two that differ are told apart."""
+"""A vocabulary is the same when it is read again, and two that differ are told apart."""
 
 from dataclasses import replace
 

@@ -14,15 +14,15 @@ Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
 
 
 class TokenSampler:
-    """Which sentence pairs make up the batches of an epoch, for one of `world_size` processes.
+    """Decides which sentence pairs make up the batches of an epoch, for one of `world_size` processes.
 
     Pairs are sorted by the length of the source, then of the target, and cut where the next one would make a batch
-    too large. Training: pairs of equal lengths change places from epoch to epoch, the batches come in random order,
-    and those that do not go round all processes are left out. Evaluation: every pair once, the shortest first; where
-    the batches do not go round, the largest are halved.
+    too large. In training, pairs of equal lengths change places from epoch to epoch, the batches come in random order,
+    and those that the processes cannot share evenly are left out. In evaluation, every pair comes once, the shortest
+    first; where the processes cannot share the batches evenly, the largest are halved.
 
     Args:
-        sizes: (N, 2), tokens of source and target.
+        sizes: Tokens of source and target, (N, 2).
         indices: Numbers of the pairs to take.
         max_tokens: Most tokens of a batch, padding included, of the longer side.
         batch_size: Most pairs of a batch; null is no limit.

@@ -1,4 +1,4 @@
-"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length of a sentence."""
+"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from un.translation.transformer import Transformer
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """How translations are searched for; the defaults are fairseq's.
+    """Searches for translations; the defaults are fairseq's.
 
     A translation of a source of n tokens has at most max_len_a n + max_len_b tokens.
 
