@@ -34,11 +34,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Finds the source and runs the steps.
-
-    Raises:
-        UserError: An option has no effect on this source.
-    """
+    """Finds the source and runs the steps."""
     with end_on_mistake():
         options = parse_options()
         from un.translation.preparation import archives, wmt14, wmt14_sources

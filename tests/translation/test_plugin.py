@@ -25,10 +25,10 @@ PREPROCESS = """-s de -t en --trainpref train --validpref valid --testpref test 
 TRAIN = f"""bin --user-dir {PLUGIN} --arch transformer_un_iwslt_de_en {SIZES} --share-all-embeddings
     --encoder-normalize-before --decoder-normalize-before --norm-window 2 --norm-warmup-steps 3 --norm-filtration
     --pad-mask --optimizer adam --lr 1e-3 --criterion label_smoothed_cross_entropy --label-smoothing 0.1
-    --max-tokens 64 --required-batch-size-multiple 1 --cpu --save-dir checkpoints
+    --max-tokens 64 --required-batch-size-multiple 1 --num-workers 0 --cpu --save-dir checkpoints
     --no-progress-bar --log-format simple"""
 GENERATE = f"""bin --user-dir {PLUGIN} --path checkpoints/checkpoint_last.pt --beam 2 --max-len-b 10 --cpu
-    --required-batch-size-multiple 1 --no-progress-bar"""
+    --required-batch-size-multiple 1 --num-workers 0 --no-progress-bar"""
 COMMANDS = [
     ("preprocess", PREPROCESS),
     ("train", f"{TRAIN} --max-epoch 2"),
