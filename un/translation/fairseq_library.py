@@ -5,6 +5,8 @@ Hydra would from then on merge into files of the same name, and configures the r
 Every other module imports the names of fairseq from this one, which takes seconds.
 """
 
+# ruff: noqa: F401  the names are for other modules
+
 import contextlib
 import copy
 import logging
@@ -34,7 +36,7 @@ def restore_global_state() -> Iterator[None]:
 
 with restore_global_state():
     try:
-        import fairseq  # noqa: F401  its parts are complete only after the whole
+        import fairseq  # its parts are complete only after the whole
     except ImportError as error:
         raise ImportError(f"translation needs fairseq, which cannot be imported ({error}): make translation") from error
     from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
@@ -52,23 +54,3 @@ with restore_global_state():
 
 # fairseq's attention masks padding by flags and the future by numbers, about which torch warns.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)
-
-__all__ = [
-    "ARCH_CONFIG_REGISTRY",
-    "ARCH_MODEL_REGISTRY",
-    "Dictionary",
-    "FileBinarizer",
-    "LanguagePairDataset",
-    "SequenceGenerator",
-    "SinusoidalPositionalEmbedding",
-    "TransformerConfig",
-    "TransformerDecoderBase",
-    "TransformerEncoderBase",
-    "TransformerModel",
-    "VocabularyDatasetBinarizer",
-    "data_utils",
-    "indexed_dataset",
-    "register_model",
-    "register_model_architecture",
-    "tokenize_line",
-]
