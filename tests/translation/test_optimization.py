@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from tests.translation.tiny import make_model
 from un.translation.optimization import create_inverse_sqrt_scheduler
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -58,11 +59,12 @@ def test_values_out_of_range_are_refused(values, message):
         create_inverse_sqrt_scheduler(make_optimizer(1e-2), 100, 10, **values)
 
 
-def test_the_optimizer_decays_every_parameter(trained_model):
+def test_the_optimizer_decays_every_parameter():
+    model = make_model()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["experiment=iwslt14_de_en"])
-    optimizer = instantiate(config.optimizer, _convert_="all")(trained_model)
+    optimizer = instantiate(config.optimizer, _convert_="all")(model)
     assert isinstance(optimizer, torch.optim.AdamW)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (7e-4, 1e-4, (0.9, 0.98), 1e-8)
-    assert len(group["params"]) == len(list(trained_model.parameters()))
+    assert len(group["params"]) == len(list(model.parameters()))
