@@ -1,74 +1,62 @@
 """Prepares WMT14 English-German from archives, the hub, or the set that Google preprocessed.
 
 `python scripts/prepare_wmt14.py --archives FOLDER | --download | --hub ID | --google FILE [options]`
-The folder it makes is what `data=wmt14_en_de data.path=<folder>` reads. Run again, it goes on where it stopped.
+The folder it makes is what `data=wmt14_en_de data.path=<folder>` reads. Run the same command to resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-try:
-    from un.translation.preparation import wmt14, wmt14_sources
-    from un.translation.preparation.archives import download
-except ImportError as error:
-    sys.exit(f"error: {error}; install what translation needs with `make translation`")
+from un.command.cli import CommandParser, end_on_mistake, read_count
+from un.command.errors import UserError
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_options() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--archives", type=Path, metavar="FOLDER", help="holds the archives of statmt.org")
-    source.add_argument("--download", action="store_true", help="fetch them to <output>.archives")
-    source.add_argument("--hub", metavar="ID", help="data set of rows, as wmt/wmt14, or a local folder of one")
+    source.add_argument("--download", action="store_true", help="download them to <output>.archives")
+    source.add_argument("--hub", metavar="ID", help="data set of rows, such as wmt/wmt14, or a local folder of one")
     source.add_argument("--google", type=Path, metavar="FILE", help="wmt16_en_de.tar.gz, preprocessed by Google")
     parser.add_argument("--output", type=Path, default=Path("data/wmt14_en_de"), help="default: %(default)s")
-    parser.add_argument("--recipe", help="fairseq (default) or powernorm")
-    parser.add_argument("--news-commentary", help="v12 (default), or v9 for the data of 2014; archives only")
-    parser.add_argument("--merges", type=int, help="byte-pair merges (default: the recipe's, 40000 or 32764)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    return parser
-
-
-def prepare(arguments: argparse.Namespace) -> None:
-    """Runs what the command line asks for.
-
-    Raises:
-        ValueError: an option is out of range or has no effect on this source.
-    """
-    if arguments.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    chosen = {name: getattr(arguments, name) for name in ("recipe", "news_commentary", "merges")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    fixed = chosen if arguments.google else {"news_commentary"} & set(chosen) if arguments.hub else ()
-    for name in fixed:
-        source = "--google" if arguments.google else "--hub"
-        raise ValueError(f"--{name.replace('_', '-')} has no effect with {source}, whose data are made already")
-    options = wmt14.Options(**chosen)
-    if arguments.google:
-        wmt14_sources.prepare_google(arguments.google, arguments.output, arguments.workers)
-    elif arguments.hub:
-        wmt14_sources.prepare_hub(arguments.hub, arguments.output, options, arguments.workers)
-    else:
-        archives = arguments.archives or arguments.output.with_name(f"{arguments.output.name}.archives")
-        if arguments.download:
-            for name in options.list_archives():
-                download(wmt14.URLS[name], archives / name)
-        wmt14.prepare(archives, arguments.output, options, arguments.workers)
+    parser.add_argument("--recipe", choices=("fairseq", "powernorm"), help="default: fairseq")
+    parser.add_argument("--news-commentary", choices=("v12", "v9"), help="default: v12; v9 is the set of 2014")
+    parser.add_argument("--merges", type=read_count, help="byte-pair merges (default: the recipe's, 40000 or 32764)")
+    parser.add_argument("--workers", type=read_count, default=1, help="processes (default: %(default)s)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Parses the command line and runs the steps."""
-    arguments = build_parser().parse_args()
-    try:
-        prepare(arguments)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Finds the source and runs the steps."""
+    with end_on_mistake():
+        options = parse_options()
+        from un.translation.preparation import archives, wmt14, wmt14_sources
+
+        fixed = ("recipe", "news_commentary", "merges") if options.google else ()
+        fixed = ("news_commentary",) if options.hub else fixed
+        for name in fixed:
+            if getattr(options, name) is not None:
+                source = "--google" if options.google else "--hub"
+                raise UserError(f"--{name.replace('_', '-')} has no effect with {source}, whose text is made already")
+        recipe, version = wmt14.RECIPES[options.recipe or "fairseq"], options.news_commentary or "v12"
+        recipe = replace(recipe, merges=options.merges or recipe.merges)
+        if options.google:
+            wmt14_sources.prepare_google(options.google, options.output, workers=options.workers)
+        elif options.hub:
+            wmt14_sources.prepare_hub(options.hub, options.output, recipe, options.workers)
+        else:
+            folder = options.archives or options.output.with_name(f"{options.output.name}.archives")
+            if options.download:
+                for name in wmt14.list_archives(recipe, version):
+                    archives.download(wmt14.URLS[name], folder / name)
+            wmt14.prepare(folder, options.output, recipe, version, options.workers)
 
 
 if __name__ == "__main__":

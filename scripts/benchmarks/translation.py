@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.common import Row, compose_experiment
@@ -26,7 +27,6 @@ from un.finished.timing import compare
 from un.training.assembly import build
 from un.training.averaging import load_tested
 from un.training.run_folder import RunFolder
-from un.translation.data import TranslationDataModule
 from un.translation.preparation.binarization import binarize
 
 ROOT = CONFIG_FOLDER.parent
@@ -35,7 +35,7 @@ SENTENCES_PER_BATCH = 128  # of translating, in both programs
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Target tokens per second in training, and sentences per second in translating, of both programs."""
+    """Returns target tokens per second in training and sentences per second in translating, of both programs."""
     config = compose_experiment(options.experiment, "norm=layernorm", *options.overrides)
     rates: dict[str, dict[str, list[float]]] = {"train": {}, "translate": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,20 +60,16 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 def binarize_data(config: DictConfig, folder: Path) -> tuple[Path, float]:
     """Writes what the experiment trains on as fairseq's binary files; returns the folder and target tokens per pair."""
-    settings = OmegaConf.to_container(config.data, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("_target_")
-    data = TranslationDataModule(**settings)  # type: ignore[arg-type]
-    languages, output, texts = data.languages, folder / "binary", {}
+    data = instantiate(config.data)
+    languages, output = data.languages, folder / "binary"
     output.mkdir()
     for split, name in SPLITS.items():
-        texts[name] = folder
         dataset = data.open_split(split).dataset
-        sides = ((dataset.src, dataset.src_dict), (dataset.tgt, dataset.tgt_dict))
-        for language, (sentences, dictionary) in zip(languages, sides, strict=True):
+        sides = zip(languages, (dataset.src, dataset.tgt), (dataset.src_dict, dataset.tgt_dict), strict=True)
+        for language, sentences, dictionary in sides:
             lines = [dictionary.string(tokens) for tokens in sentences]
             (folder / f"{name}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    binarize(texts, output, languages, joined=data.joined_dictionary)
+    binarize(folder, output, languages, joined=data.joined_dictionary)
     return output, float(data.open_split("train").dataset.tgt_sizes.mean())
 
 
@@ -126,7 +122,7 @@ def run_fairseq(
 
 
 def list_model_flags(config: DictConfig) -> list[str]:
-    """The options of the config's model as flags of fairseq-train; the decoder's sizes default to the encoder's."""
+    """Returns the options of the model as flags of fairseq-train; the decoder's sizes default to the encoder's."""
     options = {key: value for key, value in config.model.items() if key != "_target_" and value is not False}
     for key in ("embed_dim", "ffn_embed_dim", "attention_heads", "layers"):
         if f"encoder_{key}" in options:

@@ -32,12 +32,9 @@ def test_every_pair_comes_once_and_no_batch_is_too_large(training, multiple):
     batches = list_indices(make_sampler(training, multiple=multiple), 3)
     assert sorted(itertools.chain(*batches)) == NUMBERS.tolist()
     assert all(measure(batch) <= 200 for batch in batches)
+    assert max(map(len, list_indices(make_sampler(training, batch_size=3)))) == 3
     if multiple > 1:
         assert sum(len(batch) > 8 and len(batch) % 8 > 0 for batch in batches) <= 1
-
-
-def test_batch_size_limits_the_pairs():
-    assert max(len(batch) for batch in list_indices(make_sampler(batch_size=3))) == 3
 
 
 def test_batches_are_those_of_fairseq():
@@ -75,7 +72,7 @@ def test_only_the_given_pairs_are_taken():
         assert sorted(itertools.chain(*batches)) == chosen.tolist()
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_training_batches_of_one(world_size):
     whole = list_indices(make_sampler(), 5)
     shards = [list_indices(make_sampler(rank=rank, world_size=world_size), 5) for rank in range(world_size)]
@@ -85,7 +82,7 @@ def test_processes_share_the_training_batches_of_one(world_size):
     assert len(whole) - len(together) < world_size
 
 
-@pytest.mark.parametrize(("count", "world_size"), [(203, 1), (203, 2), (203, 7), (7, 3), (4, 4)])
+@pytest.mark.parametrize(("count", "world_size"), [(203, 2), (203, 7), (7, 3), (4, 4)])
 def test_evaluation_sees_every_pair_once_in_equally_many_batches(count, world_size):
     options = {"sizes": SIZES[:count], "world_size": world_size}
     shards = [list_indices(make_sampler(False, rank=rank, **options)) for rank in range(world_size)]
@@ -97,7 +94,5 @@ def test_evaluation_sees_every_pair_once_in_equally_many_batches(count, world_si
 def test_too_few_pairs():
     with pytest.raises(ValueError, match=r"5 sentence pairs in 1 batches are too few for 2 processes; lower data.max"):
         make_sampler(True, sizes=SIZES[:5], world_size=2)
-    with pytest.raises(ValueError, match="1 sentence pairs are too few for 2 processes"):
-        make_sampler(False, sizes=SIZES[:1], world_size=2)
     with pytest.raises(ValueError, match="3 sentence pairs cannot be shared evenly by 2 processes"):
         make_sampler(False, sizes=SIZES[:3], batch_size=1, world_size=2)

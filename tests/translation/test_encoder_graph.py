@@ -1,6 +1,7 @@
 """The encoder as a graph: what fairseq's encoder computes, at any batch size and length."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ FORMS = {
 }
 
 
-def build(form: str) -> nn.Module:
-    return randomize(make_model(make_unified, **FORMS[form]))
+def build(form: str, **options: Any) -> nn.Module:
+    return randomize(make_model(make_unified, **FORMS[form], **options))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -38,8 +39,9 @@ def test_it_computes_what_the_encoder_does(form: str) -> None:
     torch.testing.assert_close(states[real], expected["encoder_out"][0][real], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow  # the exporter of ONNX takes many seconds, however small the model
 def test_a_folded_encoder_translates_in_onnxruntime(tmp_path: Path) -> None:
-    model = build("pre-norm")
+    model = build("pre-norm", encoder_layers=1)
     batch = make_batch(draw_sentences(4))
     folded, _ = fold_norms(model, batch["net_input"], on_unfoldable="raise")
     graph, axes = EncoderGraph(folded), {"source_tokens": {0: "batch", 1: "length"}}

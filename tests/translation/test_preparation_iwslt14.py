@@ -3,22 +3,27 @@
 import hashlib
 import json
 import runpy
-import subprocess
 import sys
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from sacremoses import MosesTokenizer
+from subword_nmt.learn_bpe import learn_bpe
 
 from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
-from un.translation.preparation.iwslt14 import LANGUAGES, LIMITS, Options, prepare
+from un.translation.preparation import pipeline
+from un.translation.preparation.iwslt14 import RECIPE, prepare
 from un.translation.preparation.lines import read_lines
+from un.translation.preparation.sentences import Limits
 from un.translation.prepared import PreparedFolder
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_iwslt14.py"
 SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
-OPTIONS = Options(merges=60)
+LANGUAGES = RECIPE.languages
+MERGES = 60
 PAIRS = 120
 BAD = {  # position in the training text -> German and English side that cleaning drops
     10: ("", "an empty source side."),
@@ -38,20 +43,28 @@ def tag(language: str) -> list[str]:
     return ["<url>http://example.org</url>", "<keywords>a, b</keywords>", "<talkid>3</talkid>", *lines]
 
 
-def write_published(path: Path, without: str | None = None) -> Path:
+def make_members() -> dict[str, str]:
     members = {f"de-en/train.tags.de-en.{language}": join(tag(language)) for language in LANGUAGES}
     for seed, name in enumerate((*SETS, "TED.tst2013"), 1):
         for language in LANGUAGES:
             sentences = [*make_sentences(language, 3, seed), f"{name} ends’s here"]
             members[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = write_segments(sentences)
-    members.pop(without, None)
-    return write_archive(path, members)
+    return members
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("iwslt14")
-    return prepare(write_published(root / "de-en.tgz"), root / "prepared", OPTIONS)
+def archive(tmp_path_factory) -> Path:
+    return write_archive(tmp_path_factory.mktemp("iwslt14") / "de-en.tgz", make_members())
+
+
+@pytest.fixture(scope="module")
+def prepared(archive) -> Path:
+    return prepare(archive, archive.with_name("prepared"), replace(RECIPE, merges=MERGES))
+
+
+def run_program(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def read_step(prepared: Path, step: str, name: str) -> list[str]:
@@ -73,9 +86,8 @@ def test_every_23rd_clean_pair_is_validation_and_the_rest_training(prepared, lan
     held = range(22, len(tokens), 23)
     assert len(held) == 5
     assert read_step(prepared, "4-divided", f"valid.{language}") == [tokens[i] for i in held]
-    assert read_step(prepared, "4-divided", f"train.{language}") == [
-        line for i, line in enumerate(tokens) if i not in held
-    ]
+    training = [line for i, line in enumerate(tokens) if i not in held]
+    assert read_step(prepared, "4-divided", f"train.{language}") == training
     assert list(read_lines(prepared / f"raw/valid.{language}")) == [raw[i] for i in held]
 
 
@@ -90,30 +102,18 @@ def test_the_test_set_is_five_sets_in_order(prepared, language):
 
 
 def test_merges_come_from_the_training_text_of_both_sides(prepared):
-    codes = (prepared / "bpe.codes").read_text().splitlines()
-    assert codes[0] == "#version: 0.2"
-    assert len(codes) == 1 + OPTIONS.merges
-    learned = subprocess.run(
-        [sys.executable, "-m", "subword_nmt.learn_bpe", "-s", str(OPTIONS.merges)],
-        input=join([line for lang in LANGUAGES for line in read_step(prepared, "4-divided", f"train.{lang}")]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert learned.stdout.splitlines() == codes
-
-
-def test_subwords_join_to_the_words_again(prepared):
+    codes, expected = (prepared / "bpe.codes").read_text(), StringIO()
+    words = [line for language in LANGUAGES for line in read_step(prepared, "4-divided", f"train.{language}")]
+    learn_bpe(words, expected, MERGES)
+    assert codes == expected.getvalue()
+    assert len(codes.splitlines()) == 1 + MERGES
     for split in ("train", "valid", "test"):
-        for language in LANGUAGES:
-            subwords = read_step(prepared, "6-subwords", f"{split}.{language}")
-            words = read_step(prepared, "4-divided", f"{split}.{language}")
-            assert [line.replace("@@ ", "") for line in subwords] == words
-    assert any("@@ " in line for line in read_step(prepared, "6-subwords", "train.de"))
+        pieces = read_step(prepared, "6-subwords", f"{split}.de")
+        assert [line.replace("@@ ", "") for line in pieces] == read_step(prepared, "4-divided", f"{split}.de")
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, tmp_path, joined):
+def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, archive, tmp_path, monkeypatch, capsys, joined):
     with restore_global_state():
         from fairseq import options
         from fairseq_cli import preprocess
@@ -123,13 +123,15 @@ def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, tmp_path, jo
         arguments += ["--trainpref", f"{text}/train", "--validpref", f"{text}/valid", "--testpref", f"{text}/test"]
         arguments += ["--joined-dictionary"] if joined else []
         preprocess.main(options.get_preprocessing_parser().parse_args(arguments))
-    ours = prepared
-    if not joined:
-        options_apart = Options(merges=OPTIONS.merges, dictionary="separate")
-        archive = write_published(tmp_path / "de-en.tgz")
-        ours = prepare(archive, tmp_path / "ours", options_apart, workers=2)
     theirs = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir() if path.suffix != ".log"}
     assert len(theirs) == 2 + 3 * 2 * 2
+    ours = prepared
+    if not joined:
+        ours = tmp_path / "data/ours"
+        options = ["--dictionary", "separate", "--merges", MERGES, "--workers", 2]
+        run_program(monkeypatch, "--archive", archive, "--output", ours, *options)
+        digest = hashlib.sha256(theirs["dict.en.txt"]).hexdigest()
+        assert f"  {digest}  dict.en.txt" in capsys.readouterr().out
     assert {name: (ours / name).read_bytes() for name in theirs} == theirs
     assert (theirs["dict.de.txt"] == theirs["dict.en.txt"]) is joined
 
@@ -137,6 +139,7 @@ def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, tmp_path, jo
 def test_the_record_says_what_a_reader_needs(prepared):
     record = json.loads((prepared / "preparation.json").read_text())
     expected = {"data": "iwslt14_de_en", "source_lang": "de", "target_lang": "en", "lowercase": True, "merges": 60}
+    expected |= {"apostrophes": "map", "dictionary": "joined", "split_hyphens": False}
     assert {key: record[key] for key in expected} == expected
     assert (record["counts"]["train"], record["counts"]["valid"], record["counts"]["test"]) == (112, 5, 20)
     codes = (prepared / "bpe.codes").read_bytes()
@@ -144,70 +147,73 @@ def test_the_record_says_what_a_reader_needs(prepared):
     assert "raw/test.en" in record["files"]
 
 
-def test_the_official_script_keeps_the_apostrophe_of_the_test_text(tmp_path):
-    archive = write_published(tmp_path / "de-en.tgz")
-    prepared = prepare(archive, tmp_path / "prepared", Options(merges=10, apostrophes="keep"))
-    assert list(read_lines(prepared / "raw/test.en"))[3] == "TED.dev2010 ends’s here"
+def test_the_official_script_keeps_the_apostrophe_of_the_test_text(archive, tmp_path, monkeypatch):
+    options = ["--output", tmp_path / "prepared", "--merges", 10, "--apostrophes", "keep"]
+    run_program(monkeypatch, "--archive", archive, *options)
+    assert list(read_lines(tmp_path / "prepared/raw/test.en"))[3] == "TED.dev2010 ends’s here"
 
 
 def test_defaults_are_the_numbers_of_the_recipe():
-    assert (LIMITS.shortest, LIMITS.longest, LIMITS.ratio) == (1, 175, 1.5)
-    options = Options()
-    assert (options.merges, options.dictionary, options.apostrophes) == (10000, "joined", "map")
+    assert RECIPE.word_limits == Limits(shortest=1, longest=175, ratio=1.5)
+    assert (RECIPE.merges, RECIPE.every, RECIPE.joined, RECIPE.lowercase) == (10000, 23, True, True)
 
 
-def test_an_archive_without_a_test_set_is_refused_by_name(tmp_path):
-    archive = write_published(tmp_path / "de-en.tgz", without="de-en/IWSLT14.TEDX.dev2012.de-en.en.xml")
-    with pytest.raises(ValueError, match=r"no IWSLT14\.TEDX\.dev2012\.de-en\.en\.xml in .*de-en\.tgz"):
-        prepare(archive, tmp_path / "prepared", OPTIONS)
-
-
-def test_a_line_lost_on_one_side_stops_the_preparation(tmp_path):
-    members = {f"train.tags.de-en.{language}": join(tag(language)) for language in LANGUAGES}
-    members["train.tags.de-en.en"] += "one more\n"
-    for name in SETS:
-        for language in LANGUAGES:
-            members[f"IWSLT14.{name}.de-en.{language}.xml"] = write_segments(make_sentences(language, 2, 1))
-    archive = write_archive(tmp_path / "de-en.tgz", members)
+def test_a_damaged_archive_stops_the_preparation(tmp_path):
+    members = make_members()
+    members["de-en/train.tags.de-en.en"] += "one more\n"
     with pytest.raises(ValueError, match=r"unequal numbers of lines: .*train.de 120, .*train.en 121"):
-        prepare(archive, tmp_path / "prepared", OPTIONS)
+        prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared")
+    del members["de-en/IWSLT14.TEDX.dev2012.de-en.en.xml"]
+    with pytest.raises(ValueError, match=r"no IWSLT14\.TEDX\.dev2012\.de-en\.en\.xml in .*de-en\.tgz"):
+        prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared")
 
 
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        ({"apostrophes": "drop"}, "apostrophes must be map or keep, got 'drop'"),
-        ({"dictionary": "shared"}, "dictionary must be joined or separate, got 'shared'"),
-        ({"merges": 0}, "merges must be at least 1, got 0"),
-    ],
-)
-def test_unknown_choices_are_refused(choice, message):
-    with pytest.raises(ValueError, match=message):
-        Options(**choice)
+def test_only_what_is_missing_or_was_changed_is_done_again(archive, tmp_path, monkeypatch, capsys):
+    def run(merges=MERGES):
+        """Names of the steps that were not finished before."""
+        capsys.readouterr()
+        prepare(archive, tmp_path / "prepared", replace(RECIPE, merges=merges))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.removesuffix(": running") for line in lines if line.endswith(": running")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "split_words", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert not (tmp_path / "prepared").exists()
+    assert run() == ["6-subwords", "prepared"]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert run() == []
+    (tmp_path / "prepared.steps/4-divided/train.de").write_text("a")
+    assert run() == ["4-divided"]
+    assert run(merges=20) == ["5-merges", "6-subwords", "prepared"]
 
 
-def test_the_program_prepares_and_prints_checksums(tmp_path, monkeypatch, capsys):
-    archive, product = write_published(tmp_path / "de-en.tgz"), tmp_path / "data/prepared"
-    arguments = ["--archive", str(archive), "--output", str(product), "--merges", "20", "--workers", "2"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-    digest = hashlib.sha256((product / "dict.en.txt").read_bytes()).hexdigest()
-    assert f"  {digest}  dict.en.txt" in capsys.readouterr().out
-    assert len((product / "bpe.codes").read_text().splitlines()) == 21
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(archive, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"prepared exists and holds no preparation\.json"):
+        prepare(archive, tmp_path / "prepared", replace(RECIPE, merges=MERGES))
+    assert (tmp_path / "prepared/thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--archive", "nothing.tgz"], "error: no archive nothing.tgz; fetch https://dl.fbaipublicfiles.com"),
-        (["--archive", "nothing.tgz", "--apostrophes", "drop"], "error: apostrophes must be map or keep, got 'drop'"),
+        ([], "no archive nothing.tgz; get https://dl.fbaipublicfiles.com"),
+        (["--apostrophes", "drop"], "argument --apostrophes: invalid choice: 'drop' (choose from 'map', 'keep')"),
+        (["--merges", "0"], "argument --merges: '0' must be a whole number of at least 1"),
     ],
 )
-def test_the_program_reports_errors_in_one_line(arguments, message):
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_the_program_reports_errors_in_one_line(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        run_program(monkeypatch, "--archive", "nothing.tgz", *arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
 
 
 def test_the_data_module_reads_what_was_prepared(prepared):
@@ -219,4 +225,4 @@ def test_the_data_module_reads_what_was_prepared(prepared):
     assert test.source[3] == "TED.dev2010 ends's here"
     words = read_step(prepared, "4-divided", "train.en")[0]
     pieces = read_step(prepared, "6-subwords", "train.en")[0]
-    assert " ".join(preprocessor.encode_target(words.replace(" .", "."))) == pieces
+    assert " ".join(preprocessor.split_pieces(words)) == pieces

@@ -59,13 +59,10 @@ def test_case_counts_unless_translations_are_lower_cased():
 
 
 def test_the_file_can_be_read_back(tmp_path):
-    pairs = [SentencePair(3, 'A "quoted"\ttab', "B", "C\nD"), SentencePair(4, "ä", "", "x")]
+    pairs = [SentencePair(3, 'A "quoted"\ttab', "B", "C\nD"), SentencePair(4, "ä", "", "NA")]
     path = tmp_path / "translations" / "test.tsv"
     write_translations(pairs, path)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, dialect="excel-tab"))
-    assert rows == [
-        ["id", "source", "reference", "hypothesis"],
-        ["3", 'A "quoted"\ttab', "B", "C\nD"],
-        ["4", "ä", "", "x"],
-    ]
+    assert rows[0] == ["id", "source", "reference", "hypothesis"]
+    assert rows[1:] == [["3", 'A "quoted"\ttab', "B", "C\nD"], ["4", "ä", "", "NA"]]

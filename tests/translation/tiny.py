@@ -1,8 +1,5 @@
-"""A small dictionary, sentences of random words and data that translate them into themselves."""
+"""A small dictionary and model, sentences of random words, and some text."""
 
-from types import SimpleNamespace
-
-import lightning
 import numpy as np
 import torch
 
@@ -13,6 +10,7 @@ from un.translation.losses import sum_cross_entropy
 from un.translation.transformer import build_transformer
 
 NUM_WORDS = 28
+TEXT_COUNTS = {"train": 40, "valid": 12, "test": 11}
 
 
 def make_dictionary(num_words=NUM_WORDS):
@@ -59,47 +57,6 @@ def make_batch(sentences, **options):
     return dataset.collater([dataset[number] for number in range(len(sentences))])
 
 
-class WordPreprocessor:
-    """Ids are words; a reader sees them capitalised."""
-
-    lowercase = False
-
-    def __init__(self, dictionary):
-        self.dictionary = dictionary
-
-    def decode(self, tokens):
-        return self.dictionary.string(tokens)
-
-    def detokenize(self, words):
-        return words.upper()
-
-
-class TinyData(lightning.LightningDataModule):
-    """Copying of random sentences; batches of `batch_size` in the order given by `seed`."""
-
-    def __init__(self, num_sentences=24, batch_size=6, sentences=None, rank=0, world_size=1):
-        super().__init__()
-        self.dictionary = make_dictionary()
-        self.sentences = draw_sentences(num_sentences) if sentences is None else sentences
-        self.batch_size, self.share = batch_size, slice(rank, None, world_size)
-        self.preprocessor = WordPreprocessor(self.dictionary)
-
-    def texts(self, split):
-        words = [" ".join(f"w{word}" for word in sentence) for sentence in self.sentences]
-        return SimpleNamespace(source=words, reference=[line.upper() for line in words], tokenized_reference=words)
-
-    def list_batches(self):
-        dataset = make_dataset(self.sentences, self.dictionary)
-        numbers = list(reversed(range(len(self.sentences))))[self.share]
-        starts = range(0, len(numbers), self.batch_size)
-        return [dataset.collater([dataset[i] for i in numbers[start : start + self.batch_size]]) for start in starts]
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(self.list_batches(), batch_size=None)
-
-    val_dataloader = test_dataloader = train_dataloader
-
-
 def train_a_little(model):
     """Until it has learned to end sentences; leaves the model in training mode."""
     model.train()
@@ -109,3 +66,18 @@ def train_a_little(model):
         sum_cross_entropy(model, make_batch(draw_sentences(8, seed=seed))).div(50).backward()
         optimizer.step()
     return model
+
+
+def make_text(split):
+    """Sentences of many lengths; the words tell the number of the pair."""
+    numbers = range(TEXT_COUNTS[split])
+    german = [f"Der {split} Hund Nr. {number} sieht {'sehr ' * (number % 7)}gut aus." for number in numbers]
+    english = [f"The {split} dog no {number} looks {'very ' * (number % 5)}good." for number in numbers]
+    return {"de": german, "en": english}
+
+
+def write_text_folder(folder):
+    for split in TEXT_COUNTS:
+        for language, lines in make_text(split).items():
+            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder

@@ -1,6 +1,6 @@
 """Batches of sentences of similar length: batch i of epoch e depends on (seed, e, i) and the process only."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,15 @@ Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
 
 
 class TokenSampler:
-    """Which sentence pairs make up the batches of an epoch, for one of `world_size` processes.
+    """Decides which sentence pairs make up the batches of an epoch, for one of `world_size` processes.
 
     Pairs are sorted by the length of the source, then of the target, and cut where the next one would make a batch
-    too large. Training: pairs of equal lengths change places from epoch to epoch, the batches come in random order,
-    and those that do not go round all processes are left out. Evaluation: every pair once, the shortest first; where
-    the batches do not go round, the largest are halved.
+    too large. In training, pairs of equal lengths change places from epoch to epoch, the batches come in random order,
+    and those that the processes cannot share evenly are left out. In evaluation, every pair comes once, the shortest
+    first; where the processes cannot share the batches evenly, the largest are halved.
 
     Args:
-        sizes: (N, 2) tokens of source and target.
+        sizes: Tokens of source and target, (N, 2).
         indices: Numbers of the pairs to take.
         max_tokens: Most tokens of a batch, padding included, of the longer side.
         batch_size: Most pairs of a batch; null is no limit.
@@ -33,7 +33,7 @@ class TokenSampler:
         world_size: Number of processes.
 
     Raises:
-        ValueError: Too few batches (training) or pairs (evaluation) for the processes.
+        ValueError: There are too few batches (training) or pairs (evaluation) for the processes.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class TokenSampler:
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the order; called by Lightning before each epoch."""
+        """Selects the order; called by Lightning before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches
 
     def list_batches(self) -> list[NDArray[np.int64]]:
-        """Return the numbers of the pairs in each batch of the current epoch."""
+        """Returns the numbers of the pairs in each batch of the current epoch."""
         if not self.training:
             order = self._sort(np.arange(len(self.indices)))
             return np.split(self.indices[order], self._ends)[self.rank :: self.world_size]
@@ -83,13 +83,13 @@ class TokenSampler:
         return [batches[number] for number in shuffled[self.rank :: self.world_size]]
 
     def _sort(self, ties: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sort by source length, target length and then `ties`; the lengths come out the same for any ties."""
+        """Sorts by source length, target length and then `ties`; the lengths come out the same for any ties."""
         source, target = self._lengths
         return np.lexsort((ties, target, source))
 
 
 def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, multiple: int) -> list[int]:
-    """Return the sizes of the batches into which fairseq cuts sentences of these lengths, none left out."""
+    """Returns the sizes of the batches into which fairseq cuts sentences of these lengths, with none left out."""
     counts: list[int] = []
     while (start := sum(counts)) < len(lengths):
         # With a multiple fairseq forgets the last batch if it is of another size; that one is cut by itself then.
@@ -107,13 +107,11 @@ def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, mul
 
 
 def spread(counts: Sequence[int], world_size: int) -> list[int]:
-    """Halve the largest batches until every process gets the same number of them.
+    """Halves the largest batches until every process gets the same number of them.
 
     Raises:
-        ValueError: Fewer pairs than processes.
+        ValueError: There are too few pairs.
     """
-    if sum(counts) < world_size:
-        raise ValueError(f"{sum(counts)} sentence pairs are too few for {world_size} processes")
     counts = list(counts)
     while len(counts) % world_size:
         largest = int(np.argmax(counts))
@@ -124,24 +122,15 @@ def spread(counts: Sequence[int], world_size: int) -> list[int]:
     return counts
 
 
-class PairBatches:
-    """Batches cut from a data set of fairseq.
-
-    Args:
-        dataset: In memory or on disk.
-        num_workers: Worker processes that read and pad; 0 works in the calling process.
-    """
-
-    def __init__(self, dataset: LanguagePairDataset, num_workers: int) -> None:
-        self.dataset, self.num_workers = dataset, num_workers
-
-    def make_batches(self, sampler: TokenSampler, start: int) -> Iterable[Batch]:
-        """Return a torch loader over the batches of the epoch, from number `start` on."""
-        return DataLoader(
-            self.dataset,
-            batch_sampler=[batch.tolist() for batch in sampler.list_batches()[start:]],
-            collate_fn=self.dataset.collater,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise each epoch would draw a number from the global random state
-        )
+def load_batches(
+    dataset: LanguagePairDataset, sampler: TokenSampler, num_workers: int, start: int
+) -> DataLoader[Batch]:
+    """Returns a torch loader over the batches of the sampler's epoch, from number `start` on."""
+    return DataLoader(
+        dataset,
+        batch_sampler=[batch.tolist() for batch in sampler.list_batches()[start:]],
+        collate_fn=dataset.collater,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # otherwise each epoch would draw a number from the global random state
+    )

@@ -1,4 +1,4 @@
-"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length of a sentence."""
+"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class SplitTexts:
         tokenized_reference: The words that a translation is compared with, lower-cased if the data are.
     """
 
-    source: list[str]
-    reference: list[str]
-    tokenized_reference: list[str]
+    source: Sequence[str]
+    reference: Sequence[str]
+    tokenized_reference: Sequence[str]
 
 
 class Split:
@@ -39,8 +39,8 @@ class Split:
 
     Args:
         title: For messages, e.g. `train of bentrevett/multi30k`.
-        dataset: Of ids; end of sentence counts as a token.
-        make_texts: Makes the texts, when they are first asked for.
+        dataset: Sentences of ids; end of sentence counts as a token.
+        make_texts: Makes the texts when they are first asked for.
         rows: Number of each pair in the data as they came; the first is 0.
     """
 
@@ -52,20 +52,19 @@ class Split:
 
     @cached_property
     def texts(self) -> SplitTexts:
-        """Its texts."""
         return self._make_texts()
 
     def list_fitting(self, most_source: int, most_target: int, max_tokens: int, training: bool) -> NDArray[np.int64]:
-        """Return the numbers of the pairs that a model and a batch can hold.
+        """Returns the numbers of the pairs that a model and a batch can hold.
 
         Args:
             most_source: Positions of the encoder.
             most_target: Positions of the decoder.
             max_tokens: Tokens of a batch.
-            training: Whether longer ones are left out, which is logged, or an error.
+            training: Whether longer pairs are left out, which is logged; otherwise they are an error.
 
         Raises:
-            ValueError: There are longer ones, or nothing is left.
+            ValueError: There are longer pairs, or nothing is left.
         """
         limits = np.minimum([most_source, most_target], max_tokens)
         long = np.flatnonzero((self.dataset.sizes > limits).any(axis=1))
@@ -86,7 +85,7 @@ class Split:
 
 
 def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
-    """Return the ids (T,) of pieces and of the end of sentence."""
+    """Returns the ids (T,) of pieces and of the end of sentence."""
     unknown, indices = dictionary.unk(), dictionary.indices
     return torch.tensor([*(indices.get(piece, unknown) for piece in pieces), dictionary.eos()])
 
@@ -94,14 +93,16 @@ def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
 def make_dataset(
     source: Sequence[Tensor], target: Sequence[Tensor], source_dictionary: Dictionary, target_dictionary: Dictionary
 ) -> LanguagePairDataset:
-    """Return fairseq's data set of sentences in memory; sources are padded on the left, targets on the right."""
+    """Returns fairseq's data set of sentences in memory; sources are padded on the left, targets on the right."""
     sizes = [np.array([len(sentence) for sentence in side]) for side in (source, target)]
     return LanguagePairDataset(source, sizes[0], source_dictionary, target, sizes[1], target_dictionary, shuffle=False)
 
 
 def spell_out(dataset: LanguagePairDataset, preprocessor: TextPreprocessor) -> SplitTexts:
-    """Return the texts as well as ids alone tell them."""
-    sides = (dataset.src, preprocessor.source_dictionary), (dataset.tgt, preprocessor.target_dictionary)
-    source, target = ([join_pieces(words, tokens, escape_unknown=True) for tokens in side] for side, words in sides)
+    """Returns the texts as far as the ids alone tell them."""
+    source, target = (
+        [join_pieces(dictionary, tokens, escape_unknown=True) for tokens in side]
+        for side, dictionary in zip((dataset.src, dataset.tgt), preprocessor.dictionaries, strict=True)
+    )
     raw_source = [detokenize(line, preprocessor.languages[0]) for line in source]
     return SplitTexts(raw_source, [preprocessor.detokenize(line) for line in target], target)

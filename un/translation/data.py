@@ -1,4 +1,4 @@
-"""Parallel text for Lightning: splits, checks and resumable batches, from config."""
+"""Parallel text for Lightning: splits, checks and resumable batches."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from un.datasets import BatchLoader, ResumableDataModule
-from un.translation.batches import Batch, PairBatches, TokenSampler
+from un.translation.batches import Batch, TokenSampler, load_batches
 from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
@@ -23,12 +23,12 @@ NUM_EXAMPLES, EXAMPLE_LENGTH = 8, 12  # ours: pairs of an example batch, and mos
 
 
 class TranslationDataModule(ResumableDataModule):
-    """Train, validation and test sentence pairs.
+    """Loads sentence pairs to train, validate and test on.
 
     Args:
-        path: `phrasebook`, a hub id, or a local folder: of fairseq's binary files (then what concerns words and
-            subwords is as they were made), of two text files per split, or of a data set with a column per language.
-            Null: a few phrasebook sentences.
+        path: `phrasebook`, a hub id, or a local folder: of fairseq's binary files (then words and subwords are as they
+            were made), of two text files per split, or of a data set with a column per language. Null stands for a few
+            sentences of the phrasebook.
         source_lang: Code of the language to translate from.
         target_lang: Code of the language to translate into.
         max_tokens: Most tokens of a batch and process, padding included, of the longer side.
@@ -48,7 +48,7 @@ class TranslationDataModule(ResumableDataModule):
         split_seed: Of `limit`; null is `seed`.
 
     Raises:
-        ValueError: A value out of range or an unknown language; from `setup`, bad data.
+        ValueError: A value is out of range or a language unknown; from `setup`, the data are bad.
     """
 
     preprocessor_class = TextPreprocessor
@@ -105,7 +105,7 @@ class TranslationDataModule(ResumableDataModule):
         self._splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and encode all splits, once; with a vocabulary that was given, splits wait until asked for."""
+        """Reads, checks and encodes all splits, once; if a vocabulary was given, each split when it is asked for."""
         if self._preprocessor is not None:
             return
         prepared = self._find_prepared()
@@ -123,17 +123,17 @@ class TranslationDataModule(ResumableDataModule):
 
     @property
     def preprocessor(self) -> TextPreprocessor:
-        """Between text and ids: learned on the training split, of a prepared folder, or given."""
+        """What lies between text and ids: learned on the training split, of a prepared folder, or given."""
         self.setup()
-        assert self._preprocessor is not None, "set up"
+        assert self._preprocessor is not None
         return self._preprocessor
 
     def use_preprocessor(self, preprocessor: TextPreprocessor) -> None:
-        """Encode with this vocabulary from now on; each split is read when it is first asked for."""
+        """Encodes with this vocabulary from now on; each split is read when it is first asked for."""
         self._preprocessor, self._splits = preprocessor, {}
 
     def open_split(self, name: str) -> Split:
-        """Return `train`, `val` or `test`, encoded."""
+        """Returns `train`, `val` or `test`, encoded."""
         self.setup()
         if name not in self._splits:
             self._splits[name] = self._read_split(name)
@@ -146,9 +146,9 @@ class TranslationDataModule(ResumableDataModule):
         return encode_text(self._read_texts(name)[name], self.preprocessor)
 
     def _find_prepared(self) -> PreparedFolder | None:
-        if self.path is None or not is_prepared(self.path, self.languages):
-            return None
-        return PreparedFolder(Path(self.path), self.languages)
+        if self.path is not None and is_prepared(self.path, self.languages):
+            return PreparedFolder(Path(self.path), self.languages)
+        return None
 
     def _read_texts(self, *names: str) -> dict[str, ParallelText]:
         if self.path is None:
@@ -160,18 +160,16 @@ class TranslationDataModule(ResumableDataModule):
         return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.split_seed)) for name in names}
 
     def model_arguments(self) -> dict[str, Any]:
-        """Return what the data decide about a model: `source_dictionary` and `target_dictionary`."""
-        return {
-            "source_dictionary": self.preprocessor.source_dictionary,
-            "target_dictionary": self.preprocessor.target_dictionary,
-        }
+        """Returns what the data decide about a model."""
+        source, target = self.preprocessor.dictionaries
+        return {"source_dictionary": source, "target_dictionary": target}
 
     def texts(self, split: str) -> SplitTexts:
-        """Return the texts of `train`, `val` or `test`, by the `id` in the batches of its loader."""
+        """Returns the texts of `train`, `val` or `test`, by the `id` in the batches of its loader."""
         return self.open_split(self.name_loaded(split)).texts
 
     def make_example_batch(self, seed: int) -> Batch:
-        """Return a batch of random words, of any lengths, padded."""
+        """Returns a batch of random words, of any lengths, padded."""
         random = np.random.default_rng(seed)
 
         def draw_side(dictionary: Dictionary, most: int) -> list[Tensor]:
@@ -179,15 +177,14 @@ class TranslationDataModule(ResumableDataModule):
             words = (random.integers(dictionary.nspecial, len(dictionary), length) for length in lengths)
             return [torch.tensor([*sentence, dictionary.eos()]) for sentence in words]
 
-        dictionaries = (self.preprocessor.source_dictionary, self.preprocessor.target_dictionary)
-        source = draw_side(dictionaries[0], self.max_source_positions)
-        target = draw_side(dictionaries[1], self.max_target_positions)
-        dataset = make_dataset(source, target, *dictionaries)
+        source_dictionary, target_dictionary = self.preprocessor.dictionaries
+        source = draw_side(source_dictionary, self.max_source_positions)
+        target = draw_side(target_dictionary, self.max_target_positions)
+        dataset = make_dataset(source, target, source_dictionary, target_dictionary)
         batch: Batch = dataset.collater([dataset[number] for number in range(NUM_EXAMPLES)])
         return batch
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
-        """Return a loader of one split."""
         chosen = self.open_split(split)
         limits = self.max_source_positions, self.max_target_positions, self.max_tokens
         sampler = TokenSampler(
@@ -201,5 +198,4 @@ class TranslationDataModule(ResumableDataModule):
             rank=self.rank,
             world_size=self.world_size,
         )
-        batches = PairBatches(chosen.dataset, self.num_workers)
-        return BatchLoader(sampler, partial(batches.make_batches, sampler))
+        return BatchLoader(sampler, partial(load_batches, chosen.dataset, sampler, self.num_workers))

@@ -12,10 +12,10 @@ from un.translation.transformer import Encoder, Transformer, pack_states
 
 
 class EncoderGraph(nn.Module):
-    """Computes what fairseq's encoder does of the tokens alone, always with a padding mask.
+    """Computes what fairseq's encoder makes of the tokens alone, always with a padding mask.
 
     Args:
-        model: is copied; keeps the names of its encoder, `encoder.layers.0` and so on.
+        model: Is copied; the names of its encoder stay, `encoder.layers.0` and so on.
     """
 
     def __init__(self, model: Transformer) -> None:

@@ -1,9 +1,11 @@
 """The one place that imports fairseq.
 
 Its import registers some thirty entries in Hydra's ConfigStore, among them `config`, `task` and `optimizer/adam`, which
-Hydra would from then on merge into files of the same name, and configures the root logger. Both are put back here.
-Whoever needs a name of fairseq imports it from this module. That takes seconds.
+Hydra would from then on merge into files of the same name, and configures the root logger. Both are restored here.
+Every other module imports the names of fairseq from this one, which takes seconds.
 """
+
+# ruff: noqa: F401  the names are for other modules
 
 import contextlib
 import copy
@@ -13,12 +15,10 @@ from collections.abc import Iterator
 
 from hydra.core.config_store import ConfigStore
 
-INSTALL_COMMAND = "make translation"
-
 
 @contextlib.contextmanager
 def restore_global_state() -> Iterator[None]:
-    """Puts Hydra's ConfigStore and logging back as they were; meanwhile there are no warnings and no log."""
+    """Restores Hydra's ConfigStore and logging at the end; meanwhile there are no warnings and no log."""
     store, root = ConfigStore.instance(), logging.getLogger()
     repo, handlers, level = copy.deepcopy(store.repo), root.handlers[:], root.level
     disabled = root.manager.disable
@@ -36,11 +36,9 @@ def restore_global_state() -> Iterator[None]:
 
 with restore_global_state():
     try:
-        import fairseq  # noqa: F401  its parts are complete only after the whole
+        import fairseq  # its parts are complete only after the whole
     except ImportError as error:
-        raise ImportError(
-            f"translation needs fairseq, which cannot be imported ({error}): {INSTALL_COMMAND}"
-        ) from error
+        raise ImportError(f"translation needs fairseq, which cannot be imported ({error}): make translation") from error
     from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
     from fairseq.data import Dictionary, LanguagePairDataset, data_utils, indexed_dataset
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, register_model, register_model_architecture
@@ -54,25 +52,5 @@ with restore_global_state():
     from fairseq.sequence_generator import SequenceGenerator
     from fairseq.tokenizer import tokenize_line
 
-# fairseq's attention masks padding by flags and the future by numbers, which torch remarks on.
+# fairseq's attention masks padding by flags and the future by numbers, about which torch warns.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)
-
-__all__ = [
-    "ARCH_CONFIG_REGISTRY",
-    "ARCH_MODEL_REGISTRY",
-    "Dictionary",
-    "FileBinarizer",
-    "LanguagePairDataset",
-    "SequenceGenerator",
-    "SinusoidalPositionalEmbedding",
-    "TransformerConfig",
-    "TransformerDecoderBase",
-    "TransformerEncoderBase",
-    "TransformerModel",
-    "VocabularyDatasetBinarizer",
-    "data_utils",
-    "indexed_dataset",
-    "register_model",
-    "register_model_architecture",
-    "tokenize_line",
-]

@@ -1,34 +1,35 @@
-"""Beam search with fairseq's `SequenceGenerator`. Shapes: B batch, T length of a translation."""
+"""Beam search with fairseq's `SequenceGenerator`. Shapes: T length of a translation."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from un.translation.batches import Batch
 from un.translation.fairseq_library import SequenceGenerator
 from un.translation.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """How translations are searched for; the defaults are fairseq's.
+    """Searches for translations; the defaults are fairseq's.
 
     A translation of a source of n tokens has at most max_len_a n + max_len_b tokens.
 
     Args:
-        beam: hypotheses kept; 1 is greedy.
-        length_penalty: power of the length by which log-probabilities are divided; larger favours longer ones.
-        max_len_a: see above.
-        max_len_b: see above.
-        min_len: fewest tokens, end of sentence not counted.
+        beam: Hypotheses kept; 1 is greedy.
+        length_penalty: Power of the length by which log-probabilities are divided; a larger one favours longer
+            translations.
+        max_len_a: See above.
+        max_len_b: See above.
+        min_len: Fewest tokens, end of sentence not counted.
 
     Raises:
-        ValueError: for a beam or lengths that leave nothing to find.
+        ValueError: The beam or the lengths leave nothing to find.
     """
 
     beam: int = 5
@@ -52,14 +53,14 @@ class BeamSearch:
         return f"beam {self.beam}, length penalty {self.length_penalty:g}, {self.min_len} to {length} tokens"
 
     @torch.no_grad()
-    def translate(self, model: Transformer, batch: dict[str, Any]) -> list[Tensor]:
+    def translate(self, model: Transformer, batch: Batch) -> list[Tensor]:
         """Returns the best translation of every sentence of a batch, each (T,) ids that end with end of sentence.
 
         The model works in evaluation mode and is left in the mode it was in.
 
         Args:
-            model: on the device of the batch.
-            batch: of `LanguagePairDataset.collater`; its target is not looked at.
+            model: On the device of the batch.
+            batch: Of `LanguagePairDataset.collater`; its target is not looked at.
         """
         with keep_state(model):
             generator = SequenceGenerator(
@@ -80,7 +81,7 @@ class BeamSearch:
 
 @contextlib.contextmanager
 def keep_state(model: Transformer) -> Iterator[None]:
-    """Puts every module back into training or evaluation mode, as it was before, and the decoder out of beam search."""
+    """Puts every module back into the mode that it was in, and takes the decoder out of beam search."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

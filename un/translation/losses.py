@@ -1,21 +1,20 @@
 """Cross-entropy of translations. Shapes: B batch, T length, C width, R target tokens without padding, V types."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from un.translation.batches import Batch
 from un.translation.transformer import Transformer
 
 
-def sum_cross_entropy(model: Transformer, batch: dict[str, Any], label_smoothing: float = 0.0) -> Tensor:
+def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Returns the cross-entropy in nats, summed over the target tokens; padding never reaches the output projection.
 
     Args:
-        model: gives features (B, T, C).
-        batch: of `LanguagePairDataset.collater`.
-        label_smoothing: as fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
+        model: Gives features (B, T, C).
+        batch: Of `LanguagePairDataset.collater`.
+        label_smoothing: As fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
             all V, so that the target keeps 1 - label_smoothing. torch counts the share that is taken from the target.
     """
     target = batch["target"].flatten()

@@ -14,13 +14,13 @@ from torchmetrics import MeanMetric
 
 from un.datasets import count_updates
 from un.tasks import GraphPart
+from un.translation.batches import Batch
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
 from un.translation.losses import sum_cross_entropy
 from un.translation.scores import SentencePair, score_translations, write_translations
 from un.translation.transformer import Transformer
 
-Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
 FOLD_EXAMPLES = 4  # sentence pairs that a fold is checked on
 LEFT_OUT = "the decoder, which reads the states in the form of this encoder, and beam search: they stay in PyTorch"
 FOLDER = "translations"  # in the run folder, with a file per split
@@ -28,7 +28,7 @@ LOSS_DETAILS = "cross-entropy in nats per target token (end of sentence included
 
 
 class Translation(lightning.LightningModule):
-    """Cross-entropy training of a Transformer, and its translations scored.
+    """Trains a Transformer with cross-entropy, and scores its translations.
 
     Logs `train/loss` (smoothed, nats per target token) and `train/lr` by step; by epoch `val/` and `test/` `loss` and
     `ppl`, and where translations are made `bleu` (tokenised), `sacrebleu` (detokenised) and `chrf`. Translations go to
@@ -43,16 +43,16 @@ class Translation(lightning.LightningModule):
         scheduler: Makes a torch scheduler from optimizer, number of updates and updates per epoch, to be stepped after
             every update; null keeps the rate.
         label_smoothing: As fairseq counts it, see `sum_cross_entropy`.
-        beam: See `BeamSearch`, as the next four.
+        beam: See `BeamSearch` for this and the next four.
         length_penalty: Power of the length by which scores are divided.
-        max_len_a: Longest translation of n tokens is max_len_a n + max_len_b.
-        max_len_b: See there.
+        max_len_a: The longest translation of n tokens has max_len_a n + max_len_b tokens.
+        max_len_b: See `max_len_a`.
         min_len: Fewest tokens.
         val_bleu: Whether to translate in validation, too, and monitor `val/bleu` instead of `val/loss`; a mapping does
             so with other values of the five.
 
     Raises:
-        ValueError: A value out of range, or an unknown name in `val_bleu`.
+        ValueError: A value is out of range, or a name in `val_bleu` is unknown.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Translation(lightning.LightningModule):
         if val_bleu is not False:
             self.searches["val"] = _change(search, {} if val_bleu is True else val_bleu)
         self.monitor, self.monitor_mode = ("val/bleu", "max") if "val" in self.searches else ("val/loss", "min")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()  # weighted by target tokens
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})  # weighted by target tokens
         self._hypotheses: dict[int, Tensor] = {}  # sentence -> (T,) on the CPU
         self._num_tokens = 0  # of the micro-batches since the last update
         self._details: dict[str, str] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss summed over target tokens; gradients are normalised before the update."""
+        """Returns the loss summed over target tokens; gradients are normalised before the update."""
         loss = sum_cross_entropy(self.model, batch, self.label_smoothing)
         self._num_tokens += batch["ntokens"]
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
@@ -93,7 +93,7 @@ class Translation(lightning.LightningModule):
         return loss * self.trainer.accumulate_grad_batches  # by which Lightning divides
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the target tokens of the update."""
+        """Divides the gradients by the target tokens of the update."""
         num_tokens: Any = self._num_tokens
         if self.trainer.world_size > 1:
             num_tokens = torch.tensor(num_tokens, dtype=torch.float32, device=self.device)
@@ -103,17 +103,16 @@ class Translation(lightning.LightningModule):
         torch._foreach_mul_(gradients, self.trainer.world_size / num_tokens)  # DDP gives the mean over processes
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure the loss of a batch, and translate it if asked for."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure the loss of a batch and translate it."""
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         num_tokens = batch["ntokens"]
         loss = sum_cross_entropy(self.model, batch)
-        self._losses[split].update(loss / num_tokens, num_tokens)
+        metric: Any = self.losses[split]
+        metric.update(loss / num_tokens, num_tokens)
         if split in self.searches:
             # Without numbers to compare fairseq's search fails: what diverged has no translations, and no loss either.
             nothing = batch["target"].new_tensor([self.model.decoder.dictionary.eos()])
@@ -121,20 +120,14 @@ class Translation(lightning.LightningModule):
             found = search.translate(self.model, batch) if loss.isfinite() else [nothing] * len(batch["id"])
             self._hypotheses |= {i: tokens.cpu() for i, tokens in zip(batch["id"].tolist(), found, strict=True)}
 
-    @property
-    def _losses(self) -> dict[str, MeanMetric]:
-        return {"val": self.val_loss, "test": self.test_loss}
-
     def on_validation_epoch_end(self) -> None:
-        """Log the scores."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores."""
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        metric = self._losses[split]
+        metric: Any = self.losses[split]
         loss = metric.compute()
         metric.reset()
         self.log_dict({f"{split}/loss": loss, f"{split}/ppl": loss.exp()}, prog_bar=True, sync_dist=True)
@@ -143,7 +136,7 @@ class Translation(lightning.LightningModule):
             self._score_translations(split)
 
     def _score_translations(self, split: str) -> None:
-        """Score what all processes translated, in the order of the sentences, and write it down once."""
+        """Scores what all processes translated, in the order of the sentences, and writes it down once."""
         found = sorted(self._gather_hypotheses().items())
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         preprocessor, texts = data.preprocessor, data.texts(split)
@@ -152,20 +145,17 @@ class Translation(lightning.LightningModule):
             SentencePair(i, texts.source[i], texts.reference[i], preprocessor.detokenize(hypothesis))
             for (i, _), hypothesis in zip(found, words, strict=True)
         ]
-        scores = score_translations(
-            pairs, words, [texts.tokenized_reference[i] for i, _ in found], preprocessor.lowercase
-        )
-        place: Any = {"dtype": torch.float64, "device": self.device}  # a float would become float32 on the way
-        values = {f"{split}/{name}": torch.tensor(score.value, **place) for name, score in scores.items()}
-        self.log_dict(values, prog_bar=True, sync_dist=True)
-        self._details |= {
-            f"{split}/{name}": f"{score.details}, {self.searches[split]}" for name, score in scores.items()
-        }
+        references = [texts.tokenized_reference[pair.id] for pair in pairs]
+        for name, score in score_translations(pairs, words, references, preprocessor.lowercase).items():
+            # A float would become float32 on the way.
+            value = torch.tensor(score.value, dtype=torch.float64, device=self.device)
+            self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
+            self._details[f"{split}/{name}"] = f"{score.details}, {self.searches[split]}"
         if self.trainer.is_global_zero:
             write_translations(pairs, Path(self.trainer.default_root_dir) / FOLDER / f"{split}.tsv")
 
     def _gather_hypotheses(self) -> dict[int, Tensor]:
-        """Return and forget the hypotheses of all processes."""
+        """Returns and forgets the hypotheses of all processes."""
         parts = [self._hypotheses]
         if self.trainer.world_size > 1:
             parts = [{} for _ in range(self.trainer.world_size)]
@@ -174,30 +164,28 @@ class Translation(lightning.LightningModule):
         return {i: tokens for part in parts for i, tokens in part.items()}
 
     def metric_details(self) -> dict[str, str]:
-        """Return what the metrics logged so far are: the kind, sacrebleu's signature and the search."""
+        """Returns what the metrics logged so far are: the kind, sacrebleu's signature and the search."""
         return dict(self._details)
 
     @property
     def inference_model(self) -> Transformer:
-        """The model that is tested."""
         return self.model
 
     def use_inference_model(self, model: nn.Module) -> None:
-        """Test this model from now on."""
         assert isinstance(model, Transformer)
         self.model = model
 
     def make_fold_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the first sources and targets of a batch."""
+        """Returns the first sources and targets of a batch."""
         return {name: value[:FOLD_EXAMPLES] for name, value in batch["net_input"].items()}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Return the translations of a batch."""
+        """Returns the translations of a batch."""
         assert isinstance(model, Transformer)
         return self.searches["test"].translate(model, batch)
 
     def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
-        """Return the encoder; a search with a cache that grows and hypotheses that end is no fixed graph."""
+        """Returns the encoder; a search with a cache that grows and hypotheses that end has no fixed graph."""
         assert isinstance(model, Transformer)
         return GraphPart(
             EncoderGraph(model).eval(),
@@ -208,11 +196,10 @@ class Translation(lightning.LightningModule):
         )
 
     def use_graph(self, run: Callable[..., tuple[Tensor, ...]]) -> None:
-        """Test with an encoder that is computed by a graph."""
+        """Tests with an encoder that a graph computes."""
         replace_encoder(self.model.encoder, run)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and, if there is one, the scheduler, fitted to the length of this training."""
         optimizer = self.make_optimizer(self.model)
         if self.make_scheduler is None:
             return optimizer
@@ -223,11 +210,6 @@ class Translation(lightning.LightningModule):
 
 
 def _change(search: BeamSearch, values: Mapping[str, Any]) -> BeamSearch:
-    """Return the search with other values.
-
-    Raises:
-        ValueError: One of them has no such name.
-    """
     names = [field.name for field in fields(search)]
     for name in values:
         if name not in names:

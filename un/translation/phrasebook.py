@@ -172,7 +172,7 @@ SENTENCES = (
 
 
 def draw_pair(random: Random) -> tuple[str, str]:
-    """Return a German sentence and its English translation; spaces are plain ones, whatever CLDR has."""
+    """Returns a German sentence and its English translation; spaces are plain ones, whatever CLDR has."""
     german, english = random.choice(SENTENCES)
     names = [name for _, name, _, _ in string.Formatter().parse(german) if name]
     facts: dict[str, list[Any]] = {name: [] for name in names}
@@ -182,14 +182,14 @@ def draw_pair(random: Random) -> tuple[str, str]:
 
 
 def _fill(sentence: str, facts: Mapping[str, list[Any]], locale: Locale) -> str:
-    """Render the facts into the sentence; of several with one name, in their order."""
+    """Renders the facts into the sentence; of several with one name, in their order."""
     rendered = {name: iter([SLOTS[name].render(fact, locale) for fact in found]) for name, found in facts.items()}
     parts = [text + (next(rendered[name]) if name else "") for text, name, _, _ in string.Formatter().parse(sentence)]
     return " ".join("".join(parts).split())
 
 
 def generate_pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """Return `count` pairs (German, English); no two share a German or an English sentence.
+    """Returns `count` pairs (German, English); no two share a German or an English sentence.
 
     Raises:
         ValueError: There are not that many.

@@ -1,6 +1,7 @@
 """Folders of fairseq's binary files, as `fairseq-preprocess` and the preparation scripts write them."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,24 +9,24 @@ from typing import Any
 
 from un.translation.corpus import Split, SplitTexts, make_dataset, spell_out
 from un.translation.fairseq_library import LanguagePairDataset, data_utils, indexed_dataset
+from un.translation.preparation.lines import RAW
 from un.translation.preprocessor import SETTINGS, TextPreprocessor, name_dictionary
 from un.translation.sources import draw_rows, read_lines
 from un.translation.text import SEPARATOR
 
-RAW = "raw"  # written, as the record and the codes, by the preparation scripts, not by fairseq
 FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
 
-def is_prepared(path: str | None, languages: tuple[str, str]) -> bool:
-    """Tell whether a path is such a folder."""
-    return path is not None and any(name_dictionary(Path(path), language).is_file() for language in languages)
+def is_prepared(path: str, languages: tuple[str, str]) -> bool:
+    """Tells whether a path is such a folder."""
+    return any(name_dictionary(Path(path), language).is_file() for language in languages)
 
 
 class PreparedFolder:
     """A folder with `dict.<language>.txt` and `<split>.<source>-<target>.<language>.bin` and `.idx`.
 
     Args:
-        folder: See above; the names may have the languages in either order.
+        folder: The folder; the names may have the languages in either order.
         languages: Codes of source and target.
     """
 
@@ -33,7 +34,7 @@ class PreparedFolder:
         self.folder, self.languages = folder, languages
 
     def read_preprocessor(self, lowercase: bool) -> TextPreprocessor:
-        """Read the vocabulary that the sentences were made with.
+        """Returns the vocabulary that the sentences were made with.
 
         Args:
             lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
@@ -41,13 +42,12 @@ class PreparedFolder:
         Raises:
             ValueError: A file is missing or damaged.
         """
-        unstated = {"codes": None, "lowercase": lowercase}
-        preprocessor = TextPreprocessor.read(self.folder, self.languages, unstated)
+        preprocessor = TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
         has_pieces = any(symbol.endswith(SEPARATOR) for symbol in preprocessor.source_dictionary.symbols)
         return replace(preprocessor, takes_text=preprocessor.codes is not None or not has_pieces)
 
     def open_split(self, name: str, preprocessor: TextPreprocessor, limit: int | None, seed: int) -> Split:
-        """Open a split; sentences stay on disk until they are needed, unless there is a limit.
+        """Opens a split; sentences stay on disk until they are needed, unless there is a limit.
 
         Args:
             name: `train`, `val` or `test`.
@@ -59,10 +59,9 @@ class PreparedFolder:
             ValueError: A file is missing or damaged, or the folder was made with another vocabulary.
         """
         self._check_preprocessor(preprocessor)
-        file_name = FILE_NAMES[name]
+        file_name, dictionaries = FILE_NAMES[name], preprocessor.dictionaries
         source, target = self._open_sides(file_name)
         rows, num_rows = draw_rows(len(source), limit, seed), len(source)
-        dictionaries = (preprocessor.source_dictionary, preprocessor.target_dictionary)
         if len(rows) < num_rows:
             source, target = ([side[row] for row in rows] for side in (source, target))
             dataset = make_dataset(source, target, *dictionaries)
@@ -94,9 +93,14 @@ class PreparedFolder:
         return sides
 
     def _read_texts(
-        self, split: str, rows: list[int], num_rows: int, dataset: LanguagePairDataset, preprocessor: TextPreprocessor
+        self,
+        split: str,
+        rows: Sequence[int],
+        num_rows: int,
+        dataset: LanguagePairDataset,
+        preprocessor: TextPreprocessor,
     ) -> SplitTexts:
-        """Return the texts of a split: the untokenised ones where the preparation kept them."""
+        """Returns the texts of a split: the untokenised ones where the preparation kept them."""
         spelled = spell_out(dataset, preprocessor)
         paths = [self.folder / RAW / f"{split}.{language}" for language in self.languages]
         if not all(path.is_file() for path in paths):
@@ -111,7 +115,7 @@ class PreparedFolder:
 
 
 def open_side(path: str) -> Any:
-    """Return the sentences of `<path>.bin` and `.idx`, on disk.
+    """Returns the sentences of `<path>.bin` and `.idx`, on disk.
 
     Raises:
         ValueError: One of the two is cut short or of another kind.

@@ -1,16 +1,14 @@
 """BLEU and chrF with sacrebleu, and the file with the translations."""
 
-import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
 
 from un.files import replace_file
-
-COLUMNS = ("id", "source", "reference", "hypothesis")
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,17 @@ def score_translations(
     """Returns `bleu`, `sacrebleu` and `chrf` of a corpus with one reference per sentence.
 
     Args:
-        pairs: the sentences, hypotheses detokenised.
-        tokenized_hypotheses: their Moses tokens, BPE joined.
-        tokenized_references: the same of the references.
-        lowercase: whether translations are lower-cased, so that references are compared in lower case.
+        pairs: The sentences, hypotheses detokenised.
+        tokenized_hypotheses: Their Moses tokens, BPE joined.
+        tokenized_references: The same of the references.
+        lowercase: Whether translations are lower-cased, so that references are compared in lower case.
     """
-    tokenized = tokenized_hypotheses, tokenized_references
     detokenized = [pair.hypothesis for pair in pairs], [pair.reference for pair in pairs]
     tokens = "lower-cased Moses tokens" if lowercase else "Moses tokens"
     # `force` keeps sacrebleu from warning that the text looks tokenised, which here it is.
+    bleu = BLEU(tokenize="none", force=True)
     return {
-        "bleu": _score(BLEU(tokenize="none", force=True), f"BLEU-4 on {tokens}", *tokenized),
+        "bleu": _score(bleu, f"BLEU-4 on {tokens}", tokenized_hypotheses, tokenized_references),
         "sacrebleu": _score(BLEU(lowercase=lowercase), "BLEU-4 on detokenised text", *detokenized),
         "chrf": _score(CHRF(lowercase=lowercase), "chrF2 on detokenised text", *detokenized),
     }
@@ -61,10 +59,8 @@ def _score(metric: Metric, kind: str, hypotheses: Sequence[str], references: Seq
     return Score(value, f"{kind}, one reference, sacrebleu {metric.get_signature()}")
 
 
-def write_translations(pairs: Iterable[SentencePair], path: Path) -> None:
+def write_translations(pairs: Sequence[SentencePair], path: Path) -> None:
     """Writes a table with tabs between the columns `id`, `source`, `reference` and `hypothesis`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as file:
-        writer = csv.writer(file, dialect="excel-tab", lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(pair) for pair in pairs)
+        pd.DataFrame(list(pairs)).to_csv(file, sep="\t", index=False, lineterminator="\n")

@@ -24,12 +24,12 @@ class ParallelText:
 
     Args:
         title: For messages, e.g. `train of bentrevett/multi30k`.
-        source: (N,) sentences as a reader sees them.
+        source: Sentences as a reader sees them.
         target: Their translations.
-        rows: (N,) number of each pair in the data as they came; the first is 0.
+        rows: Number of each pair in the data as they came; the first is 0.
 
     Raises:
-        ValueError: There is nothing in it.
+        ValueError: There is no sentence.
     """
 
     title: str
@@ -45,17 +45,14 @@ class ParallelText:
         return len(self.source)
 
     def select(self, indices: Sequence[int]) -> "ParallelText":
-        """Return the pairs with these numbers, in their order."""
+        """Returns the pairs with these numbers, in their order."""
         source, target = ([side[index] for index in indices] for side in (self.source, self.target))
         return ParallelText(self.title, source, target, [self.rows[index] for index in indices])
 
     def drop_empty(self) -> "ParallelText":
-        """Return the pairs without those that lack words on a side, whose number is logged."""
-        kept = [
-            index
-            for index, pair in enumerate(zip(self.source, self.target, strict=True))
-            if all(side.strip() for side in pair)
-        ]
+        """Returns the pairs with words on both sides, and logs how many there are without."""
+        pairs = zip(self.source, self.target, strict=True)
+        kept = [index for index, pair in enumerate(pairs) if all(side.strip() for side in pair)]
         if len(kept) == len(self):
             return self
         log.info("%s: %d pairs with an empty side are left out", self.title, len(self) - len(kept))
@@ -63,24 +60,24 @@ class ParallelText:
 
 
 def draw_rows(num_rows: int, count: int | None, seed: int) -> list[int]:
-    """Return at most `count` row numbers (null: all), drawn without replacement, in increasing order."""
+    """Returns at most `count` row numbers (null: all), drawn without replacement, in increasing order."""
     if count is None or count >= num_rows:
         return list(range(num_rows))
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count]).tolist()
 
 
-def read_texts(path: str | None, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
-    """Read the splits `train`, `val` and `test`.
+def read_texts(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
+    """Returns some of the splits `train`, `val` and `test`.
 
     Args:
-        path: `phrasebook`, null (the same), a folder with two files per split, or what `load_dataset` takes.
-        languages: Of source and target: the file names' endings and the columns' names.
+        path: `phrasebook`, a folder with two files per split, or what `load_dataset` takes.
+        languages: Of source and target: the endings of file names and the names of columns.
         splits: `train`, `val` and `test` -> the name that the data use.
 
     Raises:
         ValueError: Something is missing, empty or unreadable.
     """
-    if path is None or path == PHRASEBOOK:
+    if path == PHRASEBOOK:
         return generate_texts(languages, PHRASEBOOK_COUNTS)
     stems = {file.stem for language in languages for file in Path(path).glob(f"*.{language}")}
     if stems:
@@ -90,7 +87,7 @@ def read_texts(path: str | None, languages: tuple[str, str], splits: Mapping[str
 
 
 def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dict[str, ParallelText]:
-    """Return splits of the phrasebook that share no sentence; German to English unless English is the source."""
+    """Returns splits of the phrasebook that share no sentence; German to English unless English is the source."""
     from un.translation.phrasebook import generate_pairs
 
     pairs = iter(enumerate(generate_pairs(sum(counts.values()), PHRASEBOOK_SEED)))
@@ -104,23 +101,20 @@ def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dic
 
 
 def read_files(folder: Path, split: str, languages: tuple[str, str]) -> ParallelText:
-    """Read `<split>.<language>` of both languages, a sentence per line.
+    """Returns the lines of `<split>.<language>` of both languages.
 
     Raises:
         ValueError: A file is missing, empty or not UTF-8, or their numbers of lines differ.
     """
     source, target = (read_lines(folder / f"{split}.{language}") for language in languages)
     if len(source) != len(target):
-        names = [f"{split}.{language}" for language in languages]
-        raise ValueError(
-            f"{folder}: {names[0]} has {len(source)} lines and {names[1]} {len(target)}; line n of one must translate "
-            "line n of the other"
-        )
+        counts = f"{split}.{languages[0]} has {len(source)} lines and {split}.{languages[1]} {len(target)}"
+        raise ValueError(f"{folder}: {counts}; line n of one must translate line n of the other")
     return ParallelText(f"{split} of {folder}", source, target, range(len(source)))
 
 
 def read_lines(path: Path) -> list[str]:
-    r"""Return the lines of a UTF-8 file; they end in \n or \r\n, and nowhere else.
+    r"""Returns the lines of a UTF-8 file; they end in \n or \r\n, and nowhere else.
 
     Raises:
         ValueError: The file is missing, empty or not UTF-8.
@@ -137,19 +131,17 @@ def read_lines(path: Path) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start} (line {line}); convert the file"
-        ) from None
+        where = f"byte 0x{content[error.start]:02x} at offset {error.start} (line {line})"
+        raise ValueError(f"{path} is not UTF-8: {where}; convert the file") from None
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
-    """Read the columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`.
+    """Returns columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`.
 
     Raises:
-        ValueError: No such data set, split or column, or a column that holds something else than text.
+        ValueError: There is no such data set, split or column, or a column holds something other than text.
     """
     try:
         source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
@@ -165,10 +157,10 @@ def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str
 
 
 def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[str]:
-    """Return the sentences of a language: a column, or the values of that key in a column of dictionaries.
+    """Returns the sentences of a language: a column, or the values of that key in a column of dictionaries.
 
     Raises:
-        ValueError: There is no such, or it holds something else than text.
+        ValueError: There is no such column, or it holds something other than text.
     """
     if language in dataset.column_names:
         column, sentences = language, list(dataset[language])
@@ -183,7 +175,7 @@ def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[st
 
 
 def find_dictionaries(dataset: datasets.Dataset, key: str, title: str) -> str:
-    """Return the name of the column of dictionaries in which that key occurs.
+    """Returns the name of the column of dictionaries in which a key occurs.
 
     Raises:
         ValueError: There is none.

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @functools.lru_cache
 def find_language(code: str) -> str | None:
-    """Return the language of a code as Moses and CLDR name it, which is zh of zh-CN; null where there is none.
+    """Returns the language of a code as Moses and CLDR name it, e.g. zh of zh-CN; null where there is none.
 
     Args:
         code: ISO 639, which a script and a region may follow, as in pt_BR and zh-Hans-CN.
@@ -49,11 +50,11 @@ def find_language(code: str) -> str | None:
 
 
 def check_language(code: str, key: str) -> None:
-    """Check that a code names a language, and say so if Moses has no rules of its own for it.
+    """Checks that a code names a language, and warns if Moses has no rules of its own for it.
 
     Args:
         code: See `find_language`.
-        key: The config key it is from, for the message.
+        key: The config key that it is from, for the message.
 
     Raises:
         ValueError: CLDR knows no such language, script or region.
@@ -63,25 +64,23 @@ def check_language(code: str, key: str) -> None:
     if language is None:
         matches = [known for known, name in names.items() if name.lower() == code.lower()]
         hint = f"; did you mean {matches[0]!r}?" if matches else ", as de (German), zh-CN or pt_BR"
-        raise ValueError(f"{key}={code!r} is no language code{hint}")
+        raise ValueError(f"{key}={code!r} is not a language code{hint}")
     if language not in NonbreakingPrefixes().available_langs.values():
         log.warning("Moses knows no abbreviations of %s (%s); it takes those of English", names[language], code)
 
 
 @functools.lru_cache
 def make_tokenizer(language: str) -> MosesTokenizer:
-    """Return the language's Moses tokenizer, made once per process."""
     return MosesTokenizer(find_language(language))
 
 
 @functools.lru_cache
 def make_detokenizer(language: str) -> MosesDetokenizer:
-    """Return the language's Moses detokenizer, made once per process."""
     return MosesDetokenizer(find_language(language))
 
 
 def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: bool = False) -> str:
-    """Return the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
+    """Returns the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
 
     Args:
         line: One sentence.
@@ -94,7 +93,7 @@ def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: b
 
 
 def detokenize(tokens: str, language: str) -> str:
-    """Return text as a reader sees it, special characters unescaped, as detokenizer.perl."""
+    """Returns text as a reader sees it, special characters unescaped, as detokenizer.perl."""
     return make_detokenizer(language).detokenize(tokens.split())
 
 
@@ -105,7 +104,7 @@ class Subwords:
         codes: Text of a file of merges, as `subword-nmt learn-bpe` writes it.
 
     Raises:
-        ValueError: The text holds something else.
+        ValueError: The text holds something else than merges.
     """
 
     def __init__(self, codes: str) -> None:
@@ -113,13 +112,13 @@ class Subwords:
         header = len(lines) > 0 and lines[0].startswith("#version")
         for number, line in enumerate(lines[header:], 1 + header):
             if len(line.split(" ")) != 2:
-                raise ValueError(f"line {number} of the BPE codes holds no two subwords: {line[:50]!r}")
+                raise ValueError(f"line {number} of the BPE codes does not hold two subwords: {line[:50]!r}")
         self._codes = BPE(io.StringIO(codes), merges=len(lines) - header, separator=SEPARATOR)
 
     def segment(self, tokens: str) -> str:
-        """Return the pieces of the tokens; those that another one continues end in @@.
+        """Returns the pieces of the tokens; those that another one continues end in @@.
 
-        A word that itself ends in @@ gets its last character split off, or it would be taken for such a piece.
+        A word that itself ends in @@ has its last character split off: otherwise it would be taken for such a piece.
         """
         pieces = []
         for word in tokens.split():
@@ -129,7 +128,7 @@ class Subwords:
 
 
 def learn_codes(counts: Mapping[str, int], merges: int) -> str:
-    """Return the file of merges that subword-nmt learns from words and how often each occurs.
+    """Returns the file of merges that subword-nmt learns from words and how often each occurs.
 
     The order of the words decides between merges that are equally good.
     """
@@ -144,7 +143,7 @@ def learn_codes(counts: Mapping[str, int], merges: int) -> str:
 
 
 def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = False) -> str:
-    """Return the words that ids (T,) stand for, without padding and end of sentence.
+    """Returns the words that ids (T,) stand for, without padding and end of sentence.
 
     Args:
         dictionary: Of the ids.
@@ -155,10 +154,6 @@ def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = F
     return dictionary.string(tokens.tolist(), f"{SEPARATOR} ", escape_unknown, extra_symbols_to_ignore=pad)
 
 
-def count_words(sentences: Iterable[str]) -> dict[str, int]:
-    """Return how often each word occurs, in the order of first appearance."""
-    counts: dict[str, int] = {}
-    for sentence in sentences:
-        for word in sentence.split():
-            counts[word] = counts.get(word, 0) + 1
-    return counts
+def count_words(sentences: Iterable[str]) -> Counter[str]:
+    """Returns how often each word occurs, in the order of first appearance."""
+    return Counter(word for sentence in sentences for word in sentence.split())

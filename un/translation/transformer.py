@@ -1,10 +1,10 @@
 """fairseq's Transformer with padding masks for its norms. Shapes: B batch, T length, C width.
 
-The norms of an encoder or decoder see (T, B, C), but `layernorm_embedding` sees (B, T, C). The masks are handed over in
-the methods which training and beam search share: beam search calls neither the model nor, through hooks, its halves.
+The norms of an encoder or decoder see (T, B, C), but `layernorm_embedding` sees (B, T, C). The masks are set in the
+methods that training and beam search share: beam search calls neither the model nor, through hooks, its halves.
 
-Where fairseq asks tensors how to go on (is there padding? is the table of positions long enough?), a compiler and an
-exporter cannot follow: for them, masks are always given and sizes come from shapes.
+Where fairseq's control flow depends on the values of tensors (is there padding? is the table of positions long
+enough?), a compiler and an exporter cannot follow: for them, masks are always given and sizes come from shapes.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Positions(SinusoidalPositionalEmbedding):
     def forward(self, input: Tensor, incremental_state: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """Maps tokens (B, T) to (B, T, C), with incremental state the last one to (B, 1, C).
 
-        A sentence longer than the table lets fairseq extend it, but under a compiler it is an error.
+        For a sentence longer than the table, fairseq extends it; under a compiler it is an error.
         """
         is_long = not torch.compiler.is_compiling() and input.shape[1] + self.padding_idx >= len(self.weights)
         if is_long or incremental_state is not None:
@@ -52,12 +52,7 @@ class Positions(SinusoidalPositionalEmbedding):
 class Encoder(TransformerEncoderBase):
     """fairseq's encoder; its norms get the padding mask of the source if `masks_norms` is set."""
 
-    embed_positions: nn.Module | None
     masks_norms = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.embed_positions = _look_up(self.embed_positions)
 
     def forward(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Encodes src_tokens (B, T); arguments and result as in fairseq."""
@@ -83,16 +78,11 @@ class Encoder(TransformerEncoderBase):
 class Decoder(TransformerDecoderBase):
     """fairseq's decoder; its norms get the padding mask of its input if `masks_norms` is set."""
 
-    embed_positions: nn.Module | None
     masks_norms = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.embed_positions = _look_up(self.embed_positions)
 
     @property
     def cross_self_attention(self) -> bool:
-        """Read in one place only, where true means to hand on the padding mask without looking for padding."""
+        """Is read in one place only, where true means to pass the padding mask on without looking for padding."""
         return self._cross_self_attention or torch.compiler.is_compiling()
 
     @cross_self_attention.setter
@@ -100,9 +90,10 @@ class Decoder(TransformerDecoderBase):
         self._cross_self_attention = value
 
     def buffered_future_mask(self, tensor: Tensor) -> Tensor:
-        """Returns the causal mask (T, T) for tensor (T, B, C); the buffer would be compiled anew whenever it grows."""
+        """Returns the causal mask (T, T) for tensor (T, B, C); a buffer would be recompiled whenever it grows."""
         if not torch.compiler.is_compiling():
-            return super().buffered_future_mask(tensor)
+            with torch.inference_mode(False):  # otherwise training could not use a mask that validation has made
+                return super().buffered_future_mask(tensor)
         length = len(tensor)
         return tensor.new_full((length, length), -torch.inf).triu(1)
 
@@ -128,17 +119,19 @@ class Transformer(TransformerModel):
 
     @classmethod
     def build_encoder(cls, args: Any, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
-        """Called by fairseq."""
-        return Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+        encoder = Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+        encoder.embed_positions = _look_up(encoder.embed_positions)
+        return encoder
 
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Decoder:
-        """Called by fairseq."""
         config = TransformerConfig.from_namespace(args)
-        return Decoder(config, tgt_dict, embed_tokens, no_encoder_attn=config.no_cross_attention)
+        decoder = Decoder(config, tgt_dict, embed_tokens, no_encoder_attn=config.no_cross_attention)
+        decoder.embed_positions = _look_up(decoder.embed_positions)
+        return decoder
 
     def use_pad_mask(self, enabled: bool) -> None:
-        """Sets whether padding masks reach the norms, those replaced later included. At first they do not."""
+        """Sets whether padding masks reach the norms, including norms that are replaced later; at first they do not."""
         self.encoder.masks_norms = self.decoder.masks_norms = enabled
 
 
@@ -148,14 +141,14 @@ def build_transformer(
     """Builds a Transformer with LayerNorm.
 
     Args:
-        source_dictionary: of the source.
-        target_dictionary: of the target; equal to the other where embeddings of both sides are shared.
+        source_dictionary: Of the source.
+        target_dictionary: Of the target; equal to the other where embeddings of both sides are shared.
         arch: fairseq's name, one of `transformer_*`; decides what `options` leave open.
-        **options: fairseq's, with underscores: `encoder_embed_dim`, `dropout` and so on. A `decoder_` option that is
-            not given follows its `encoder_` twin if that is given.
+        **options: Those of fairseq, with underscores: `encoder_embed_dim`, `dropout` and so on. A `decoder_` option
+            that is not given follows its `encoder_` twin if that is given.
 
     Raises:
-        ValueError: for an unknown arch or option, or values that fairseq refuses.
+        ValueError: The arch or an option is unknown, or fairseq refuses a value.
     """
     _check_name("model.arch", arch, [name for name, model in ARCH_MODEL_REGISTRY.items() if model is TransformerModel])
     defaults = list_defaults()
@@ -178,7 +171,7 @@ def build_transformer(
 
 
 def list_defaults() -> dict[str, Any]:
-    """The options that fairseq's Transformer takes, and what they are where neither arch nor user sets them."""
+    """Returns the options of fairseq's Transformer with their values where neither arch nor user sets them."""
     config = TransformerConfig()
     groups = ("encoder", "decoder", "quant_noise")
     parts = {"": config, **{f"{group}_": getattr(config, group) for group in groups}}
@@ -191,11 +184,10 @@ def list_defaults() -> dict[str, Any]:
 
 
 def pack_states(states: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
-    """What fairseq's decoder and beam search take from an encoder: states (T, B, C) and the padding mask (B, T)."""
-    rest: dict[str, list[Tensor]] = {name: [] for name in ("encoder_states", "fc_results", "src_tokens")}
+    """Returns states (T, B, C) and padding mask (B, T) as fairseq's decoder and beam search take them."""
     lengths = (~padding_mask).sum(dim=1, keepdim=True)
     given = {"encoder_out": [states], "encoder_padding_mask": [padding_mask], "src_lengths": [lengths]}
-    return {**rest, **given, "encoder_embedding": []}
+    return {**given, "encoder_embedding": [], "encoder_states": [], "fc_results": [], "src_tokens": []}
 
 
 def _look_up(positions: nn.Module | None) -> nn.Module | None:
@@ -225,7 +217,7 @@ def _check_name(what: str, name: str, allowed: Collection[str]) -> None:
 
 
 def _check_kind(name: str, value: Any, default: Any) -> None:
-    """Raises where a switch is not true or false, or a number is none: fairseq would find out while it trains."""
+    """Refuses a switch that is not true or false, and a number that is not one: fairseq would fail while it trains."""
     kind: Any = bool if isinstance(default, bool) else int | float
     if isinstance(default, int | float) and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
         raise ValueError(f"model.{name}={value!r} must be {'true or false' if kind is bool else 'a number'}")

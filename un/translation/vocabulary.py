@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from un.translation.corpus import Split, SplitTexts, encode_pieces, make_dataset
 from un.translation.fairseq_library import Dictionary
+from un.translation.preparation.steps import CODES
 from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText
 from un.translation.text import Subwords, count_words, learn_codes, tokenize
@@ -20,7 +21,7 @@ def encode_texts(
     merges: int | None,
     joined: bool,
 ) -> tuple[TextPreprocessor, dict[str, Split]]:
-    """Learn subwords and dictionaries on `train`, and encode all splits.
+    """Learns subwords and dictionaries on `train`, and encodes all splits.
 
     Args:
         texts: `train`, `val` and `test`.
@@ -35,31 +36,32 @@ def encode_texts(
 
 
 def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
-    """Encode a split with a vocabulary that is there.
+    """Encodes a split with a vocabulary that is there.
 
     Raises:
-        ValueError: It is of subwords, and came without codes.
+        ValueError: The vocabulary is of subwords, and came without codes.
     """
-    preprocessor.check_takes_text()
+    if not preprocessor.takes_text:
+        raise ValueError(
+            f"the vocabulary is of subwords but came without {CODES}, so that text cannot be split into them; give a "
+            "folder that fairseq-preprocess made with this vocabulary"
+        )
     settings = {"split_hyphens": preprocessor.split_hyphens, "lowercase": preprocessor.lowercase}
     return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
 
 
 def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
-    """Return the words of both sides; settings as of `tokenize`."""
-    source, target = (
-        [tokenize(sentence, language, **settings) for sentence in side]
-        for side, language in zip((text.source, text.target), languages, strict=True)
-    )
-    return source, target
+    """Returns the words of both sides; settings as of `tokenize`."""
+    source = [tokenize(sentence, languages[0], **settings) for sentence in text.source]
+    return source, [tokenize(sentence, languages[1], **settings) for sentence in text.target]
 
 
 def learn_preprocessor(
     words: Sides, languages: tuple[str, str], *, lowercase: bool, merges: int | None, joined: bool
 ) -> TextPreprocessor:
-    """Learn subwords and dictionaries on the words of a training split; see `encode_texts`."""
+    """Learns subwords and dictionaries on the words of a training split; arguments as of `encode_texts`."""
     source, target = (count_words(side) for side in words)
-    both = count_words(sentence for side in words for sentence in side)
+    both = count_words([*words[0], *words[1]])
     codes = None if merges is None else learn_codes(both, merges)
     subwords = None if codes is None else Subwords(codes)
     source_dictionary = build_dictionary(both if joined else source, subwords)
@@ -68,7 +70,7 @@ def learn_preprocessor(
 
 
 def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None) -> Dictionary:
-    """Return fairseq's dictionary of the pieces of words, which occur so often; the most frequent pieces come first."""
+    """Returns fairseq's dictionary of the pieces of words, given how often these occur; frequent pieces come first."""
     dictionary = Dictionary()
     for word, count in counts.items():
         for piece in (word if subwords is None else subwords.segment(word)).split():
@@ -78,11 +80,10 @@ def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None
 
 
 def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocessor) -> Split:
-    """Encode a split whose words are known already."""
-    dictionaries = (preprocessor.source_dictionary, preprocessor.target_dictionary)
+    """Encodes a split whose words are known already."""
     source, target = (
         [encode_pieces(preprocessor.split_pieces(sentence), dictionary) for sentence in side]
-        for side, dictionary in zip(words, dictionaries, strict=True)
+        for side, dictionary in zip(words, preprocessor.dictionaries, strict=True)
     )
-    texts = SplitTexts(list(text.source), list(text.target), words[1])
-    return Split(text.title, make_dataset(source, target, *dictionaries), lambda: texts, text.rows)
+    texts = SplitTexts(text.source, text.target, words[1])
+    return Split(text.title, make_dataset(source, target, *preprocessor.dictionaries), lambda: texts, text.rows)

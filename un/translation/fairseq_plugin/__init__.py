@@ -1,8 +1,8 @@
 """Norms of this project in fairseq's own commands: `--user-dir un/translation/fairseq_plugin`.
 
-Every Transformer arch of fairseq comes once more, with `transformer_un` in place of `transformer`, as
-`--arch transformer_un_iwslt_de_en`; `--norm` and what follows it choose the norm at every site. The package `un` must
-be installed. Checkpoints are fairseq's.
+Every Transformer arch of fairseq has a twin with `transformer_un` in place of `transformer`, e.g.
+`--arch transformer_un_iwslt_de_en`; `--norm` and the options after it choose the norm at every site. The package `un`
+must be installed. Checkpoints are fairseq's.
 """
 
 import argparse
@@ -47,7 +47,6 @@ class NormTransformer(Transformer):
 
     @classmethod
     def add_args(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds the options of the norms to those of fairseq's Transformer."""
         super().add_args(parser)
         parser.add_argument("--norm", choices=list(NORMS), help="norm at every site (default: un)")
         parser.add_argument("--norm-window", type=int, help="M, of un and mabn")
@@ -60,17 +59,17 @@ class NormTransformer(Transformer):
         """Builds the model with the norms of the arguments; called by fairseq.
 
         Raises:
-            ValueError: for an option that the norm does not have.
+            ValueError: The norm does not have a given option.
         """
         given = {name: getattr(args, f"norm_{name}", None) for name in NORM_OPTIONS}
-        # A flag that is not given is false, a number is None; 0 is a number.
+        # A flag that is not given is false, a number that is not given is None; 0 is a number.
         options = {name: value for name, value in given.items() if value is not None and value is not False}
         model = super().build_model(args, task)
         norm = NORMS[args.norm]
         known = inspect.signature(norm).parameters if norm is not None else {}
         for name in options:
             if name not in known:
-                raise ValueError(f"--norm-{name.replace('_', '-')} is no option of --norm {args.norm}")
+                raise ValueError(f"--norm-{name.replace('_', '-')} is not an option of --norm {args.norm}")
         if norm is not None:
             build_norm: Any = norm
             replace_norms(model, lambda num_features, **place: build_norm(num_features, **options, **place))
@@ -79,7 +78,7 @@ class NormTransformer(Transformer):
 
 
 def _extend(arch: str) -> Callable[[argparse.Namespace], None]:
-    """The function that fills in what the user leaves open, for an arch of fairseq."""
+    """Returns the function that fills in what the user leaves open, for an arch of fairseq."""
 
     def fill(args: argparse.Namespace) -> None:
         args.norm = getattr(args, "norm", "un")

@@ -4,25 +4,25 @@ import gzip
 import os
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from huggingface_hub import hf_hub_download
 
+from un.translation.preparation.steps import Counts
+
 DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 
 
 def download(url: str, path: Path, report: Callable[[str], None] = print) -> Path:
-    """Fetches a file unless it is there already; an interrupted download starts again.
+    """Downloads a file unless it is there already; an interrupted download starts again.
 
     Raises:
-        ValueError: the server does not deliver the file, or cuts it short.
+        ValueError: The server does not deliver the file, or cuts it short.
     """
     if path.is_file():
         report(f"{path}: there already, not downloaded")
@@ -34,9 +34,9 @@ def download(url: str, path: Path, report: Callable[[str], None] = print) -> Pat
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, partial.open("wb") as file:
             shutil.copyfileobj(answer, file)
             expected = answer.headers.get("Content-Length")
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:
         raise ValueError(
-            f"cannot download {url} ({error}); fetch it otherwise and name it on the command line"
+            f"cannot download {url} ({error}); download it by other means and name it on the command line"
         ) from error
     size = partial.stat().st_size
     if expected is not None and int(expected) != size:
@@ -45,32 +45,48 @@ def download(url: str, path: Path, report: Callable[[str], None] = print) -> Pat
     return path
 
 
-def extract(archives: list[Path], names: list[str], folder: Path, optional: tuple[str, ...] = ()) -> None:
+def fetch_from_hub(repository: str, name: str) -> Path:
+    """Downloads one file of a data set repository of the Hugging Face hub, through its cache.
+
+    Raises:
+        ValueError: The hub does not deliver it.
+    """
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} of {repository} cannot be downloaded from the hub ({reason})") from error
+
+
+def extract(archives: list[Path], names: list[str], folder: Path, optional: tuple[str, ...] = ()) -> Counts:
     """Takes files out of tar or zip archives; only base names count, so that no member can leave the folder.
 
     Args:
-        archives: searched in this order; the first member with a name is taken.
-        names: base names that must be found.
-        folder: receives the files under their base names.
-        optional: base names that may be missing.
+        archives: Searched in this order; the first member with a name is taken.
+        names: Base names that must be found.
+        folder: Receives the files under their base names.
+        optional: Base names that may be missing.
 
     Raises:
-        ValueError: an archive is missing or unreadable, or no archive holds one of the names.
+        ValueError: An archive is missing or unreadable, or no archive holds one of the names.
     """
     missing = {*names, *optional}
     for archive in archives:
-        with name_archive(archive):
+        try:
             for name, file in iterate_members(archive):
                 if name in missing:
                     with (folder / name).open("wb") as target:
                         shutil.copyfileobj(file, target)
                     missing.remove(name)
                 if not missing:
-                    return
+                    break
+        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{archive} cannot be read as a tar or zip archive ({error})") from error
     missing -= set(optional)
     if missing:
         where = ", ".join(str(archive) for archive in archives)
         raise ValueError(f"no {', '.join(sorted(missing))} in {where}")
+    return {"files": len(list(folder.iterdir()))}
 
 
 def iterate_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -88,25 +104,3 @@ def iterate_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             content = stream.extractfile(member) if member.isfile() else None
             if content is not None:
                 yield PurePosixPath(member.name).name, content
-
-
-@contextmanager
-def name_archive(archive: Path) -> Iterator[None]:
-    """Turns whatever is wrong with an archive into one line that names it."""
-    try:
-        yield
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{archive} cannot be read as a tar or zip archive ({error})") from error
-
-
-def fetch_from_hub(repository: str, name: str) -> Path:
-    """Fetches one file of a data set repository of the Hugging Face hub, through its cache.
-
-    Raises:
-        ValueError: the hub does not deliver it.
-    """
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} of {repository} cannot be fetched from the hub ({reason})") from error

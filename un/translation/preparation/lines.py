@@ -1,7 +1,10 @@
-"""Text files line by line. A line ends with a line feed and with nothing else.
+"""Text files line by line, and folders of them. A line ends with a line feed and with nothing else.
 
 Python's own notion also splits at carriage returns, which the corpora hold inside sentences; the two sides would then
 fall out of step.
+
+A text is a folder of `<split>.<language>` files, line n of one the translation of line n of the other. In the end it
+has `train`, `valid` and `test`, and in `raw/` the untokenised lines of `valid` and `test`.
 """
 
 import itertools
@@ -10,16 +13,25 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
+RAW = "raw"
+SPLITS = ("train", "valid", "test")
 LINES_AT_ONCE = 20_000  # per worker, held in memory
 FEW_LINES = 10_000  # tokenised faster than processes start
 CHUNK = 500  # lines sent to a worker at a time
+
+Languages = tuple[str, str]
+
+
+def name_files(folder: Path, split: str, languages: Languages) -> list[Path]:
+    """Returns the two files of a split."""
+    return [folder / f"{split}.{language}" for language in languages]
 
 
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 file without their line feeds.
 
     Raises:
-        ValueError: the file is not there, or not UTF-8.
+        ValueError: The file is not there, or not UTF-8.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}")
@@ -34,62 +46,53 @@ def read_lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
+def read_rows(*paths: Path) -> Iterator[tuple[str, ...]]:
+    """Yields the lines of several files side by side.
+
+    Raises:
+        ValueError: A file has more lines than another; the counts are named.
+    """
+    for row in itertools.zip_longest(*(read_lines(path) for path in paths)):
+        if None in row:
+            counts = ", ".join(f"{path} {sum(1 for _ in read_lines(path)):,}" for path in paths)
+            raise ValueError(f"unequal numbers of lines: {counts}")
+        yield row
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Writes lines, each with a line feed; returns how many."""
-    count = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for count, line in enumerate(lines, 1):  # noqa: B007  the last number is the count
-            file.write(f"{line}\n")
-    return count
+    """Writes lines, each with a line feed, and returns their number."""
+    return write_rows([path], ((line,) for line in lines))
 
 
-def write_tables(paths: Iterable[Path], rows: Iterable[tuple[str, ...]]) -> int:
-    """Writes the n-th entry of every row as a line of the n-th file; returns the number of rows."""
+def write_rows(paths: Iterable[Path], rows: Iterable[tuple[str, ...]]) -> int:
+    """Writes the n-th entry of every row as a line of the n-th file, and returns the number of rows."""
     count = 0
     with ExitStack() as stack:
         files = []
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.append(stack.enter_context(path.open("w", encoding="utf-8", newline="\n")))
-        for count, row in enumerate(rows, 1):  # noqa: B007  the last number is the count
+        for row in rows:
             for file, line in zip(files, row, strict=True):
                 file.write(f"{line}\n")
+            count += 1
     return count
-
-
-def read_parallel(*paths: Path) -> Iterator[tuple[str, ...]]:
-    """Yields the lines of several files side by side.
-
-    Raises:
-        ValueError: a file has more lines than another; both counts are named.
-    """
-    for row in itertools.zip_longest(*(read_lines(path) for path in paths)):
-        if None in row:
-            counts = ", ".join(f"{path} {count_lines(path):,}" for path in paths)
-            raise ValueError(f"unequal numbers of lines: {counts}")
-        yield row
-
-
-def count_lines(path: Path) -> int:
-    """Returns the number of lines, an unfinished last one included."""
-    return sum(1 for _ in read_lines(path))
 
 
 def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int) -> Iterator[str]:
     """Applies a function to every line, in order.
 
     Args:
-        function: must be picklable if there are several workers.
-        lines: taken in portions, so that a large corpus is never in memory as a whole.
-        workers: processes, started if there is enough to do; 1 stays in this one.
+        function: Must be picklable if there are several workers.
+        lines: Taken in portions, so that a large corpus is never in memory as a whole.
+        workers: Processes, started if there is enough to do; 1 stays in this one.
     """
     lines = iter(lines)
-    portion = list(itertools.islice(lines, workers * LINES_AT_ONCE))
-    if workers == 1 or len(portion) < FEW_LINES:
-        yield from map(function, itertools.chain(portion, lines))
+    portions = iter(lambda: list(itertools.islice(lines, workers * LINES_AT_ONCE)), [])
+    first = next(portions, [])
+    if workers == 1 or len(first) < FEW_LINES:
+        yield from map(function, itertools.chain(first, lines))
         return
     with get_context("spawn").Pool(workers) as pool:
-        while portion:
+        for portion in itertools.chain([first], portions):
             yield from pool.map(function, portion, chunksize=CHUNK)
-            portion = list(itertools.islice(lines, workers * LINES_AT_ONCE))

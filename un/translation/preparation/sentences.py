@@ -41,22 +41,16 @@ def map_apostrophe(line: str) -> str:
     return line.replace("’", "'")
 
 
-@functools.lru_cache
-def make_normalizer(language: str) -> MosesPunctNormalizer:
-    """Returns the language's punctuation normalizer with the results of the Perl script."""
-    return MosesPunctNormalizer(language, perl_parity=True)
-
-
 def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
     """Returns Moses tokens with special characters escaped, as tokenizer.perl since its change of November 2018.
 
-    Since then a line's last period is always a token; sacremoses leaves it at abbreviations, single letters, and in
-    German at numbers.
+    Since then the last period of a line is always a token; sacremoses leaves it at abbreviations, single letters, and
+    in German at numbers.
 
     Args:
-        line: one sentence.
-        language: code, e.g. "de".
-        split_hyphens: whether a-b becomes a @-@ b (option -a).
+        line: One sentence.
+        language: Code, e.g. "de".
+        split_hyphens: Whether a-b becomes a @-@ b (option -a).
     """
     return LAST_PERIOD.sub(" .", text.tokenize(line, language, split_hyphens)).strip()
 
@@ -64,15 +58,16 @@ def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
 def normalize(line: str, language: str) -> str:
     """Returns the line with punctuation normalised and a space for every non-printing character.
 
-    As normalize-punctuation.perl and then remove-non-printing-char.perl.
+    This is what normalize-punctuation.perl and then remove-non-printing-char.perl do.
     """
     line = make_normalizer(language).normalize(f"{line}\n")  # for German, the script moves quotes before line ends
     return UNPRINTABLE.sub(" ", line)
 
 
-def normalize_and_tokenize(line: str, language: str) -> str:
-    """Returns the tokens of a raw WMT training line."""
-    return tokenize(normalize(line, language), language, split_hyphens=True)
+@functools.lru_cache
+def make_normalizer(language: str) -> MosesPunctNormalizer:
+    """Returns the language's normaliser of punctuation, with the results of the Perl script."""
+    return MosesPunctNormalizer(language, perl_parity=True)
 
 
 @dataclass(frozen=True)
@@ -80,9 +75,9 @@ class Limits:
     """Which pairs of tokenised lines clean-corpus-n.perl keeps.
 
     Args:
-        shortest: fewest tokens of a side; an empty side never passes.
-        longest: most tokens of a side.
-        ratio: the longer side may have at most this many times the tokens of the shorter.
+        shortest: Fewest tokens of a side; an empty side never passes.
+        longest: Most tokens of a side.
+        ratio: The longer side may have at most this many times the tokens of the shorter one.
     """
 
     shortest: int
@@ -90,7 +85,7 @@ class Limits:
     ratio: float = MOSES_RATIO
 
     def accept(self, source: str, target: str) -> bool:
-        """Tells whether a pair is kept; besides, no word may be absurdly long."""
+        """Tells whether a pair is kept; in addition, no word may be absurdly long."""
         words = source.split(), target.split()
         few, many = sorted(len(side) for side in words)
         if few == 0 or few < self.shortest or many > self.longest or many / few > self.ratio:

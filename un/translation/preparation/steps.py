@@ -1,8 +1,7 @@
 """Steps of a preparation, each a folder that appears only when it is complete.
 
-A step writes into `<name>.partial`, which is renamed at the end together with a record of what made it. A step that was
-killed leaves only the partial folder and is done again; a finished one is skipped unless its settings, or those of a
-step before it, have changed.
+A step writes into `<name>.partial`, which is renamed at the end, together with a record of what made it. An interrupted
+step is done again; a finished one is skipped unless its settings, or those of a step before it, have changed.
 """
 
 import hashlib
@@ -12,98 +11,92 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RECORD = "preparation.json"
-BLOCK = 1 << 20  # bytes read at once
+RECORD, CODES = "preparation.json", "bpe.codes"  # in a product, beside fairseq's files
 
 Counts = dict[str, int]
 
 
 class Steps:
-    """Runs steps in order inside a folder.
+    """Runs steps in order, each in a folder of `<output>.steps` and the last one in the output itself.
 
     Args:
-        folder: holds one folder per step; made when the first step runs.
-        inputs: what everything depends on besides the steps' settings, e.g. checksums of archives.
-        report: receives one line per step and per file.
+        output: The folder to make.
+        inputs: What everything depends on besides the steps' settings, e.g. checksums of archives.
+        report: Receives one line per step and per file.
     """
 
-    def __init__(self, folder: Path, inputs: dict[str, Any], report: Callable[[str], None] = print) -> None:
-        self.folder = folder
-        self.report = report
-        self._fingerprint = fingerprint("", "inputs", inputs)
-        self._inputs = inputs
+    def __init__(self, output: Path, inputs: dict[str, Any], report: Callable[[str], None] = print) -> None:
+        self.output, self.inputs, self.report = output, inputs, report
+        self._fingerprint = compute_fingerprint("", "inputs", inputs)
 
     def run(self, name: str, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
-        """Runs one step, unless it is finished.
+        """Runs one step, unless it is finished, and returns its folder.
 
         Args:
-            name: folder name of the step.
-            settings: everything that decides its result; kept in its record.
-            action: writes into the folder it is given and returns what it counted.
-
-        Returns:
-            The step's folder.
+            name: Name of the folder.
+            settings: Everything that decides the result; kept in the record.
+            action: Writes into the folder it is given and returns what it counted.
         """
-        return self._run(name, self.folder / name, settings, action)
+        return self._run(self.output.with_name(f"{self.output.name}.steps") / name, settings, action)
 
-    def finish(self, output: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
-        """Runs the last step, whose folder is the product; its record lists the checksum of every file.
+    def finish(self, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
+        """Runs the last step, which makes the output; arguments as of `run`.
 
         Raises:
-            ValueError: the folder exists and is not the product of an earlier preparation.
+            ValueError: The output exists and is not the product of an earlier preparation.
         """
-        if output.exists() and any(output.iterdir()) and not (output / RECORD).is_file():
-            raise ValueError(f"{output} exists and holds no {RECORD}; name another folder with --output")
-        return self._run("product", output, settings, action)
+        if self.output.exists() and any(self.output.iterdir()) and not (self.output / RECORD).is_file():
+            raise ValueError(f"{self.output} exists and holds no {RECORD}; name another folder with --output")
+        return self._run(self.output, settings, action)
 
-    def _run(self, name: str, folder: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
-        self._fingerprint = fingerprint(self._fingerprint, name, settings)
+    def _run(self, folder: Path, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
+        self._fingerprint = compute_fingerprint(self._fingerprint, folder.name, settings)
         record = read_record(folder)
         if record.get("fingerprint") == self._fingerprint and has_files(folder, record):
             self.report(f"{folder.name}: finished before")
-            self._report_files(record)
-            return folder
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.report(f"{folder.name}: running")
-        counts = action(partial)
-        record = {
-            **settings,
-            "counts": counts,
-            "inputs": self._inputs,
-            "files": describe_files(partial),
-            "fingerprint": self._fingerprint,
-        }
-        (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        self._report_files(record)
-        return folder
-
-    def _report_files(self, record: dict[str, Any]) -> None:
+        else:
+            self.report(f"{folder.name}: running")
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            counts = action(partial)
+            record = {**settings, "counts": counts, "inputs": self.inputs, "files": describe_files(partial)}
+            record["fingerprint"] = self._fingerprint
+            (partial / RECORD).write_text(f"{json.dumps(record, indent=1, ensure_ascii=False)}\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
         for name, count in record["counts"].items():
             self.report(f"  {name}: {count:,}")
         for name, file in record["files"].items():
             self.report(f"  {file['sha256']}  {name} ({file['bytes']:,} bytes)")
+        return folder
 
 
-def fingerprint(before: str, name: str, settings: dict[str, Any]) -> str:
+def compute_fingerprint(before: str, name: str, settings: dict[str, Any]) -> str:
     """Returns a digest of a step, its settings and all steps before it."""
     return hashlib.sha256(json.dumps([before, name, settings], sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Returns a finished step's record, empty if there is none."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Returns the record of a folder; it is empty where there is none.
+
+    Raises:
+        ValueError: The record is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
         return {}
-    return record if isinstance(record, dict) else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (it holds a {type(record).__name__})")
+    return record
 
 
 def has_files(folder: Path, record: dict[str, Any]) -> bool:
-    """Tells whether all files of the record are there and have its sizes."""
+    """Tells whether all files of the record are there in their sizes."""
     files = record.get("files", {})
     return all((folder / name).is_file() and (folder / name).stat().st_size == f["bytes"] for name, f in files.items())
 
@@ -116,8 +109,5 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def compute_checksum(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
