@@ -17,8 +17,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from omegaconf import OmegaConf
 
@@ -32,7 +34,7 @@ from un.reports.measurements import FOLDER, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
 from un.sweeps.launch import expand, launch
-from un.sweeps.run_names import TableRun, read_choices
+from un.sweeps.run_names import PlannedRun, read_choices
 from un.sweeps.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 from un.training.run_folder import RunFolder, read_overrides
 
@@ -118,7 +120,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     return read_table(name) if kind == "table" else describe_ablation(name), overrides
 
 
-def check_ablations(runs: Sequence[TableRun]) -> None:
+def check_ablations(runs: Sequence[PlannedRun]) -> None:
     """Composes one run of each experiment and ablation, so that what makes no sense is said before anything starts."""
     checked = set()
     for run in runs:
@@ -129,7 +131,7 @@ def check_ablations(runs: Sequence[TableRun]) -> None:
             checked.add(pair)
 
 
-def check_data(runs: Sequence[TableRun]) -> None:
+def check_data(runs: Sequence[PlannedRun]) -> None:
     """Checks that runs which are there are of the data that the arguments name.
 
     Raises:
@@ -141,31 +143,27 @@ def check_data(runs: Sequence[TableRun]) -> None:
             RunFolder(run.folder).check_data(path)
 
 
-def start_missing(runs: Sequence[TableRun]) -> int:
+def start_missing(runs: Sequence[PlannedRun]) -> int:
     """Starts the runs that have no result; returns how many have none in the end."""
-    missing = [run for run in runs if find_on_disk(run) is None]
+    missing = [run for run in runs if run.find_result() is None]
     return launch([planned for run in missing for planned in expand(run.arguments)])
 
 
-def print_runs(runs: Sequence[TableRun]) -> None:
-    """Prints each run with its state, and how long the others may take by what was measured of their experiment."""
+def print_runs(runs: Sequence[PlannedRun]) -> None:
+    """Prints the status of each run, and how long the missing ones may take judging by those of their experiment."""
     seconds: dict[str, list[float]] = {}
-    missing: dict[str, int] = {}
+    missing: Counter[str] = Counter()
     for run in runs:
-        experiment, found = run.key[0], find_on_disk(run)
-        if found is None:
-            missing[experiment] = missing.get(experiment, 0) + 1
-            state: str = RunFolder(run.folder).status
+        print(f"{run.status:<12} {run.folder}")
+        result = run.find_result()
+        if result is None:
+            missing[run.key[0]] += 1
         else:
-            seconds.setdefault(experiment, []).append(found.result.wall_time_seconds)
-            state = found.result.status
-        print(f"{state:<12} {run.folder}")
-    print(f"{len(runs)} runs, {len(runs) - sum(missing.values())} done")
+            seconds.setdefault(run.key[0], []).append(result.wall_time_seconds)
+    print(f"{len(runs)} runs, {len(runs) - missing.total()} done")
     for experiment, count in missing.items():
         known = seconds.get(experiment)
-        hours = (
-            f"about {count * sum(known) / len(known) / 3600:.1f} hours one after the other" if known else "not known"
-        )
+        hours = f"about {count * mean(known) / 3600:.1f} hours one after the other" if known else "not known"
         print(f"{experiment}: {count} to run, time by earlier runs: {hours}")
 
 

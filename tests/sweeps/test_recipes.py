@@ -15,7 +15,7 @@ from un.command.errors import CONFIG_FOLDER
 from un.reports.rendering import render_markdown
 from un.reports.result import write_result
 from un.reports.runs import Run, find_runs
-from un.sweeps.run_names import TableRun
+from un.sweeps.run_names import PlannedRun
 from un.sweeps.tables import compare_known, fill_table, find_on_disk, plan_table, read_table
 from un.training.execution import apply_execution, plan_execution
 from un.training.run_folder import RunFolder
@@ -24,7 +24,7 @@ EPOCHS = {"imagenet_t2t_vit_14": 310, "cifar10_transfer": 60, "cifar100_transfer
 IMAGES = {"imagenet_t2t_vit_14": 1_281_167, "cifar10_transfer": 50_000, "cifar100_transfer": 50_000}
 
 
-def leave(run: TableRun, processes: int = 1, precision: str | None = None, **changes: Any) -> Run:
+def leave(run: PlannedRun, processes: int = 1, precision: str | None = None, **changes: Any) -> Run:
     """Leaves what a whole training on so many processes would."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", [argument for argument in run.arguments if not argument.startswith("hydra")])
@@ -50,7 +50,7 @@ def leave(run: TableRun, processes: int = 1, precision: str | None = None, **cha
     return Run(run.folder, result)
 
 
-def plan_row(table: str, label: str, *arguments: str) -> list[TableRun]:
+def plan_row(table: str, label: str, *arguments: str) -> list[PlannedRun]:
     (row,) = [row for row in plan_table(read_table(table), arguments).rows if row.label == label]
     return [run for cell in row.runs for run in cell]
 

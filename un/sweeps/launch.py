@@ -6,9 +6,8 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -25,47 +24,12 @@ from un.command import signals
 from un.command.checks import check_ablation, check_config
 from un.command.cli import prepare_process
 from un.command.errors import CONFIG_FOLDER, UserError
-from un.reports.result import Result, read_result
 from un.sweeps.jobs import start_job
-from un.sweeps.run_names import check_one_run, list_params
+from un.sweeps.run_names import PlannedRun, check_one_run, list_params
 from un.training.run_folder import RunFolder
 
 CONFIG_NAME = "train"
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a sweep.
-
-    Attributes:
-        folder: the run folder, relative to the working directory where `paths.runs` is.
-        arguments: the overrides of this run alone.
-        settings: the overrides of Hydra itself, such as the launcher, which the whole sweep shares.
-        force: whether the run starts over although it has a result.
-    """
-
-    folder: Path
-    arguments: tuple[str, ...]
-    settings: tuple[str, ...] = ()
-    force: bool = False
-
-    def find_result(self) -> Result | None:
-        """Reads the result of a finished or diverged run.
-
-        Raises:
-            ValueError: The result.json is damaged.
-        """
-        path = RunFolder(self.folder).result
-        return read_result(path) if path.exists() else None
-
-    @property
-    def status(self) -> Literal["finished", "diverged", "interrupted", "failed", "missing"]:
-        """An interrupted run began to train and was killed, broke off or is still running; a failed run never began."""
-        result = self.find_result()
-        if result is None:
-            return RunFolder(self.folder).status
-        return "finished" if result.status == "finished" else "diverged"
 
 
 def expand(arguments: Sequence[str]) -> list[PlannedRun]:
@@ -87,7 +51,7 @@ def expand(arguments: Sequence[str]) -> list[PlannedRun]:
         runs: dict[Path, PlannedRun] = {}  # runs that differ only in where or how they run are one
         for overrides, job in _compose_jobs(loader, sweep):
             folder = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
-            run = PlannedRun(folder, tuple(overrides), tuple(sweep.hydra.overrides.hydra), bool(job.force))
+            run = PlannedRun(folder, (*sweep.hydra.overrides.hydra, *overrides), force=bool(job.force))
             if folder in runs:
                 check_one_run(folder, runs[folder].arguments, run.arguments)
             elif run.find_result() is not None and not run.force:
@@ -207,7 +171,7 @@ def _check_finished(run: PlannedRun, job: DictConfig) -> None:
 def _launch_batch(loader: ConfigLoader, runs: Sequence[PlannedRun]) -> int:
     """Hands runs to a new launcher; returns how many failed."""
     common = [argument for argument in runs[0].arguments if all(argument in run.arguments for run in runs)]
-    sweep = _compose_sweep(loader, [*runs[0].settings, *common])
+    sweep = _compose_sweep(loader, common)
     launcher_config = sweep.hydra.launcher
     is_joblib = launcher_config._target_.endswith(".JoblibLauncher")
     if is_joblib:
@@ -218,5 +182,10 @@ def _launch_batch(loader: ConfigLoader, runs: Sequence[PlannedRun]) -> int:
     context = HydraContext(config_loader=loader, callbacks=Callbacks(sweep))
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=start_job, config=sweep)
     with signals.forwarding() if is_joblib else contextlib.nullcontext():
-        jobs = launcher.launch([list(run.arguments) for run in runs], initial_job_idx=0)
+        jobs = launcher.launch([_drop_settings(run.arguments) for run in runs], initial_job_idx=0)
     return sum(job.status != JobStatus.COMPLETED for job in jobs)
+
+
+def _drop_settings(arguments: Sequence[str]) -> list[str]:
+    """Returns the overrides of a run without those of Hydra itself, such as the launcher."""
+    return [argument for argument in arguments if not argument.lstrip("+~").startswith(("hydra.", "hydra/"))]

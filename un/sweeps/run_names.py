@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -20,26 +20,29 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from un.command.errors import CONFIG_FOLDER, UserError
+from un.reports.result import Result, read_result
 from un.training.config_keys import is_science
 from un.training.data_identity import resolve_path
-from un.training.run_folder import DEFAULT_EXPERIMENT, name_run, read_overrides
+from un.training.run_folder import DEFAULT_EXPERIMENT, RunFolder, name_run, read_overrides
 
 
 @dataclass(frozen=True)
-class TableRun:
-    """A run that a cell needs.
+class PlannedRun:
+    """A run that a sweep or a table asks for, whether it is there or not.
 
     Attributes:
-        folder: the run folder.
+        folder: the run folder, relative to the working directory where `paths.runs` is.
         arguments: of train.py for this run alone.
-        recipe: those of them that the table itself asks for.
+        force: whether it starts over although it has a result.
+        recipe: what a table alone would give for `arguments`.
         start: the run whose best weights this one starts from.
     """
 
     folder: Path
     arguments: tuple[str, ...]
+    force: bool = False
     recipe: tuple[str, ...] = ()
-    start: TableRun | None = None
+    start: PlannedRun | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -47,14 +50,31 @@ class TableRun:
         experiment, setting, seed = self.folder.parts[-3:]
         return experiment, setting, seed
 
+    @property
+    def status(self) -> Literal["finished", "diverged", "interrupted", "failed", "missing"]:
+        """An interrupted run began to train and was killed, broke off or is still running; a failed run never began."""
+        result = self.find_result()
+        if result is None:
+            return RunFolder(self.folder).status
+        return "finished" if result.status == "finished" else "diverged"
 
-def list_runs(arguments: Sequence[str]) -> list[TableRun]:
+    def find_result(self) -> Result | None:
+        """Reads the result of a finished or diverged run.
+
+        Raises:
+            ValueError: The result.json is damaged.
+        """
+        path = RunFolder(self.folder).result
+        return read_result(path) if path.exists() else None
+
+
+def list_runs(arguments: Sequence[str]) -> list[PlannedRun]:
     """Lists the runs of `train.py -m <arguments>`, each once; nothing for no arguments."""
     if not arguments:
         return []
     named = read_choices(arguments)
     sweep = _compose_base(named.get("experiment"), named.get("ablation"))
-    runs: dict[Path, TableRun] = {}
+    runs: dict[Path, PlannedRun] = {}
     (jobs,) = BasicSweeper.split_arguments(parse([*list_params(sweep), *arguments]), None)
     for job in jobs:
         choices = read_choices(job)
@@ -68,7 +88,7 @@ def list_runs(arguments: Sequence[str]) -> list[TableRun]:
         folder = Path(root) / name
         if folder in runs:
             check_one_run(folder, runs[folder].arguments, job)
-        runs[folder] = TableRun(folder, tuple(job))
+        runs[folder] = PlannedRun(folder, tuple(job))
     return list(runs.values())
 
 
