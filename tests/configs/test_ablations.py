@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.configs.test_experiments import compose_config
 from un.sweeps.launch import expand
+from un.sweeps.run_names import list_runs
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -26,14 +27,12 @@ NUM_VARIANTS = {
     "un_centering": 3,
     "un_official_vs_paper": 10,
 }
-# The task of translation, until an experiment brings its own.
-TRANSLATION = ("task._target_=un.translation.module.Translation",)
 
 
 @cache
 def list_first_seeds(name):
     """The variants; every one has three seeds."""
-    runs = expand([f"ablation={name}", *TRANSLATION])
+    runs = list_runs([f"ablation={name}"])
     variants = [run for run in runs if run.folder.name == "seed=0"]
     expected = {variant.folder.with_name(f"seed={seed}") for variant in variants for seed in range(3)}
     assert {run.folder for run in runs} == expected

@@ -92,7 +92,7 @@ NORMS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "un": UNIFIED,
     "un_paper": UNIFIED,
     "batchnorm": {"momentum": FRACTION, "sync": FLAG},
-    "powernorm": {"num_groups": st.sampled_from([1, 2]), "warmup_steps": STEPS, "group_scaling": FLAG},
+    "powernorm": {"alpha_forward": FRACTION, "warmup_steps": STEPS, "group_scaling": FLAG},
     "mabn": {"window": UNIFIED["window"], "warmup_steps": STEPS, "momentum": FRACTION},
     "rep_batchnorm": {"initial_eta": FRACTION, "momentum": FRACTION},
     "prepbn": {"steps": st.integers(1, 3), "layer_norm_steps": STEPS, "start": FRACTION},

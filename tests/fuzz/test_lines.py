@@ -53,7 +53,7 @@ def check_wrong_line(task: str, wrong: list[str]) -> None:
             assert run_checked("train.py", place, *TASKS[task]).code == 0
 
 
-@settings(max_examples=4, derandomize=True, deadline=None)
+@settings(max_examples=3, derandomize=True, deadline=None)
 @given(wrong_lines())
 def test_wrong_lines(line: tuple[str, list[str]]) -> None:
     check_wrong_line(*line)
@@ -124,7 +124,7 @@ def infer(model: nn.Module, inputs: Any) -> list[Tensor]:
         return list_tensors(Inputs.of(inputs).run(model.eval(), next(model.parameters()).dtype))
 
 
-@settings(max_examples=3, derandomize=True, deadline=None)
+@settings(max_examples=2, derandomize=True, deadline=None)
 @given(valid_lines())
 def test_valid_lines(overrides: list[str]) -> None:
     with TemporaryDirectory() as folder:
