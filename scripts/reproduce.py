@@ -7,7 +7,7 @@
     python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
 
 Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
-not started again. The table is printed and written to <output>/<name>.md, .tex and .csv.
+left alone. The table is printed and written to <output>/<name>.md, .tex and .csv.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
-    """Lists, starts and renders; returns how many runs or measurements are missing in the end (none started: 0)."""
+    """Lists, starts and renders; returns how many runs or measurements are missing in the end, 0 in a dry run."""
     table, overrides = choose_table(arguments)
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
@@ -81,11 +81,13 @@ def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path,
     """Does the same for a table that scripts/benchmark.py fills, on the GPU if there is one.
 
     Raises:
-        ValueError: an override other than paths.runs, which says where the measurements are.
+        ValueError: There is an override other than paths.runs, which says where the measurements are.
     """
     choices = read_choices([f"paths.runs={PATHS.runs}", *overrides])
     if choices.keys() != {"paths.runs"}:
-        raise ValueError(f"table={table.name} is measured, not run; of {', '.join(overrides)} it takes paths.runs only")
+        raise ValueError(
+            f"table={table.name} is measured, not run: it takes paths.runs only, got {', '.join(overrides)}"
+        )
     import torch  # takes a second, which tables of runs need not spend here
 
     folder = Path(choices["paths.runs"]) / FOLDER
@@ -110,7 +112,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     """Reads the table that the arguments name; returns it and the other arguments.
 
     Raises:
-        ValueError: they name neither a table nor an ablation, or more than one of them.
+        ValueError: They name neither a table nor an ablation, or more than one of them.
     """
     named = [argument for argument in arguments if argument.startswith(("table=", "ablation="))]
     if len(named) != 1:
@@ -121,7 +123,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
 
 
 def check_ablations(runs: Sequence[PlannedRun]) -> None:
-    """Composes one run of each experiment and ablation, so that what makes no sense is said before anything starts."""
+    """Composes one run of each experiment and ablation, to refuse what makes no sense before anything starts."""
     checked = set()
     for run in runs:
         choices = read_choices(run.arguments)
@@ -132,10 +134,10 @@ def check_ablations(runs: Sequence[PlannedRun]) -> None:
 
 
 def check_data(runs: Sequence[PlannedRun]) -> None:
-    """Checks that runs which are there are of the data that the arguments name.
+    """Checks that existing runs were trained on the data that the arguments name.
 
     Raises:
-        ValueError: one is not.
+        ValueError: One was not.
     """
     for run in runs:
         path = read_overrides(run.arguments).get("data.path")
