@@ -8,11 +8,6 @@ import pytest
 from tests.integration.commands import FAST, find_folders, run_here
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `train.py *FAST model.depth=1`, which tests must not change."""
