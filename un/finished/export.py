@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from un.command.console import hide_output
 from un.command.errors import UserError
@@ -49,11 +49,11 @@ def export_run(config: DictConfig) -> Path:
         config: composed from configs/export.yaml.
 
     Returns:
-        The file of the graph; with quantize=int8 that of the quantised one.
+        The file of the graph, with quantize=int8 the quantised one.
 
     Raises:
-        UserError: A value is not allowed; see also `open_run` and `fold_run`; or the model cannot be exported, or its
-            graph does not compute what PyTorch does.
+        UserError: A value is not allowed, the model cannot be exported, or its graph does not compute what PyTorch
+            does; see also `open_run` and `fold_run`.
     """
     check_options(config)
     chosen = choose_format(config.format)
@@ -81,11 +81,7 @@ def export_run(config: DictConfig) -> Path:
     if report is not None:
         description["norms_left"] = [f"{row.site}: {row.outcome}" for row in report.remaining]
     if chosen.name == "onnx":
-        from un.finished.onnx_graph import count_operators
-
-        sites = [name for name, module in trained.named_modules(remove_duplicate=False) if is_norm(module)]
-        description["operators"] = count_operators(path)
-        description["operators_of_norms"] = count_operators(path, sites)
+        description |= describe_operators(trained, path)
     if config.quantize is not None:
         path, quantized = quantize_tested(run, chosen.load(path), path, config.calibration)
         description |= quantized
@@ -178,6 +174,14 @@ def compare_graph(part: GraphPart, graph: Graph) -> float:
         with torch.no_grad():
             differences.append(measure_difference(list_tensors(part.module(*inputs)), graph(*inputs)))
     return max(differences)
+
+
+def describe_operators(trained: nn.Module, path: Path) -> dict[str, dict[str, int]]:
+    """Returns what an ONNX graph is made of, and what of it computes the norms that the trained model had."""
+    from un.finished.onnx_graph import count_operators
+
+    sites = [name for name, module in trained.named_modules(remove_duplicate=False) if is_norm(module)]
+    return {"operators": count_operators(path), "operators_of_norms": count_operators(path, sites)}
 
 
 def quantize_tested(run: FinishedRun, graph: Graph, path: Path, calibration: int) -> tuple[Path, dict[str, Any]]:

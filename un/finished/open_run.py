@@ -26,25 +26,15 @@ RUN_FORM = "run=runs/<experiment>/norm=<choice>/seed=<n>"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that can be used again.
-
-    Attributes:
-        folder: of the run.
-        recorded: its result.
-        config: its config with the changes.
-        changes: what differs from the config of the run, dotted key -> value.
-        data: of the config, with the preprocessor of the run.
-        module: of the task, with the tested weights.
-        tested: names of the checkpoints that these weights come from.
-    """
+    """A run that can be used again, with the tested weights in its module and its preprocessor in its data."""
 
     folder: RunFolder
     recorded: Result
-    config: DictConfig
-    changes: dict[str, Any]
+    config: DictConfig  # of the run, with the changes
+    changes: dict[str, Any]  # what differs from the config of the run, dotted key -> value
     data: LightningDataModule
     module: LightningModule
-    tested: list[str]
+    tested: list[str]  # names of the checkpoints that the weights come from
 
     @property
     def inference_data(self) -> InferenceData:
