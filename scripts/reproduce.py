@@ -7,7 +7,7 @@
     python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
 
 Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
-not started again. The table is printed and written to <output>/<name>.md, .tex and .csv.
+left alone. The table is printed and written to <output>/<name>.md, .tex and .csv.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from omegaconf import OmegaConf
 
@@ -32,7 +34,7 @@ from un.reports.measurements import FOLDER, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
 from un.sweeps.launch import expand, launch
-from un.sweeps.run_names import TableRun, read_choices
+from un.sweeps.run_names import PlannedRun, read_choices
 from un.sweeps.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 from un.training.run_folder import RunFolder, read_overrides
 
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
-    """Lists, starts and renders; returns how many runs or measurements are missing in the end (none started: 0)."""
+    """Lists, starts and renders; returns how many runs or measurements are missing in the end, 0 in a dry run."""
     table, overrides = choose_table(arguments)
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
@@ -79,11 +81,13 @@ def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path,
     """Does the same for a table that scripts/benchmark.py fills, on the GPU if there is one.
 
     Raises:
-        ValueError: an override other than paths.runs, which says where the measurements are.
+        ValueError: There is an override other than paths.runs, which says where the measurements are.
     """
     choices = read_choices([f"paths.runs={PATHS.runs}", *overrides])
     if choices.keys() != {"paths.runs"}:
-        raise ValueError(f"table={table.name} is measured, not run; of {', '.join(overrides)} it takes paths.runs only")
+        raise ValueError(
+            f"table={table.name} is measured, not run: it takes paths.runs only, got {', '.join(overrides)}"
+        )
     import torch  # takes a second, which tables of runs need not spend here
 
     folder = Path(choices["paths.runs"]) / FOLDER
@@ -108,7 +112,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     """Reads the table that the arguments name; returns it and the other arguments.
 
     Raises:
-        ValueError: they name neither a table nor an ablation, or more than one of them.
+        ValueError: They name neither a table nor an ablation, or more than one of them.
     """
     named = [argument for argument in arguments if argument.startswith(("table=", "ablation="))]
     if len(named) != 1:
@@ -118,8 +122,8 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     return read_table(name) if kind == "table" else describe_ablation(name), overrides
 
 
-def check_ablations(runs: Sequence[TableRun]) -> None:
-    """Composes one run of each experiment and ablation, so that what makes no sense is said before anything starts."""
+def check_ablations(runs: Sequence[PlannedRun]) -> None:
+    """Composes one run of each experiment and ablation, to refuse what makes no sense before anything starts."""
     checked = set()
     for run in runs:
         choices = read_choices(run.arguments)
@@ -129,11 +133,11 @@ def check_ablations(runs: Sequence[TableRun]) -> None:
             checked.add(pair)
 
 
-def check_data(runs: Sequence[TableRun]) -> None:
-    """Checks that runs which are there are of the data that the arguments name.
+def check_data(runs: Sequence[PlannedRun]) -> None:
+    """Checks that existing runs were trained on the data that the arguments name.
 
     Raises:
-        ValueError: one is not.
+        ValueError: One was not.
     """
     for run in runs:
         path = read_overrides(run.arguments).get("data.path")
@@ -141,31 +145,27 @@ def check_data(runs: Sequence[TableRun]) -> None:
             RunFolder(run.folder).check_data(path)
 
 
-def start_missing(runs: Sequence[TableRun]) -> int:
+def start_missing(runs: Sequence[PlannedRun]) -> int:
     """Starts the runs that have no result; returns how many have none in the end."""
-    missing = [run for run in runs if find_on_disk(run) is None]
+    missing = [run for run in runs if run.find_result() is None]
     return launch([planned for run in missing for planned in expand(run.arguments)])
 
 
-def print_runs(runs: Sequence[TableRun]) -> None:
-    """Prints each run with its state, and how long the others may take by what was measured of their experiment."""
+def print_runs(runs: Sequence[PlannedRun]) -> None:
+    """Prints the status of each run, and how long the missing ones may take judging by those of their experiment."""
     seconds: dict[str, list[float]] = {}
-    missing: dict[str, int] = {}
+    missing: Counter[str] = Counter()
     for run in runs:
-        experiment, found = run.key[0], find_on_disk(run)
-        if found is None:
-            missing[experiment] = missing.get(experiment, 0) + 1
-            state: str = RunFolder(run.folder).status
+        print(f"{run.status:<12} {run.folder}")
+        result = run.find_result()
+        if result is None:
+            missing[run.key[0]] += 1
         else:
-            seconds.setdefault(experiment, []).append(found.result.wall_time_seconds)
-            state = found.result.status
-        print(f"{state:<12} {run.folder}")
-    print(f"{len(runs)} runs, {len(runs) - sum(missing.values())} done")
+            seconds.setdefault(run.key[0], []).append(result.wall_time_seconds)
+    print(f"{len(runs)} runs, {len(runs) - missing.total()} done")
     for experiment, count in missing.items():
         known = seconds.get(experiment)
-        hours = (
-            f"about {count * sum(known) / len(known) / 3600:.1f} hours one after the other" if known else "not known"
-        )
+        hours = f"about {count * mean(known) / 3600:.1f} hours one after the other" if known else "not known"
         print(f"{experiment}: {count} to run, time by earlier runs: {hours}")
 
 

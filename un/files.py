@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and errors of the disk that say which file they met."""
+"""Files and folders that are written whole or not at all, and errors of the disk that name the file they met."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Opens a file that takes the place of `path` when all of it is on the disk; until then an older one stays.
+    """Opens a file that takes the place of `path` once all of it is on the disk; until then an older one stays.
 
     Raises:
-        OSError: of the disk or the folder, naming `path`; what was written so far is removed.
+        OSError: Of the disk or the folder, naming `path`; what was written so far is removed.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with name_in_errors(path):
@@ -33,10 +33,10 @@ def replace_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder to write files into, which takes the place of `path` when all of them are on the disk.
+    """Yields an empty folder to write files into, which takes the place of `path` once all of them are on the disk.
 
     Raises:
-        OSError: of the disk or the folder, naming `path`; what was written so far is removed.
+        OSError: Of the disk or the folder, naming `path`; what was written so far is removed.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with name_in_errors(path):
@@ -59,7 +59,7 @@ def name_in_errors(path: Path) -> Iterator[None]:
     """Names a file in the errors of writing to it, where Python's own say only that no space is left.
 
     Raises:
-        OSError: of the same kind, with `path`. torch raises a RuntimeError on top of it, which is replaced, too.
+        OSError: Of the same kind, with `path`, also in place of the RuntimeError that torch makes of it.
     """
     try:
         yield

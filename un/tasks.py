@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
+from torch.export import Dim
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,12 @@ class GraphPart:
     dynamic: Mapping[str, Mapping[int, str]]  # input -> axis -> name of its size, for sizes that may change
     outputs: tuple[str, ...]  # names of the results
     left_out: str = ""  # what else an inference of the task takes, empty for nothing
+
+    @property
+    def dynamic_shapes(self) -> tuple[dict[int, Dim], ...]:
+        """For each input, the axes whose size may change; sizes of the same name are the same."""
+        sizes = {name: Dim(name) for axes in self.dynamic.values() for name in axes.values()}
+        return tuple({axis: sizes[name] for axis, name in self.dynamic.get(key, {}).items()} for key in self.inputs)
 
 
 class InferenceTask(Protocol):

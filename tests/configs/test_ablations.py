@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from tests.configs.test_experiments import compose_config
 from un.sweeps.launch import expand
+from un.sweeps.run_names import list_runs
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -26,27 +27,16 @@ NUM_VARIANTS = {
     "un_centering": 3,
     "un_official_vs_paper": 10,
 }
-# The task of translation, until an experiment brings its own.
-TRANSLATION = ("task._target_=un.translation.module.Translation",)
-
-
-def load(arguments):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=list(arguments))
 
 
 @cache
 def list_first_seeds(name):
     """The variants; every one has three seeds."""
-    runs = expand([f"ablation={name}", *TRANSLATION])
+    runs = list_runs([f"ablation={name}"])
     variants = [run for run in runs if run.folder.name == "seed=0"]
     expected = {variant.folder.with_name(f"seed={seed}") for variant in variants for seed in range(3)}
     assert {run.folder for run in runs} == expected
     return variants
-
-
-def test_all_are_known_here():
-    assert set(NAMES) == set(NUM_VARIANTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,7 +45,7 @@ def test_every_variant_is_another_norm(name):
     assert len(runs) == NUM_VARIANTS[name]
     norms = []
     for run in runs:
-        config = load(run.arguments).norm
+        config = compose_config(*run.arguments).norm
         norms.append(OmegaConf.to_container(config, resolve=True))
         if config._target_ is not None:
             instantiate(config, _convert_="all")(24, device="meta")  # no option is unknown or out of range
@@ -64,16 +54,16 @@ def test_every_variant_is_another_norm(name):
 
 def test_all_switches_of_the_paper_together_are_the_preset_of_the_paper():
     """The only one that is left out does not act on a window of 4."""
-    last = load(list_first_seeds("un_official_vs_paper")[-1].arguments).norm
-    assert {**last, "single_window": "smoothed"} == load(["norm=un_paper"]).norm
+    last = compose_config(*list_first_seeds("un_official_vs_paper")[-1].arguments).norm
+    assert {**last, "single_window": "smoothed"} == compose_config("norm=un_paper").norm
 
 
 def test_the_other_variants_change_one_difference_each():
-    official, paper = load(["norm=un"]).norm, load(["norm=un_paper"]).norm
+    official, paper = compose_config("norm=un").norm, compose_config("norm=un_paper").norm
     different = {key for key in paper if paper[key] != official[key]}
     changed = []
     for run in list_first_seeds("un_official_vs_paper")[1:-1]:
-        norm = load(run.arguments).norm
+        norm = compose_config(*run.arguments).norm
         changed.append({key for key in norm if norm[key] != official[key]})
         assert all(norm[key] == paper[key] for key in changed[-1])
     assert set.union(*changed) == different - {"single_window"}
@@ -95,7 +85,7 @@ def test_the_command_line_wins():
     assert [str(run.folder) for run in runs] == ["runs/digits_vit/norm=un/seed=5"]
 
 
-def test_adding_one_as_the_readme_says(tmp_path, monkeypatch):
+def test_adding_one_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies the file which the README names and changes the lines it shows."""
     page = (REPOSITORY / "README.md").read_text().split("## Add an ablation")[1].split("\n## ")[0]
     source, target = re.search(r"cp (configs/ablation/\S+) (configs/ablation/\S+)", page).groups()

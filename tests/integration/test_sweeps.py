@@ -1,28 +1,24 @@
 """Sweeps as users type them: what is missing is run, failures are told at the end, launchers run side by side."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from joblib import cpu_count
+from joblib.externals.loky import get_reusable_executor
 
-from tests.integration.commands import REPOSITORY, run, run_here
+from tests.integration.commands import FAST, run, run_here
 from un.reports.result import read_result
-
-FAST = ("debug=fast", "trainer.accelerator=cpu")
-DIGITS = ("trainer.accelerator=cpu",)
 
 
 def list_statuses(runs: Path) -> list[str]:
     return [read_result(path).status for path in runs.rglob("result.json")]
 
 
-def test_relaunch_runs_only_what_is_missing(tmp_path: Path) -> None:
-    sweep = ("-m", f"paths.runs={tmp_path}", *FAST, "optimizer.lr=1e-3,1e38")
+def test_a_sweep_runs_only_what_is_missing(tmp_path: Path) -> None:
+    """Of two learning rates one makes the loss explode, which is a result."""
+    sweep = ("-m", f"paths.runs={tmp_path}", *FAST, "model.depth=1", "optimizer.lr=1e-3,1e38")
     first = run_here("train.py", *sweep, "norm=un")
     assert first.code == 0, first
     assert first.output.splitlines()[-1] == "2 runs: 1 finished, 1 diverged"
@@ -38,10 +34,10 @@ def test_relaunch_runs_only_what_is_missing(tmp_path: Path) -> None:
     assert nothing.output.splitlines()[-1] == "4 runs: 2 finished, 2 diverged"
 
 
-def test_the_table_of_a_sweep_with_a_failure(tmp_path: Path) -> None:
+def test_a_mistake_in_one_run_does_not_stop_the_others(tmp_path: Path) -> None:
     jobs = "init_weights=/nowhere/best.ckpt,null"
     outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, jobs)
-    assert outcome.code == 2, outcome
+    outcome.check_error("/nowhere/best.ckpt: no such checkpoint")
     assert outcome.output.splitlines()[-1].startswith("2 runs: 1 failed, 1 finished; train.log")
     log = next(tmp_path.rglob("*nowhere*/seed=0/train.log")).read_text()
     assert "/nowhere/best.ckpt: no such checkpoint" in log
@@ -89,7 +85,6 @@ def test_a_search_by_optuna(tmp_path: Path) -> None:
     again = run_here("train.py", *search)
     assert again.output.count("nothing to do") == 3, again
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert yaml.safe_load((tmp_path / "optimization_results.yaml").read_text()) == best
 
 
 @pytest.mark.slow  # starts a process for each run
@@ -113,18 +108,12 @@ def test_runs_of_two_processes(launcher: str, tmp_path: Path) -> None:
     assert list_statuses(tmp_path) == ["finished", "finished"]
 
 
-@pytest.mark.slow  # trains four times
-@pytest.mark.skipif((os.cpu_count() or 1) < 2 or os.getloadavg()[0] > 1.5, reason="needs two idle cores")
-def test_two_runs_on_two_cores_are_faster_side_by_side(tmp_path: Path) -> None:
-    """One after the other, a run has the threads of both cores; side by side, those of one."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    seconds = {}
-    for launcher, threads in (("basic", 2), ("joblib", 1)):
-        sweep = ("-m", f"paths.runs={tmp_path / launcher}", *DIGITS, "seed=0,1", f"hydra/launcher={launcher}")
-        begin = time.perf_counter()
-        cores = ("taskset", "--cpu-list", "0,1")
-        subprocess.run([*cores, sys.executable, "train.py", *sweep], cwd=REPOSITORY, env=environment, check=True)
-        seconds[launcher] = time.perf_counter() - begin
-        results = [read_result(path) for path in (tmp_path / launcher).rglob("result.json")]
-        assert [result.hardware["threads"] for result in results] == [threads, threads]
-    assert seconds["joblib"] < seconds["basic"], seconds
+@pytest.mark.slow  # two workers, each of which imports torch
+def test_runs_side_by_side_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    outcome = run_here("train.py", "-m", f"paths.runs={tmp_path}", *FAST, "seed=0,1", *parallel)
+    get_reusable_executor().shutdown()
+    assert outcome.code == 0, outcome
+    threads = [read_result(path).hardware["threads"] for path in tmp_path.rglob("result.json")]
+    assert threads == [max(cpu_count() // 2, 1)] * 2

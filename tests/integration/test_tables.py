@@ -1,37 +1,37 @@
 """`scripts/reproduce.py` and `scripts/report.py` as typed."""
 
-import time
+import subprocess
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from tests.integration.commands import run, run_here
-from tests.reports.runs import make_measurement, make_run, write_curve
+from tests.integration.commands import FAST, run_here
+from tests.reports.runs import make_measurement, make_run
 from un.reports.measurements import FOLDER, MODELS, plan_settings
-from un.sweeps.run_names import list_runs
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
-FAST = ("debug=fast", "trainer.accelerator=cpu")
+
+
+def list_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_from_nothing_to_the_table(tmp_path: Path) -> None:
-    command = ("ablation=un_centering", *FAST, f"paths.runs={tmp_path / 'runs'}", "seed=0", "norm.centering=none,batch")
-    listed = run(REPRODUCE, *command, "--dry-run")
+    setting = (f"paths.runs={tmp_path / 'runs'}", "seed=0", "norm.centering=none,batch", "model.depth=1")
+    command = (REPRODUCE, "ablation=un_centering", *FAST, *setting)
+    listed = run_here(*command, "--dry-run")
     assert listed.code == 0, listed
     assert "2 runs, 0 done" in listed.output
     assert not (tmp_path / "runs").exists()
-    outcome = run_here(REPRODUCE, *command, "--output", str(tmp_path / "out"))
+    output = ("--output", str(tmp_path / "out"))
+    outcome = run_here(*command, *output)
     assert outcome.code == 0, outcome
     assert "| centering=batch |" in outcome.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"un_centering.{end}" for end in ("md", "tex", "csv")
-    }
+    assert list_names(tmp_path / "out") == {f"un_centering.{end}" for end in ("md", "tex", "csv")}
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(results) == 2
-    again = run(REPRODUCE, *command, "--dry-run")
-    assert "2 runs, 2 done" in again.output
-    once_more = run(REPRODUCE, *command, "--output", str(tmp_path / "out"))
+    assert "2 runs, 2 done" in run_here(*command, "--dry-run").output
+    once_more = run_here(*command, *output)
     assert once_more.code == 0, once_more
     assert results == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
 
@@ -43,7 +43,7 @@ def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
     assert "digits_vit: 29 to run, time by earlier runs: about 29.0 hours" in outcome.output
 
 
-def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path) -> None:
+def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [(one.model, one.engine, one.batch) for one in plan_settings(MODELS, "cpu")]
     for setting in settings[1:-1]:
         make_measurement(tmp_path / FOLDER, *setting)
@@ -55,33 +55,19 @@ def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path) -> None:
         if "swin_tiny" in arguments:  # the other fails
             make_measurement(tmp_path / FOLDER, *settings[0])
 
-    with mock.patch("subprocess.run", measure), mock.patch("torch.cuda.is_available", return_value=False):
-        listed = run_here(*command, "--dry-run")
-        assert (listed.code, started) == (0, [])
-        outcome = run_here(*command, "--output", str(tmp_path / "out"))
+    monkeypatch.setattr(subprocess, "run", measure)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    listed = run_here(*command, "--dry-run")
+    assert (listed.code, started) == (0, [])
+    outcome = run_here(*command, "--output", str(tmp_path / "out"))
     assert f"{len(settings)} measurements, {len(settings) - 2} done before" in listed.output
     assert outcome.code == 2
     assert len(started) == 2
     assert f"missing   python scripts/benchmark.py {' '.join(started[1])}" in listed.output
     assert "| Swin-T, eager, batch 1, a CPU (2 threads) | 31.2 [1] | 20.0 † |" in outcome.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"efficiency.{end}" for end in ("md", "tex", "csv")}
+    assert list_names(tmp_path / "out") == {f"efficiency.{end}" for end in ("md", "tex", "csv")}
     options = ["inference", "--models", settings[-1][0], "--engines", "eager", "--device", "cpu", "--dtype", "float32"]
     assert started[1] == [*options, "--batches", "8", "--folder", str(tmp_path / FOLDER)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["table=norm"], ["table=norm is unknown", "did you mean 'norms'?"]),
-        (["experiment=digits_vit"], ["name one table=<name> or ablation=<name>"]),
-        (["table=norms", "experiment=digit_vit"], ["did you mean 'digits_vit'?"]),
-        (["table=efficiency", "norm=un"], ["is measured, not run", "norm=un", "it takes paths.runs only"]),
-        (["ablation=un_padding", "experiment=digits_vit", "--dry-run"], ["makes no sense", "padding"]),
-    ],
-    ids=" ".join,
-)
-def test_mistakes(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
-    run_here(REPRODUCE, *arguments, f"paths.runs={tmp_path}").check_error(*parts)
 
 
 def test_report(tmp_path: Path) -> None:
@@ -90,14 +76,11 @@ def test_report(tmp_path: Path) -> None:
     (runs[0].folder.parent / "seed=7/result.json").write_text("{")
     outcome = run_here(REPORT, str(tmp_path / "runs"), "--output", str(tmp_path / "out"))
     assert outcome.code == 0, outcome
-    assert "seed=7/result.json: Invalid JSON" in outcome.errors
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("index.html", "RESULTS.md", "tables.tex", "results.csv")
-    }
+    assert "seed=7/result.json" in outcome.errors
+    assert list_names(tmp_path / "out") == {"index.html", "RESULTS.md", "tables.tex", "results.csv"}
     text = (tmp_path / "out/RESULTS.md").read_text()
     assert "## Norms on equal terms" in text
     assert "## digits_vit" in text
-    run_here(REPORT, str(tmp_path / "nowhere")).check_error("no result.json below")
 
 
 def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
@@ -113,18 +96,3 @@ def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
         assert "old" not in text
     readme.write_text("nothing")
     run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).check_error("has no results block")
-
-
-@pytest.mark.slow
-def test_a_thousand_runs_take_less_than_twenty_seconds(tmp_path: Path) -> None:
-    base = ["experiment=digits_vit", f"paths.runs={tmp_path}", "seed=range(10)", "optimizer.lr=1,2,3,4,5"]
-    norms = "norm=un,layernorm,batchnorm,mabn,dyt,rmsnorm,powernorm,prepbn,un_paper,pn_v"
-    planned = [*list_runs([*base, norms, "scheduler.warmup_steps=1,2"])]
-    assert len(planned) == 1000
-    for run_ in planned:
-        _, setting, seed = run_.key
-        write_curve(make_run(tmp_path, setting, int(seed.removeprefix("seed="))), [float(step) for step in range(50)])
-    start = time.perf_counter()
-    outcome = run(REPORT, str(tmp_path), "--output", str(tmp_path / "out"))
-    assert outcome.code == 0, outcome
-    assert time.perf_counter() - start < 20

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from tests.configs.test_norm_configs import load
+from tests.configs.test_experiments import compose_config
 from tests.norms.helpers import C, assert_same, step
 from un.norms import Switches, UnifiedNorm, UnifiedNormVariant
 
@@ -47,7 +47,7 @@ def test_a_switch_away_from_its_default_makes_a_variant(name):
     ids=str,
 )
 def test_what_a_config_builds(overrides, kind):
-    assert type(instantiate(load(*overrides).norm, _convert_="all")(C)) is kind
+    assert type(instantiate(compose_config(*overrides).norm, _convert_="all")(C)) is kind
 
 
 @pytest.mark.parametrize("options", [{}, {"centering": "window"}])

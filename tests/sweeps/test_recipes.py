@@ -15,7 +15,7 @@ from un.command.errors import CONFIG_FOLDER
 from un.reports.rendering import render_markdown
 from un.reports.result import write_result
 from un.reports.runs import Run, find_runs
-from un.sweeps.run_names import TableRun
+from un.sweeps.run_names import PlannedRun
 from un.sweeps.tables import compare_known, fill_table, find_on_disk, plan_table, read_table
 from un.training.execution import apply_execution, plan_execution
 from un.training.run_folder import RunFolder
@@ -24,7 +24,7 @@ EPOCHS = {"imagenet_t2t_vit_14": 310, "cifar10_transfer": 60, "cifar100_transfer
 IMAGES = {"imagenet_t2t_vit_14": 1_281_167, "cifar10_transfer": 50_000, "cifar100_transfer": 50_000}
 
 
-def leave(run: TableRun, processes: int = 1, precision: str | None = None, **changes: Any) -> Run:
+def leave(run: PlannedRun, processes: int = 1, precision: str | None = None, **changes: Any) -> Run:
     """Leaves what a whole training on so many processes would."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", [argument for argument in run.arguments if not argument.startswith("hydra")])
@@ -50,7 +50,7 @@ def leave(run: TableRun, processes: int = 1, precision: str | None = None, **cha
     return Run(run.folder, result)
 
 
-def plan_row(table: str, label: str, *arguments: str) -> list[TableRun]:
+def plan_row(table: str, label: str, *arguments: str) -> list[PlannedRun]:
     (row,) = [row for row in plan_table(read_table(table), arguments).rows if row.label == label]
     return [run for cell in row.runs for run in cell]
 
@@ -64,22 +64,15 @@ def list_marks(table: str, label: str, arguments: Sequence[str]) -> list[tuple[b
 @pytest.mark.parametrize(
     ("arguments", "processes", "parts"),
     [
-        ([], 8, []),
         (["trainer=ddp"], 8, []),
-        (["trainer.devices=1"], 1, []),
         (["trainer.devices=2", "trainer.num_nodes=2"], 4, []),
-        (["trainer.accelerator=gpu", "data.num_workers=2", "data.path=/imagenet", "seed=7"], 8, []),
-        (["callbacks=activation_stats", "logger=wandb", "trainer.log_every_n_steps=100"], 8, []),
+        (["trainer.accelerator=gpu", "data.num_workers=2", "data.path=/imagenet", "seed=7", "logger=wandb"], 8, []),
         (["trainer.accumulate_grad_batches=8", "norm.count=updates"], 1, []),
         (["trainer.accumulate_grad_batches=8"], 1, ["norm.count calls, of which 8 make an update"]),
         (["trainer.accumulate_grad_batches=8"], 8, ["a global batch of 4096, not 512", "updates 96720, not 775620"]),
         (["global_batch_size=null"], 1, ["a global batch of 64, not 512"]),
         (["debug=fast"], 8, ["trainer.max_steps 3, not -1", "data.path null", "updates 3, not 775620"]),
-        (["trainer.max_epochs=100"], 8, ["trainer.max_epochs 100, not 310"]),
         (["trainer.precision=16-mixed"], 8, ["precision 16-mixed, not 32-true"]),
-        (["norm.window=2"], 8, ["norm.window 2, not 4"]),
-        (["optimizer.lr=1e-3"], 8, ["optimizer.lr 0.001, not 0.0005"]),
-        (["data.batch_size=32"], 8, ["data.batch_size 32, not 64"]),
         (["norm.sync=true"], 8, ["norm.sync true, not false"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
@@ -95,12 +88,6 @@ def test_the_mark_is_of_what_was_trained(
     assert is_marked is bool(parts)
     for part in parts:
         assert any(part in departure for departure in departures), departures
-
-
-def test_where_a_run_was_executed_is_no_part_of_its_name(tmp_path: Path) -> None:
-    (plain,) = plan_row("imagenet_t2t_vit_14", "UN")
-    for arguments in (["trainer=ddp"], ["trainer.devices=1"], ["trainer=gpu", "trainer.num_nodes=2"]):
-        assert plan_row("imagenet_t2t_vit_14", "UN", *arguments)[0].folder == plain.folder
 
 
 def test_a_debug_run_in_the_folder_of_another_is_marked(tmp_path: Path) -> None:
@@ -124,16 +111,19 @@ def test_a_debug_run_in_the_folder_of_another_is_marked(tmp_path: Path) -> None:
         ({"execution": {}}, "a global batch of unknown size, not 4096"),
         ({"steps": 98_000}, "updates 98000, not 100000"),
         ({"steps": 99_500}, ""),
+        ({"status": "diverged", "diverged_step": 7, "steps": 7, "metrics": {}}, ""),
     ],
 )
 def test_what_a_run_does_not_record_cannot_be_the_papers(changes: dict[str, Any], part: str, tmp_path: Path) -> None:
+    """A run that diverged has no number to mark."""
     arguments = [f"paths.runs={tmp_path}", "seed=0"]
     (run,) = plan_row("iwslt14", "UN", *arguments)
     leave(run, **changes)
     ((is_marked, departures),) = list_marks("iwslt14", "UN", arguments)
     assert (is_marked, departures) == (bool(part), (part,) if part else ())
     RunFolder(run.folder).config.unlink()
-    assert list_marks("iwslt14", "UN", arguments) == [(True, ("a run without its config",))]
+    unknown = () if "status" in changes else ("a run without its config",)
+    assert list_marks("iwslt14", "UN", arguments) == [(bool(unknown), unknown)]
 
 
 def test_progressive_norms_count_as_many_calls_as_were_accumulated(tmp_path: Path) -> None:
@@ -164,10 +154,3 @@ def test_a_run_is_no_more_the_papers_than_the_one_it_starts_from(tmp_path: Path)
     for run in plan_row("cifar_transfer", "UN", *weights):
         leave(run)
     assert list_marks("cifar_transfer", "UN", weights) == [(True, ("init_weights /other/best.ckpt, not null",))] * 2
-
-
-def test_diverged_runs_have_no_number_to_mark(tmp_path: Path) -> None:
-    arguments = [f"paths.runs={tmp_path}", "seed=0"]
-    (run,) = plan_row("iwslt14", "UN", *arguments)
-    leave(run, status="diverged", diverged_step=7, steps=7, metrics={})
-    assert list_marks("iwslt14", "UN", arguments) == [(False, ())]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities import move_data_to_device
@@ -17,8 +18,7 @@ from torch import nn
 from un.finished.fold_run import fold_run, require_inference
 from un.finished.open_run import FinishedRun, open_run
 from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
-from un.folding import FoldReport
-from un.reports.result import Result, write_json
+from un.reports.result import write_json
 from un.training.train import describe_metrics
 
 TIMED_BATCHES, TIMED_ROUNDS, WARMUP_ROUNDS = 4, 5, 1  # for the speed-up of folding
@@ -37,93 +37,84 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         The test metrics.
 
     Raises:
-        UserError: no run folder, or one whose run is unfinished or diverged; an average over epochs of which none
-            was kept; a model that cannot be folded.
+        UserError: See `open_run` and `fold_run`.
     """
     run = open_run(config)
     trainer = run.build_trainer(run.folder.evaluation_files)
     unfolded, report = None, None
     if config.fold:
         task = require_inference(run.module)
-        unfolded = task.inference_model.eval()
+        unfolded = task.inference_model
         folded, report = fold_run(run)
         task.use_inference_model(folded)
     metrics = run.test(trainer)
     if trainer.is_global_zero:
-        speed = measure_speed(run, trainer, unfolded) if unfolded is not None else None
-        content = describe_evaluation(run, metrics, report, speed)
+        recorded = {name: run.recorded.metrics.get(name) for name in metrics}
+        content = {
+            "metrics": metrics,
+            "recorded": recorded,
+            "same": recorded == metrics,
+            "metric_details": describe_metrics(run.module, run.tested),
+            "changes": run.changes,
+            "data_path": run.config.data.get("path"),
+            "folded": report is not None,
+        }
+        if unfolded is not None and report is not None:
+            content["fold"] = {"norms": len(report.rows), "folded": len(report.folded)}
+            content["speed"] = measure_speed(run, trainer, unfolded)
         write_json(content, run.folder.evaluation)
-        print(_format_table(metrics, run.recorded, content["same"], run.changes, report, speed))
+        print(format_evaluation(content))
     return metrics
-
-
-def describe_evaluation(
-    run: FinishedRun, metrics: dict[str, float], report: FoldReport | None, speed: dict[str, float] | None
-) -> dict[str, Any]:
-    """Returns what `eval.json` holds."""
-    content = {
-        "metrics": metrics,
-        "recorded": {name: run.recorded.metrics.get(name) for name in metrics},
-        "same": all(run.recorded.metrics.get(name) == value for name, value in metrics.items()),
-        "metric_details": describe_metrics(run.module, run.tested),
-        "changes": run.changes,
-        "data_path": run.config.data.get("path"),
-        "folded": report is not None,
-    }
-    if report is not None:
-        content |= {"fold": {"norms": len(report.rows), "folded": len(report.folded)}, "speed": speed}
-    return content
 
 
 def measure_speed(run: FinishedRun, trainer: Trainer, unfolded: nn.Module) -> dict[str, float]:
     """Times the folded model of a run's module and the unfolded one in turn on the first test batches.
 
     Returns:
-        Median seconds of a batch of both, and the median of their ratios.
+        Median seconds per batch of both, and the median of their ratios.
     """
     task = require_inference(run.module)
     device = trainer.strategy.root_device
+    batches = [move_data_to_device(batch, device) for batch in islice(run.data.test_dataloader(), TIMED_BATCHES)]
+
+    def predict(model: nn.Module) -> None:
+        for batch in batches:
+            task.predict(model, batch)
+
     models = {"unfolded": unfolded, "folded": task.inference_model}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        placed = {name: model.to(device).eval() for name, model in models.items()}
-        for batch in islice(run.data.test_dataloader(), TIMED_BATCHES):
-            moved = move_data_to_device(batch, device)
-            arms: dict[str, Callable[[], object]] = {
-                name: partial(task.predict, model, moved) for name, model in placed.items()
-            }
-            measure = measure_on_gpu if device.type == "cuda" else measure_call
-            for name, values in time_interleaved(arms, TIMED_ROUNDS, WARMUP_ROUNDS, measure).items():
-                seconds[name] += values
-    medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+        arms = {name: partial(predict, model.to(device).eval()) for name, model in models.items()}
+        measure = measure_on_gpu if device.type == "cuda" else measure_call
+        seconds = time_interleaved(arms, TIMED_ROUNDS, WARMUP_ROUNDS, measure)
+    medians = {f"{name}_seconds": statistics.median(values) / len(batches) for name, values in seconds.items()}
     return {**medians, "speed_up": compare(seconds["unfolded"], seconds["folded"])}
 
 
-def _format_table(
-    metrics: dict[str, float],
-    recorded: Result,
-    same: bool,
-    changes: dict[str, Any],
-    report: FoldReport | None,
-    speed: dict[str, float] | None,
-) -> str:
-    lines = [f"{'metric':<16}{'recorded':>14}{'now':>14}"]
-    for name, value in metrics.items():
-        old = recorded.metrics.get(name)
-        lines.append(f"{name:<16}{'none' if old is None else format(old, '14.6f'):>14}{value:>14.6f}")
-    asked = f" (asked for: {', '.join(f'{key}={value}' for key, value in changes.items())})" if changes else ""
-    if report is not None and speed is not None:
-        lines.append(f"{len(report.folded)} of {len(report.rows)} norms folded")
-        lines.append(
+def format_metrics(columns: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Returns a table with one line per metric."""
+    table = pd.DataFrame(columns, dtype=float)
+    return table.to_string(float_format="{:.6f}".format, na_rep="none", col_space=14)
+
+
+def format_evaluation(content: Mapping[str, Any]) -> str:
+    """Returns what `eval.json` holds for a reader."""
+    metrics, recorded = content["metrics"], content["recorded"]
+    lines = [format_metrics({"recorded": recorded, "now": metrics})]
+    if content["folded"]:
+        fold, speed = content["fold"], content["speed"]
+        lines += [
+            f"{fold['folded']} of {fold['norms']} norms folded",
             f"a batch took {speed['folded_seconds']:.4g} s folded, {speed['unfolded_seconds']:.4g} s unfolded: "
-            f"{speed['speed_up']:.2f} times as fast"
-        )
-    if same:
-        return "\n".join([*lines, "the same to the last bit"])
-    recorded_values = ((value, recorded.metrics.get(name)) for name, value in metrics.items())
-    largest = max(
-        (abs(now - old) / max(abs(old), TINY) for now, old in recorded_values if old is not None), default=0.0
-    )
-    if report is not None and largest <= ROUNDING:
-        return "\n".join([*lines, f"the same to rounding{asked}: relative difference {largest:.1e}"])
-    return "\n".join([*lines, f"DIFFERENT from the run's own{asked}"])
+            f"{speed['speed_up']:.2f} times as fast",
+        ]
+    changes = ", ".join(f"{key}={value}" for key, value in content["changes"].items())
+    asked = f" (asked for: {changes})" if changes else ""
+    pairs = [(value, recorded[name]) for name, value in metrics.items() if recorded[name] is not None]
+    difference = max((abs(now - old) / max(abs(old), TINY) for now, old in pairs), default=0.0)
+    if content["same"]:
+        lines.append("the same to the last bit")
+    elif content["folded"] and difference <= ROUNDING:
+        lines.append(f"the same to rounding{asked}: relative difference {difference:.1e}")
+    else:
+        lines.append(f"DIFFERENT from the run's own{asked}")
+    return "\n".join(lines)

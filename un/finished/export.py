@@ -1,4 +1,4 @@
-"""Exports the model of a finished run as a graph, checks it against PyTorch and tests it where it is quantised."""
+"""Exports the model of a finished run as a graph, checks it against PyTorch, and tests it where it is quantised."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from un.command.console import hide_output
 from un.command.errors import UserError
+from un.finished.evaluate import format_metrics
 from un.finished.fold_run import fold_run, require_inference
 from un.finished.open_run import FinishedRun, open_run
-from un.folding.verify import measure_difference
+from un.folding.verify import list_tensors, measure_difference
 from un.reports.result import write_json
 from un.surgery import is_norm
 from un.tasks import GraphPart
@@ -24,68 +25,82 @@ from un.training.preprocessors import save_preprocessor
 
 FOLDER = "exports"  # in the run folder
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
-QUANTIZATIONS = (None, "int8")
 TOLERANCE = 1e-4  # relative, of float32 outputs
 EXAMPLES, OTHER_EXAMPLES = 2, (1, 3)  # examples of the export, and of the checks beside the whole batch
 REASON_LENGTH = 200  # characters of an exporter's error that are shown
 Graph = Callable[..., tuple[Tensor, ...]]
 
 
+class Format(NamedTuple):
+    """How a graph is written to a file, and read back as something to call."""
+
+    name: str
+    write: Callable[[GraphPart, Path], None]
+    load: Callable[[Path], Graph]
+
+
 def export_run(config: DictConfig) -> Path:
     """Exports a run's model.
 
-    Beside the graph, a file of its name with .json behind it says what it holds, and a folder with .preprocessor behind
-    it has the vocabulary, or class names and normalisation.
+    Beside the graph stand a file of the same name with .json added, which says what the graph holds, and a folder with
+    .preprocessor added, with the vocabulary or the class names and normalisation.
 
     Args:
         config: composed from configs/export.yaml.
 
     Returns:
-        The graph; of quantize=int8 the quantised one.
+        The file of the graph, with quantize=int8 the quantised one.
 
     Raises:
-        UserError: a value that is not allowed; see `open_run` and `fold_run`; a model that cannot be exported, or whose
-            graph does not compute what PyTorch does.
+        UserError: A value is not allowed, the model cannot be exported, or its graph does not compute what PyTorch
+            does; see also `open_run` and `fold_run`.
     """
     check_options(config)
-    if config.format == "onnx":
-        import un.finished.onnx_graph  # noqa: F401  that a package is missing should be said before the work
+    chosen = choose_format(config.format)
     run = open_run(config)
     task = require_inference(run.module)
-    sites = [name for name, module in task.inference_model.named_modules(remove_duplicate=False) if is_norm(module)]
-    report = None
+    trained, report = task.inference_model, None
     if config.fold:
         folded, report = fold_run(run)
         task.use_inference_model(folded)
-    path = choose_path(config, run)
+    name = "folded" if config.fold else "unfolded"
+    path = Path(str(config.output or run.folder.path / FOLDER / f"{name}{SUFFIXES[chosen.name]}"))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = task.cut_graph(task.inference_model, run.inference_data.make_example_batch(seed=0))
-    description: dict[str, Any] = {"format": config.format, "folded": config.fold, "inputs": list(part.inputs)}
-    description |= {"dynamic": {name: list(axes.values()) for name, axes in part.dynamic.items()}}
-    description |= {"outputs": part.outputs, "left_out": part.left_out}
+    difference = write_checked(part, chosen, path, run.folder.path)
+    description: dict[str, Any] = {
+        "format": chosen.name,
+        "folded": config.fold,
+        "inputs": list(part.inputs),
+        "dynamic": {name: list(axes.values()) for name, axes in part.dynamic.items()},
+        "outputs": part.outputs,
+        "left_out": part.left_out,
+        "difference": difference,
+        "megabytes": path.stat().st_size / 1e6,
+    }
     if report is not None:
         description["norms_left"] = [f"{row.site}: {row.outcome}" for row in report.remaining]
-    graph = write_checked(config, run, part, path, description)
-    if config.format == "onnx":
-        description |= describe_operators(path, sites)
+    if chosen.name == "onnx":
+        description |= describe_operators(trained, path)
     if config.quantize is not None:
-        path = quantize_tested(config, run, graph, path, description)
-    beside = path.with_name(f"{path.name}.preprocessor")
-    save_preprocessor(run.inference_data, beside)
-    write_json({**description, "preprocessor": beside.name}, path.with_name(f"{path.name}.json"))
+        path, quantized = quantize_tested(run, chosen.load(path), path, config.calibration)
+        description |= quantized
+    preprocessor = path.with_name(f"{path.name}.preprocessor")
+    save_preprocessor(run.inference_data, preprocessor)
+    write_json({**description, "preprocessor": preprocessor.name}, path.with_name(f"{path.name}.json"))
     print_description(description, path)
     return path
 
 
 def check_options(config: DictConfig) -> None:
-    """Checks what is said about the export.
+    """Checks the options of the export.
 
     Raises:
-        UserError: names the key, its value and what is allowed.
+        UserError: Names the key, its value and what is allowed.
     """
     if config.format not in SUFFIXES:
         raise UserError(f"format={config.format} must be one of {', '.join(SUFFIXES)}")
-    if config.quantize not in QUANTIZATIONS:
+    if config.quantize not in (None, "int8"):
         raise UserError(f"quantize={config.quantize} must be int8 or null")
     if config.quantize is not None and config.format != "onnx":
         raise UserError(f"quantize={config.quantize} is for format=onnx, not for format={config.format}")
@@ -97,95 +112,98 @@ def check_options(config: DictConfig) -> None:
         raise UserError(f"calibration={config.calibration} is for quantize=int8")
 
 
-def choose_path(config: DictConfig, run: FinishedRun) -> Path:
-    """The file to write: `output`, or one in the run folder whose name says what it holds."""
-    if config.output:
-        return Path(str(config.output))
-    name = "folded" if config.fold else "unfolded"
-    return run.folder.path / FOLDER / f"{name}{SUFFIXES[config.format]}"
+def choose_format(name: str) -> Format:
+    if name == "onnx":
+        from un.finished.onnx_graph import GraphSession, write_graph  # of optional packages
+
+        return Format(name, write_graph, GraphSession)
+    return Format(name, write_program, load_program)
 
 
-def write_checked(
-    config: DictConfig, run: FinishedRun, part: GraphPart, path: Path, description: dict[str, Any]
-) -> Graph:
+def write_program(part: GraphPart, path: Path) -> None:
+    with hide_output(), torch.no_grad():
+        inputs = tuple(part.inputs.values())
+        torch.export.save(torch.export.export(part.module, inputs, dynamic_shapes=part.dynamic_shapes), path)
+
+
+def load_program(path: Path) -> Graph:
+    module = torch.export.load(path).module()
+    return lambda *tensors: tuple(list_tensors(module(*tensors)))
+
+
+def write_checked(part: GraphPart, chosen: Format, path: Path, run: Path) -> float:
     """Writes a graph under a temporary name, compares it with PyTorch, and then gives it its own.
 
+    Returns:
+        The largest difference of an output over the largest output.
+
     Raises:
-        UserError: it cannot be exported, or computes something else.
+        UserError: The model cannot be exported, or the graph computes something else.
     """
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     few = {name: tensor[:EXAMPLES] for name, tensor in part.inputs.items()}
     try:
-        write = _write_onnx if config.format == "onnx" else _write_program
-        write(replace(part, inputs=few), temporary)
-        description["difference"] = compare_graph(part, _load_graph(temporary))
-    except Exception as error:  # exporters fail with whatever they meet
+        chosen.write(replace(part, inputs=few), temporary)
+        difference = compare_graph(part, chosen.load(temporary))
+    except Exception as error:  # exporters raise whatever they meet
         temporary.unlink(missing_ok=True)
-        name = type(part.module).__name__
-        raise UserError(
-            f"{name} of {run.folder.path} cannot be exported as {config.format}: {find_reason(error)}"
-        ) from error
-    if not description["difference"] <= TOLERANCE:
+        model, reason = type(part.module).__name__, find_reason(error)
+        raise UserError(f"{model} of {run} cannot be exported as {chosen.name}: {reason}") from error
+    if not difference <= TOLERANCE:
         temporary.unlink()
         raise UserError(
-            f"the {config.format} graph of {run.folder.path} differs from PyTorch by {description['difference']:.1e} "
-            f"of the largest output, more than {TOLERANCE:.0e}: it is not kept"
+            f"the {chosen.name} graph of {run} differs from PyTorch by {difference:.1e} of the largest output, more "
+            f"than {TOLERANCE:.0e}: it is not kept"
         )
     os.replace(temporary, path)
-    description["megabytes"] = path.stat().st_size / 1e6
-    return _load_graph(path)
+    return difference
 
 
 def find_reason(error: BaseException) -> str:
-    """The first lines of the error behind an exporter's, which only tells how to ask for help."""
+    """Returns the first words of the error behind an exporter's own, which only says how to ask for help."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]
 
 
 def compare_graph(part: GraphPart, graph: Graph) -> float:
-    """Largest difference of the graph's outputs from the module's over the largest output, for several batch sizes."""
+    """Returns the largest difference of outputs from the module's over the largest output, at several batch sizes."""
     differences = []
     for count in (*OTHER_EXAMPLES, None):
         inputs = [tensor[:count] for tensor in part.inputs.values()]
         with torch.no_grad():
-            expected = part.module(*inputs)
-            expected = expected if isinstance(expected, tuple) else (expected,)
-            differences.append(measure_difference(expected, graph(*inputs)))
+            differences.append(measure_difference(list_tensors(part.module(*inputs)), graph(*inputs)))
     return max(differences)
 
 
-def describe_operators(path: Path, sites: list[str]) -> dict[str, Any]:
-    """What an ONNX graph is made of, and what of it computes norms."""
+def describe_operators(trained: nn.Module, path: Path) -> dict[str, dict[str, int]]:
+    """Returns what an ONNX graph is made of, and what of it computes the norms that the trained model had."""
     from un.finished.onnx_graph import count_operators
 
+    sites = [name for name, module in trained.named_modules(remove_duplicate=False) if is_norm(module)]
     return {"operators": count_operators(path), "operators_of_norms": count_operators(path, sites)}
 
 
-def quantize_tested(
-    config: DictConfig, run: FinishedRun, graph: Graph, path: Path, description: dict[str, Any]
-) -> Path:
-    """Quantises a graph and tests both on the test split; returns the path of the quantised one."""
-    from un.finished.onnx_graph import GraphSession, list_feeds, quantize_graph
+def quantize_tested(run: FinishedRun, graph: Graph, path: Path, calibration: int) -> tuple[Path, dict[str, Any]]:
+    """Quantises a graph and tests both on the test split; returns the new file and what there is to say about it."""
+    from un.finished.onnx_graph import GraphSession, quantize_graph
 
     output = path.with_name(f"{path.stem}_int8.onnx")
-    count = config.calibration
-    quantize_graph(path, output, list_feeds(draw_examples(run, count)) if count else None)
+    quantize_graph(path, output, draw_examples(run, calibration) if calibration else None)
     task = require_inference(run.module)
-    metrics: dict[str, dict[str, Any]] = {
-        "recorded": {k: v for k, v in run.recorded.metrics.items() if k.startswith("test/")}
-    }
+    recorded = {name: value for name, value in run.recorded.metrics.items() if name.startswith("test/")}
+    metrics: dict[str, Any] = {"recorded": recorded}
     graphs: dict[str, Graph] = {"float": graph, "int8": GraphSession(output)}
     for name, candidate in graphs.items():
         task.use_graph(candidate)
         metrics[name] = run.test(run.build_trainer(path.parent / name))
-    description["quantization"] = f"int8, ranges from {count} training examples" if count else "int8, dynamic"
-    description |= {"metrics": metrics, "megabytes_int8": output.stat().st_size / 1e6}
-    return output
+    ranges = f"ranges from {calibration} training examples" if calibration else "dynamic"
+    size = output.stat().st_size / 1e6
+    return output, {"quantization": f"int8, {ranges}", "metrics": metrics, "megabytes_int8": size}
 
 
 def draw_examples(run: FinishedRun, count: int) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the graph from shuffled training batches, until there are enough examples."""
+    """Yields inputs of the graph from shuffled training batches, until there are enough examples."""
     task = require_inference(run.module)
     found = 0
     for batch in run.data.train_dataloader():
@@ -196,36 +214,7 @@ def draw_examples(run: FinishedRun, count: int) -> Iterator[dict[str, Tensor]]:
             return
 
 
-def _write_onnx(part: GraphPart, path: Path) -> None:
-    from un.finished.onnx_graph import write_graph
-
-    write_graph(part, path)
-
-
-def _write_program(part: GraphPart, path: Path) -> None:
-    sizes = {name: torch.export.Dim(name) for axes in part.dynamic.values() for name in axes.values()}
-    shapes = tuple({axis: sizes[size] for axis, size in part.dynamic.get(name, {}).items()} for name in part.inputs)
-    with hide_output(), torch.no_grad():
-        program = torch.export.export(part.module, tuple(part.inputs.values()), dynamic_shapes=shapes)
-        torch.export.save(program, path)
-
-
-def _load_graph(path: Path) -> Graph:
-    if path.suffix == SUFFIXES["onnx"]:
-        from un.finished.onnx_graph import GraphSession
-
-        return GraphSession(path)
-    module = torch.export.load(path).module()
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = module(*tensors)
-        return out if isinstance(out, tuple) else (out,)
-
-    return run
-
-
 def print_description(description: dict[str, Any], path: Path) -> None:
-    """Prints what was exported."""
     if description["left_out"]:
         print(f"not exported: {description['left_out']}")
     for line in description.get("norms_left", ()):
@@ -235,11 +224,8 @@ def print_description(description: dict[str, Any], path: Path) -> None:
             counts = ", ".join(f"{name} {count}" for name, count in description[key].items())
             print(f"{key.replace('_', ' ')}: {counts or 'none'}")
     print(f"outputs differ from PyTorch's by {description['difference']:.1e} of the largest")
-    metrics = description.get("metrics", {})
-    if metrics:
-        print(f"{'metric':<16}" + "".join(f"{name:>14}" for name in metrics))
-        for name in metrics["int8"]:
-            values = [column.get(name) for column in metrics.values()]
-            print(f"{name:<16}" + "".join(f"{'none' if v is None else format(v, '.6f'):>14}" for v in values))
-    sizes = [f"{description[key]:.2f} MB" for key in ("megabytes", "megabytes_int8") if key in description]
-    print(f"{path}: {' float, '.join(sizes)}{' int8' if metrics else ''}")
+    sizes = f"{description['megabytes']:.2f} MB"
+    if "metrics" in description:
+        print(format_metrics(description["metrics"]))
+        sizes = f"{sizes} float, {description['megabytes_int8']:.2f} MB int8"
+    print(f"{path}: {sizes}")

@@ -1,8 +1,9 @@
-"""Folded models of runs: folding, and a checkpoint of the plain model class with its norms gone."""
+"""Folded models of runs: folding, and a checkpoint that loads into the plain model class and leaves out its norms."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def require_inference(module: LightningModule) -> InferenceTask:
     """Returns the module as what folding and exporting need.
 
     Raises:
-        UserError: its task does not offer it.
+        UserError: Its task does not offer it.
     """
     missing = [name for name in ("inference_model", "make_fold_inputs", "cut_graph") if not hasattr(module, name)]
     if missing:
@@ -46,7 +47,7 @@ def fold_run(run: FinishedRun) -> tuple[nn.Module, FoldReport]:
     """Folds the model of a run on generated examples; the run's own model stays as it is.
 
     Raises:
-        UserError: it has no norms, or its fold is not exact enough.
+        UserError: It has no norms, or its fold is not exact enough.
     """
     task = require_inference(run.module)
     batch = run.inference_data.make_example_batch(seed=0)
@@ -63,12 +64,12 @@ def write_folded(config: DictConfig) -> Path:
         config: composed from configs/fold.yaml.
 
     Raises:
-        UserError: see `open_run` and `fold_run`; or what was written does not compute what the run's model does.
+        UserError: See `open_run` and `fold_run`; or what was written does not compute what the run's model does.
     """
     run = open_run(config)
     folded, report = fold_run(run)
     task = require_inference(run.module)
-    path = Path(str(config.output)) if config.output else run.folder.checkpoints / FOLDED_FILE
+    path = Path(str(config.output or run.folder.checkpoints / FOLDED_FILE))
     path.parent.mkdir(parents=True, exist_ok=True)
     model = task.inference_model.eval()
     content = {
@@ -103,14 +104,12 @@ def load_folded(path: Path, model: nn.Module) -> nn.Module:
         The model, in evaluation mode, without the norms that were folded.
 
     Raises:
-        UserError: no such file, or one of another model.
+        UserError: There is no such file, or it is of another model.
     """
     path = path / "checkpoints" / FOLDED_FILE if path.is_dir() else path
     content = read_checkpoint(path)
-    if not {"state_dict", "changes"} <= content.keys():
-        raise UserError(f"{path} is no folded checkpoint: scripts/fold.py writes them")
-    if "inputs" not in content["changes"]:
-        raise UserError(f"{path} is of an earlier version, which could be wrong on other inputs: fold the run again")
+    if not {"state_dict", "changes"} <= content.keys() or "inputs" not in content["changes"]:
+        raise UserError(f"{path} is not a folded checkpoint as scripts/fold.py writes it: fold the run again")
     state: Mapping[str, Tensor] = content["state_dict"]
     try:
         apply_changes(model, content["changes"], state)
@@ -122,38 +121,37 @@ def load_folded(path: Path, model: nn.Module) -> nn.Module:
 
 
 def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
-    """What tells a folded model from the one it was made of, apart from values, as plain lists and mappings."""
+    """Returns what tells a folded model from its original, apart from values, as plain lists and mappings."""
     before, after = (dict(candidate.named_modules(remove_duplicate=False)) for candidate in (model, folded))
-    stand_ins = {name: kind for name, m in after.items() if (kind := type(m).__name__) in STAND_INS}
+    old, new = (dict(candidate.named_parameters(remove_duplicate=False)) for candidate in (model, folded))
+    stand_ins = {name: kind for name, module in after.items() if (kind := type(module).__name__) in STAND_INS}
     replaced = {name: kind for name, kind in stand_ins.items() if type(before[name]) is not type(after[name])}
     inside = tuple(f"{name}." for name in replaced)
-    old, new = (dict(candidate.named_parameters(remove_duplicate=False)) for candidate in (model, folded))
-    removed = [name for name in old if name not in new and not name.startswith(inside)]
-    shared = {name for name in old if sum(other is old[name] for other in old.values()) > 1}
-    untied = [n for n in sorted(shared) if n in new and sum(other is new[n] for other in new.values()) == 1]
-    added = [name for name in new if name not in old]
-    paddings = {name: list(padded.counts) for name, m in after.items() if (padded := find_padded_forward(m))}
     guard: Any = folded.input_guard
-    inputs = {"kinds": guard.kinds, "positions": list(guard.positions)}
-    changes = {"replaced": replaced, "removed": removed, "added": added, "untied": untied}
-    return {**changes, "padded": paddings, "inputs": inputs}
+    uses_before, uses_now = (Counter(map(id, parameters.values())) for parameters in (old, new))
+    return {
+        "replaced": replaced,
+        "removed": [name for name in old if name not in new and not name.startswith(inside)],
+        "added": [name for name in new if name not in old],
+        "untied": sorted(n for n in old.keys() & new if uses_before[id(old[n])] > 1 and uses_now[id(new[n])] == 1),
+        "padded": {name: list(padded.counts) for name, m in after.items() if (padded := find_padded_forward(m))},
+        "inputs": {"kinds": guard.kinds, "positions": list(guard.positions)},
+    }
 
 
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Gives a model the form of the folded one, whose values are in `state`."""
     for name, kind in changes["replaced"].items():
-        parent, _, attribute = name.rpartition(".")
+        parent, attribute = find_parent(model, name)
         tensors = [state.get(f"{name}.{part}") for part in ("scale", "shift")] if kind == "ScaleShift" else []
-        old = model.get_submodule(name)
-        setattr(model.get_submodule(parent), attribute, STAND_INS[kind](*tensors).train(old.training))
+        setattr(parent, attribute, STAND_INS[kind](*tensors).train(getattr(parent, attribute).training))
     for name in changes["removed"]:
-        parent, _, attribute = name.rpartition(".")
-        module = model.get_submodule(parent)
-        if attribute in module._parameters:
-            module.register_parameter(attribute, None)
+        parent, attribute = find_parent(model, name)
+        if attribute in parent._parameters:
+            parent.register_parameter(attribute, None)
     for name in (*changes["added"], *changes["untied"]):
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, nn.Parameter(torch.empty_like(state[name])))
+        parent, attribute = find_parent(model, name)
+        setattr(parent, attribute, nn.Parameter(torch.empty_like(state[name])))
     for name, counts in changes["padded"].items():
         prefix = f"{name}." if name else ""
         fills = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(f"{prefix}{FILL}")}
@@ -161,3 +159,9 @@ def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[s
     InputGuard(changes["inputs"]["kinds"], changes["inputs"]["positions"]).install(model)
     sites = {*changes["replaced"], *(name.rpartition(".")[0] for name in changes["removed"])}
     avoid_fused_kernels(model, {model.get_submodule(site) for site in sites})
+
+
+def find_parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Returns the module that holds a dotted name, and the name there."""
+    parent, _, attribute = name.rpartition(".")
+    return model.get_submodule(parent), attribute

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import onnxscript  # noqa: F401  torch's exporter needs it and would say so late
@@ -30,21 +29,19 @@ def write_graph(part: GraphPart, path: Path) -> None:
     """Writes a part of a model as an ONNX graph, without what the exporter notes about the machine.
 
     Raises:
-        Exception: of many kinds, where torch cannot export it.
+        Exception: Of many kinds, where torch cannot export it.
     """
-    sizes = {name: torch.export.Dim(name) for axes in part.dynamic.values() for name in axes.values()}
-    shapes = tuple({axis: sizes[size] for axis, size in part.dynamic.get(name, {}).items()} for name in part.inputs)
     with hide_output(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
             tuple(part.inputs.values()),
             input_names=list(part.inputs),
             output_names=list(part.outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes=part.dynamic_shapes,
             dynamo=True,
             verbose=False,
         )
-    assert program is not None, "returned by the dynamo exporter"
+    assert program is not None, "the dynamo exporter returns it"
     model = program.model_proto
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
         kept = [entry for entry in node.metadata_props if entry.key == SCOPES]
@@ -55,11 +52,11 @@ def write_graph(part: GraphPart, path: Path) -> None:
 
 
 def count_operators(path: Path, sites: Collection[str] | None = None) -> dict[str, int]:
-    """How often each operator occurs in a graph, the most frequent first.
+    """Returns how often each operator occurs in a graph, the most frequent first.
 
     Args:
-        path: of a file of `write_graph`.
-        sites: dotted names of modules; counts only what was computed inside them.
+        path: a file written by `write_graph`.
+        sites: dotted names of modules, to count only what was computed inside them.
     """
     nodes = onnx.load(path, load_external_data=False).graph.node
     if sites is not None:
@@ -77,12 +74,11 @@ class GraphSession:
 
     Args:
         path: of the graph.
-        threads: null takes as many as torch uses.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = FATAL
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = [entry.name for entry in self.session.get_inputs()]
@@ -93,33 +89,32 @@ class GraphSession:
         return tuple(torch.from_numpy(array).to(tensors[0].device) for array in found)
 
     def make_feed(self, tensors: Iterable[Tensor]) -> dict[str, NDArray[Any]]:
-        """Inputs as onnxruntime takes them."""
-        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
+        return dict(zip(self.names, map(to_array, tensors), strict=True))
 
 
 class CalibrationReader(quantization.CalibrationDataReader):
-    """Hands examples to onnxruntime's calibration.
+    """Hands batches, name -> tensor, to onnxruntime's calibration."""
 
-    Args:
-        examples: name -> array.
-    """
+    def __init__(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        self.batches = iter(batches)
 
-    def __init__(self, examples: Iterable[Mapping[str, NDArray[Any]]]) -> None:
-        self.examples = iter(examples)
-
-    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
-        """Called by onnxruntime."""
-        return next(self.examples, None)
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {name: to_array(tensor) for name, tensor in batch.items()}
 
 
-def quantize_graph(path: Path, output: Path, examples: Iterable[Mapping[str, NDArray[Any]]] | None = None) -> None:
-    """Writes a graph with weights of 8 bits, a scale for every channel.
+def to_array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def quantize_graph(path: Path, output: Path, examples: Iterable[Mapping[str, Tensor]] | None = None) -> None:
+    """Writes a graph with 8-bit weights, each channel with a scale of its own.
 
     Args:
         path: of the graph.
         output: file to write.
-        examples: inputs from which the range of every activation is measured; null has the graph compute it anew at
-            each call.
+        examples: batches of inputs from which the range of every activation is measured; None has the graph compute it
+            at each call.
     """
     common: dict[str, Any] = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
     common["extra_options"] = {"MatMulConstBOnly": True}  # products of two activations, as in attention, stay float
@@ -127,14 +122,8 @@ def quantize_graph(path: Path, output: Path, examples: Iterable[Mapping[str, NDA
         prepared = Path(folder) / "prepared.onnx"
         quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
         if examples is None:
-            operators = [name for name in QUANTIZED if name != "Conv"]  # scales at each call pay for matrices only
+            operators = [name for name in QUANTIZED if name != "Conv"]  # computing ranges pays off for matrices only
             quantization.quantize_dynamic(prepared, output, op_types_to_quantize=operators, **common)
         else:
             reader = CalibrationReader(examples)
             quantization.quantize_static(prepared, output, reader, op_types_to_quantize=QUANTIZED, **common)
-
-
-def list_feeds(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs of a graph as arrays."""
-    for batch in batches:
-        yield {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in batch.items()}

@@ -1,9 +1,8 @@
-"""Opens finished runs: the config, data and weights that a run was tested with, from nothing but its folder."""
+"""Opens finished runs: the config, data and weights that a run was tested with, from its folder alone."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,29 +26,18 @@ RUN_FORM = "run=runs/<experiment>/norm=<choice>/seed=<n>"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that can be used again.
-
-    Attributes:
-        folder: of the run.
-        recorded: its result.
-        config: its config with the changes.
-        changes: what differs from the config of the run, dotted key -> value.
-        data: of the config, with the preprocessor of the run.
-        module: of the task, with the tested weights.
-        tested: names of the checkpoints that these are of.
-    """
+    """A run that can be used again, with the tested weights in its module and its preprocessor in its data."""
 
     folder: RunFolder
     recorded: Result
-    config: DictConfig
-    changes: dict[str, Any]
+    config: DictConfig  # of the run, with the changes
+    changes: dict[str, Any]  # what differs from the config of the run, dotted key -> value
     data: LightningDataModule
     module: LightningModule
-    tested: list[str]
+    tested: list[str]  # names of the checkpoints that the weights come from
 
     @property
     def inference_data(self) -> InferenceData:
-        """The data as what needs no example of them."""
         return require_preprocessor(self.data)
 
     def build_trainer(self, folder: Path) -> Trainer:
@@ -65,12 +53,12 @@ def open_run(config: DictConfig) -> FinishedRun:
     """Rebuilds a run.
 
     Args:
-        config: on configs/finished.yaml; what is not null in `data`, `task`, `trainer` and `average_checkpoints`
+        config: built on configs/finished.yaml; what is not null in `data`, `task`, `trainer` and `average_checkpoints`
             replaces the value in the run's config.
 
     Raises:
-        UserError: no run folder, or one whose run is unfinished or diverged; an average over epochs of which none
-            was kept.
+        UserError: The folder is not a run folder, its run is unfinished or diverged, or an average over epochs is asked
+            for and none was kept.
     """
     quiet_libraries()
     if OmegaConf.is_missing(config, "run"):
@@ -81,7 +69,10 @@ def open_run(config: DictConfig) -> FinishedRun:
     for key, value in recorded.execution.get("norm", {}).items():
         OmegaConf.update(run_config, f"norm.{key}", value)
     before = copy.deepcopy(run_config)
-    changes = _list_changes(config)
+    asked: Any = OmegaConf.to_container(config, resolve=True)
+    changes = {f"{group}.{key}": value for group in ("data", "task", "trainer") for key, value in asked[group].items()}
+    changes["average_checkpoints"] = asked["average_checkpoints"]
+    changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
         OmegaConf.update(run_config, key, value)
     check_config(run_config)
@@ -100,22 +91,14 @@ def read_finished(folder: RunFolder) -> Result:
     """Reads the result of a run that has a model.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     if not folder.path.is_dir():
         raise UserError(f"{folder.path}: no such folder; give one as in {RUN_FORM}")
     folder.read_config()
     if not folder.result.exists():
-        raise UserError(f"{folder.path} is not finished: start the same train.py command again to complete it")
+        raise UserError(f"{folder.path} is not finished: run the same train.py command to resume it")
     result = read_result(folder.result)
     if result.status == "diverged":
         raise UserError(f"{folder.path} diverged at step {result.diverged_step}: there is no model to evaluate")
     return result
-
-
-def _list_changes(config: DictConfig) -> dict[str, Any]:
-    """Returns what is to differ from the run's config."""
-    groups: Mapping[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    changes = {f"{group}.{key}": value for group in ("data", "task", "trainer") for key, value in groups[group].items()}
-    changes["average_checkpoints"] = groups["average_checkpoints"]
-    return {key: value for key, value in changes.items() if value is not None}

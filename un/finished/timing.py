@@ -1,4 +1,4 @@
-"""Fair timing: arms take turns, so that a change of the machine's speed meets all of them alike."""
+"""Fair timing: arms take turns, so that a change of the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 
 def measure_call(run: Callable[[], object]) -> float:
-    """Seconds of a call by the clock on the wall."""
+    """Returns the seconds of a call by the wall clock."""
     start = perf_counter()
     run()
     return perf_counter() - start
 
 
 def measure_on_gpu(run: Callable[[], object]) -> float:
-    """Seconds from a call's first kernel to its last, by events of the current CUDA device."""
+    """Returns the seconds from a call's first kernel to its last, by events of the current CUDA device."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -32,16 +32,11 @@ def time_interleaved(
     warmup: int,
     measure: Callable[[Callable[[], object]], float] = measure_call,
 ) -> dict[str, list[float]]:
-    """Seconds of every call of every arm, one of each in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for index in range(warmup + rounds):
-        for name, run in arms.items():
-            elapsed = measure(run)
-            if index >= warmup:
-                seconds[name].append(elapsed)
-    return seconds
+    """Returns the seconds of every call of every arm; each round calls every arm once."""
+    turns = [{name: measure(run) for name, run in arms.items()} for _ in range(warmup + rounds)]
+    return {name: [turn[name] for turn in turns[warmup:]] for name in arms}
 
 
 def compare(values: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the ratios of calls that followed each other."""
+    """Returns the median of the ratios of calls that followed each other."""
     return statistics.median(a / b for a, b in zip(values, base, strict=True))

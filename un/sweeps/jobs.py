@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from unittest import mock
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -24,9 +23,9 @@ def start_job(config: DictConfig) -> float | None:
     """Runs one composed config of a sweep and prints its error, if it ends with one.
 
     Raises:
-        ReportedError: for Hydra and the launcher, after the error was printed; also in a process of the launcher's own
-            that was asked to stop, for this run and all later ones.
-        StoppedError: in the process of the whole sweep, when that was asked to stop.
+        ReportedError: The run failed and its error was printed; or, in a process of the launcher's own, a signal asked
+            it to stop, which ends this run and all later ones.
+        StoppedError: A signal asked the process of the whole sweep to stop.
     """
     prepare_process()
     is_own_process = not signals.is_listening()
@@ -51,23 +50,19 @@ def start_job(config: DictConfig) -> float | None:
 def _act_as_command() -> Iterator[None]:
     """Makes the process look like `python train.py <overrides of this run>`, and undoes it.
 
-    Lightning starts further processes of a run by repeating the command line, which is that of the whole sweep, or of
-    a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
+    For a run of several processes Lightning repeats the command line, which is that of the whole sweep or of a
+    launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
     own, and stays connected to them after they have ended.
     """
-    arguments = [str(ENTRY_POINT), *HydraConfig.get().overrides.task]
-    with (
-        mock.patch.object(sys, "argv", arguments),
-        mock.patch.object(sys.modules["__main__"], "__spec__", None),
-        mock.patch.dict(os.environ),
-    ):
-        try:
-            yield
-        finally:
-            _leave_process_group()
-
-
-def _leave_process_group() -> None:
-    distributed = sys.modules.get("torch.distributed")  # a finished run does not import torch
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    main = sys.modules["__main__"]
+    arguments, spec, environment = sys.argv, main.__spec__, dict(os.environ)
+    sys.argv, main.__spec__ = [str(ENTRY_POINT), *HydraConfig.get().overrides.task], None
+    try:
+        yield
+    finally:
+        sys.argv, main.__spec__ = arguments, spec
+        os.environ.clear()
+        os.environ.update(environment)
+        distributed = sys.modules.get("torch.distributed")  # a finished run does not import torch
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()

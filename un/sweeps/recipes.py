@@ -14,25 +14,29 @@ from omegaconf import OmegaConf
 from un.command.errors import CONFIG_FOLDER
 from un.command.value_types import show
 from un.reports.runs import Run
-from un.sweeps.run_names import TableRun
+from un.sweeps.run_names import PlannedRun
 from un.training.config_keys import flatten, is_science, pins_precision
 from un.training.run_folder import RunFolder
 
-# Not compared as they were typed: what came of them is recorded, and compared below.
+# Not compared as typed: their effect is recorded, and compared below.
 RECORDED = (
-    *("global_batch_size", "trainer.accumulate_grad_batches", "norm.count", "norm.calls_per_step"),
-    *("init_weights", "updates"),
+    "global_batch_size",
+    "trainer.accumulate_grad_batches",
+    "norm.count",
+    "norm.calls_per_step",
+    "init_weights",
+    "updates",
 )
 UPDATES_TOLERANCE = 0.01  # of their number: ours, for incomplete last batches and copies of a data set
 BEST = ("checkpoints", "best.ckpt")
 
 
-def list_departures(planned: TableRun, run: Run, find: Callable[[TableRun], Run | None]) -> list[str]:
-    """Returns what a run departs from its table's recipe in, e.g. "trainer.max_steps 3, not -1".
+def list_departures(planned: PlannedRun, run: Run, find: Callable[[PlannedRun], Run | None]) -> list[str]:
+    """Returns how a run departs from its table's recipe, e.g. "trainer.max_steps 3, not -1".
 
     Args:
         planned: the run as the table plans it.
-        run: what is there.
+        run: the run as it was.
         find: reads the run that a planned one starts from.
     """
     folder = RunFolder(run.folder)
@@ -80,9 +84,9 @@ def _compare_records(run: Run, config: Mapping[str, Any], recipe: Mapping[str, A
 
 
 def _compare_starts(
-    planned: TableRun, config: Mapping[str, Any], recipe: Mapping[str, Any], find: Callable[[TableRun], Run | None]
+    planned: PlannedRun, config: Mapping[str, Any], recipe: Mapping[str, Any], find: Callable[[PlannedRun], Run | None]
 ) -> Iterator[str]:
-    """Compares the weights that a run began with; the run that these are of must be its recipe's, too."""
+    """Compares the weights that a run started from; the run that they come from must follow its recipe, too."""
     weights, start = config.get("init_weights"), planned.start
     if start is None:
         if weights != recipe.get("init_weights"):

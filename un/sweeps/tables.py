@@ -1,25 +1,24 @@
-"""Tables from their files to their numbers: which runs a cell needs, which of them there are. Imports no torch."""
+"""Tables from their files to their numbers: which runs a cell needs, and which of them exist. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
 from un.command.overrides import quote_override
-from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements, fill_cell
+from un.reports.comparison import LAYERNORM, Comparison, Line, compare_measurements, fill_cell
 from un.reports.measurements import Measurement
-from un.reports.result import read_result
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Table, TableRow, parse_table
 from un.sweeps.recipes import BEST, list_departures
-from un.sweeps.run_names import TableRun, list_runs, parse, read_choices
+from un.sweeps.run_names import PlannedRun, list_runs, parse, read_choices
 
-Find = Callable[[TableRun], Run | None]
+Find = Callable[[PlannedRun], Run | None]
 UNLABELLED = ("experiment", "ablation", "seed")  # keys that say nothing in the label of a row
 
 
@@ -29,31 +28,30 @@ class PlannedRow:
 
     label: str
     published: tuple[Published | None, ...]
-    runs: tuple[tuple[TableRun, ...], ...]
+    runs: tuple[tuple[PlannedRun, ...], ...]
 
     @property
     def norm(self) -> str:
-        """The norm of the runs; empty without any."""
+        """The norm of the runs; empty where there are none."""
         names = (read_choices(run.arguments).get("norm") for cell in self.runs for run in cell)
         return next(filter(None, names), "")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table, what it was asked with, and its rows."""
+    """A table and its rows."""
 
     table: Table
     rows: tuple[PlannedRow, ...]
 
     @property
-    def runs(self) -> list[TableRun]:
-        """Every run once, row by row."""
+    def runs(self) -> list[PlannedRun]:
         runs = {run.folder: run for row in self.rows for cell in row.runs for run in cell}
         return list(runs.values())
 
     @property
-    def starts(self) -> list[TableRun]:
-        """The runs that these begin with the weights of, each once."""
+    def starts(self) -> list[PlannedRun]:
+        """The runs whose weights these start from, each once."""
         starts = {run.start.folder: run.start for run in self.runs if run.start is not None}
         return list(starts.values())
 
@@ -62,8 +60,8 @@ def read_table(name: str) -> Table:
     """Reads configs/table/<name>.yaml.
 
     Raises:
-        UserError: there is none of that name.
-        ValueError: it says something that no table can.
+        UserError: There is none of that name.
+        ValueError: The file is not a valid table.
     """
     names = list_tables()
     if name not in names:
@@ -89,10 +87,10 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
     Args:
         table: to plan.
         arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
-            and of what was published. Whether the setting is the paper's is told by the runs, when they are there.
+            and of what was published.
     """
     arguments = [quote_override(argument, is_sweep=True) for argument in arguments]
-    for override in parse(tuple(arguments)):
+    for override in parse(arguments):
         if override.key_or_group == "experiment":
             table = _change_experiment(table, override.get_value_element_as_str())
         elif override.key_or_group == "init_weights":
@@ -105,43 +103,39 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
 def fill_table(plan: Plan, find: Find) -> Comparison:
     """Computes the cells from those runs that `find` knows."""
     table = plan.table
-    pairs = [[[(planned, find(planned)) for planned in cell] for cell in row.runs] for row in plan.rows]
-    found = [[[run for _, run in cell if run is not None] for cell in row] for row in pairs]
+    known = {run.folder: find(run) for run in plan.runs}
+    found = [[[run for planned in cell if (run := known[planned.folder])] for cell in row.runs] for row in plan.rows]
     references = [_find_reference([row[index] for row in found]) for index in range(len(table.columns))]
-    rows = []
-    for row, groups, planned in zip(plan.rows, found, pairs, strict=True):
-        cells: list[Cell] = []
-        for index, column in enumerate(table.columns):
-            cell = fill_cell(
+    lines = []
+    for row, groups in zip(plan.rows, found, strict=True):
+        cells = [
+            fill_cell(
                 groups[index],
                 references[index],
                 planned=len(row.runs[index]),
                 metric=column.metric,
                 published=row.published[index],
                 paper_setting=table.paper_setting,
-                departures=_list_departures(planned[index], find) if table.paper_setting else (),
+                departures=_list_departures(row.runs[index], known, find) if table.paper_setting else (),
             )
-            cells.append(cell)
-        rows.append(Line(row.label, row.norm, tuple(cells)))
+            for index, column in enumerate(table.columns)
+        ]
+        lines.append(Line(row.label, row.norm, tuple(cells)))
     columns = tuple(column.label for column in table.columns)
     has_published = any(figure for row in plan.rows for figure in row.published)
-    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, table.setting, has_published)
+    return Comparison(table.name, table.title, columns, tuple(lines), table.digits, table.setting, has_published)
 
 
-def find_on_disk(run: TableRun) -> Run | None:
-    """Reads a run's result; None where it has not ended.
-
-    Raises:
-        ValueError: the result is damaged.
-    """
-    path = run.folder / "result.json"
-    return Run(run.folder, read_result(path)) if path.is_file() else None
+def find_on_disk(run: PlannedRun) -> Run | None:
+    """Reads a run's result; None where the run has not ended."""
+    result = run.find_result()
+    return Run(run.folder, result) if result is not None else None
 
 
 def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> list[Comparison]:
-    """Fills every table for which these runs or measurements were made, wherever their files lie.
+    """Fills every table that these runs or measurements belong to, wherever their files lie.
 
-    LayerNorm alone makes no table.
+    Runs with LayerNorm alone make no table.
     """
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
     there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
@@ -159,23 +153,24 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     return [*filter(_says_something, comparisons), *measured]
 
 
-def _list_departures(cell: Sequence[tuple[TableRun, Run | None]], find: Find) -> list[str]:
-    """Returns, each once, what the runs with a number depart from the recipe in."""
-    finished = [(planned, run) for planned, run in cell if run is not None and run.result.status == "finished"]
+def _list_departures(cell: Sequence[PlannedRun], known: Mapping[Path, Run | None], find: Find) -> list[str]:
+    """Returns, each once, how the runs with a number depart from the recipe."""
+    pairs = ((planned, known[planned.folder]) for planned in cell)
+    finished = [(planned, run) for planned, run in pairs if run is not None and run.result.status == "finished"]
     return list(dict.fromkeys(text for planned, run in finished for text in list_departures(planned, run, find)))
 
 
-def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, TableRun]:
-    """Returns for each row the run of another table, in its row of the same label, that the row's runs begin with.
+def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, PlannedRun]:
+    """Returns for each row the run of another table, in its row of the same label, that the row's runs start from.
 
-    Arguments are for these runs, too, but for seeds and the place of the data, which are not the same there.
+    The arguments are for these runs, too, except seeds and the place of the data, which are not the same there.
 
     Raises:
-        UserError: there is not one such run for a row.
+        UserError: There is not exactly one such run for a row.
     """
-    others = [text for text, override in zip(arguments, parse(tuple(arguments)), strict=True) if _is_common(override)]
+    others = [text for text in arguments if parse([text])[0].key_or_group not in ("seed", "data.path")]
     plans = [plan_table(read_table(name), others) for name in table.needs]
-    starts: dict[str | None, TableRun] = {}
+    starts: dict[str | None, PlannedRun] = {}
     for label in [row.label for row in table.rows if plans]:
         runs = [run for plan in plans for row in plan.rows if row.label == label for cell in row.runs for run in cell]
         if len(runs) != 1:
@@ -185,54 +180,48 @@ def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, Tab
     return starts
 
 
-def _start_from(run: TableRun) -> str:
+def _start_from(run: PlannedRun) -> str:
     path = str(run.folder.joinpath(*BEST)).replace("'", "\\'")
     return f"init_weights='{path}'"  # it holds equals signs and commas
 
 
-def _is_common(override: Override) -> bool:
-    return override.key_or_group not in ("seed", "data.path")
-
-
 def _restore(own: Sequence[str], arguments: Sequence[str], job: Sequence[str]) -> tuple[str, ...]:
     """Returns a job of the table's own and further arguments as the table alone asks for it; seeds do not matter."""
-    changed = {override.key_or_group for override in parse(tuple(arguments))}
-    kept = [text for text, override in zip(job, parse(tuple(job)), strict=True) if override.key_or_group not in changed]
-    given = zip(own, parse(tuple(own)), strict=True)
-    kept += [text for text, override in given if override.key_or_group in changed and not override.is_sweep_override()]
-    return tuple(text for text in kept if not text.startswith(("hydra", "seed=")))
+    changed = {override.key_or_group for override in parse(arguments)}
+    kept = [override for override in parse(job) if override.key_or_group not in changed]
+    kept += [o for o in parse(own) if o.key_or_group in changed and not o.is_sweep_override()]
+    texts = [override.input_line or "" for override in kept]
+    return tuple(text for text in texts if not text.startswith(("hydra", "seed=")))
 
 
-def _plan_row(table: Table, row: TableRow, arguments: Sequence[str], start: TableRun | None) -> Iterable[PlannedRow]:
-    """Yields the row, or one for each setting where it has no label; the same setting of all columns is one row."""
-    groups: dict[tuple[str, ...] | None, list[list[TableRun]]] = {}
+def _plan_row(table: Table, row: TableRow, arguments: Sequence[str], start: PlannedRun | None) -> list[PlannedRow]:
+    """Returns the row, or one for each setting where it has no label; the same setting of all columns is one row."""
+    groups: dict[tuple[str, ...], list[list[PlannedRun]]] = {}
     for index, column in enumerate(table.columns):
         own = [quote_override(argument, is_sweep=True) for argument in (*table.runs, *column.arguments, *row.arguments)]
         own += [_start_from(start)] if start is not None else []
-        given = parse((*table.runs, *column.arguments, *arguments))
+        given = parse([*table.runs, *column.arguments, *arguments])
         common = {override.key_or_group for override in given if not override.is_sweep_override()}
         for run in list_runs([*own, *arguments]):
-            key = None if row.label is not None else _describe(run.arguments, common)
+            setting = _describe(run.arguments, common) if row.label is None else ()
             planned = replace(run, recipe=_restore(own, arguments, run.arguments), start=start)
-            groups.setdefault(key, [[] for _ in table.columns])[index].append(planned)
+            groups.setdefault(setting, [[] for _ in table.columns])[index].append(planned)
     for cell in (cell for cells in groups.values() for cell in cells):
         settings = sorted({run.key[1] for run in cell})
         if len(settings) > 1:
             raise UserError(f"table {table.name}, row {row.label}: a cell can sweep seeds only, got {settings}")
-    if row.label is not None:
-        cells = groups.get(None, [[] for _ in table.columns])
-        yield PlannedRow(row.label, row.published, tuple(map(tuple, cells)))
-        return
-    labels = _label([key for key in groups if key is not None])
-    for label, cells in zip(labels, groups.values(), strict=True):
-        yield PlannedRow(label, row.published, tuple(map(tuple, cells)))
+    if row.label is not None and not groups:
+        groups[()] = [[] for _ in table.columns]
+    labels = _label(list(groups)) if row.label is None else [row.label]
+    pairs = zip(labels, groups.values(), strict=True)
+    return [PlannedRow(label, row.published, tuple(map(tuple, cells))) for label, cells in pairs]
 
 
 def _describe(arguments: Sequence[str], common: Iterable[str]) -> tuple[str, ...]:
-    """Returns those settings of a run, `key=value` each, that tell it from those of other rows."""
+    """Returns the settings of a run, `key=value` each, that tell it from the runs of other rows."""
     hidden = {*UNLABELLED, *common}
     settings = []
-    for override in parse(tuple(arguments)):
+    for override in parse(arguments):
         key, value = override.key_or_group, override.value()
         if key in hidden or key.startswith(("hydra", "paths.")):
             continue
@@ -270,7 +259,7 @@ def _says_something(comparison: Comparison) -> bool:
 
 
 def _keep_columns(table: Table, experiments: set[str]) -> Table:
-    """Drops columns of other experiments; with a published figure they stay, unless no column has runs."""
+    """Drops columns of other experiments; those with a published figure stay, unless no column has runs."""
     named = [read_choices(column.arguments).get("experiment") for column in table.columns]
     if experiments.isdisjoint(filter(None, named)):
         return replace(table, columns=())
