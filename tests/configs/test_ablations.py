@@ -76,7 +76,7 @@ def test_padding_where_there_is_none():
 
 
 def test_options_where_the_model_is_left_alone():
-    with pytest.raises(ValueError, match=r"norm=layernorm .* no option: got norm\.filtration"):
+    with pytest.raises(ValueError, match=r"norm=layernorm .* no options: got norm\.filtration"):
         expand(["ablation=un_filtration", "norm=layernorm"])
 
 

@@ -121,7 +121,7 @@ def check_fold(model: nn.Module, examples: Any, others: Any, path: Path) -> None
 def infer(model: nn.Module, inputs: Any) -> list[Tensor]:
     """Returns what a model computes in evaluation mode, in the type of its parameters."""
     with torch.inference_mode():
-        return list_tensors(Inputs.of(inputs).run(model.eval(), next(model.parameters()).dtype))
+        return list_tensors(Inputs.of(inputs).cast(next(model.parameters()).dtype).run(model.eval()))
 
 
 @settings(max_examples=2, derandomize=True, deadline=None)

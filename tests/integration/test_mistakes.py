@@ -104,7 +104,7 @@ def test_model_without_norm(tmp_path: Path) -> None:
         ("data.path={}/empty", "empty"),
         ("data.path={}/columns", "columns"),
         ("data.path={}/file", "file"),
-        ("init_weights={}/file", "file is cut short or no checkpoint"),
+        ("init_weights={}/file", "file is cut short or not a checkpoint"),
     ],
 )
 def test_files_that_only_look_like_data_or_weights(wrong: str, part: str, tmp_path: Path) -> None:
