@@ -64,12 +64,6 @@ def test_the_published_size_has_32_norms_of_which_31_fold_with_a_tied_projection
     assert report.remaining[0].site == LAST[True]
 
 
-def test_an_untied_projection_is_the_last_layer():
-    model = randomize(make_model(OFFLINE["un"], share_all_embeddings=False))
-    _, report = check_transformer(model, 0, tied="keep")
-    assert [row.site for row in report.rows if row.rule == "R4"] == [LAST[True]]
-
-
 def test_an_embedding_norm_before_masking_is_kept_and_the_others_fold():
     model = randomize(make_model(OFFLINE["batchnorm"], encoder_normalize_before=False, layernorm_embedding=True))
     _, report = check_transformer(model, 1)

@@ -142,10 +142,8 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Gives a model the form of the folded one, whose values are in `state`."""
     for name, kind in changes["replaced"].items():
-        parent, _, attribute = name.rpartition(".")
         tensors = [state.get(f"{name}.{part}") for part in ("scale", "shift")] if kind == "ScaleShift" else []
-        old = model.get_submodule(name)
-        setattr(model.get_submodule(parent), attribute, STAND_INS[kind](*tensors).train(old.training))
+        model.set_submodule(name, STAND_INS[kind](*tensors).train(model.get_submodule(name).training))
     for name in changes["removed"]:
         parent, _, attribute = name.rpartition(".")
         module = model.get_submodule(parent)

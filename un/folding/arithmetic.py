@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from un.folding.codes import find_kinds, find_rows, lay_along
+from un.folding.codes import lay_along
 from un.folding.graph import LinearUse, Need, NormCall, Sum
 from un.folding.recorder import NO_ROW, Recorder
 
@@ -94,7 +94,7 @@ def _read_row(recorder: Recorder, x: Tensor, axis: int) -> Tensor | None:
         if not x.numel():  # it could read anything
             recorder.note_codes(torch.arange(recorder.graph.size), f"{reader}, which {NO_ROW}")
         return None
-    rows, _ = find_rows(codes, axis)
+    rows = codes.movedim(axis, -1).reshape(-1, codes.shape[axis])
     recorder.note_meeting(rows[:1], rows, reader)
     return rows[0].long().cpu()
 
@@ -105,7 +105,7 @@ def record_norm(recorder: Recorder, site: int, x: Tensor, out: Tensor, axis: int
     codes = recorder.codes.read(x)
     channels = lay_along(torch.arange(size, device=x.device), x, axis)
     pairs = channels if codes is None else codes.long() * size + channels
-    kinds, positions = find_kinds(pairs, axis) if x.numel() else (torch.arange(size), pairs)
+    kinds, positions = torch.unique(pairs, return_inverse=True) if x.numel() else (torch.arange(size), pairs)
     inputs, of_channel = (kinds // size).cpu(), (kinds % size).cpu()
     base = recorder.graph.allocate(len(kinds))
     call = NormCall(base, len(kinds), site, inputs, of_channel, x.dim(), more_arguments)
@@ -130,7 +130,7 @@ def trace_add(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         sides.append(torch.zeros((), dtype=torch.int64, device=tensor.device) if codes is None else codes.long())
     out = func(*args, **kwargs)
     size = recorder.graph.size
-    kinds, positions = find_kinds((sides[0] * size + sides[1]).expand(out.shape), -1)
+    kinds, positions = torch.unique((sides[0] * size + sides[1]).expand(out.shape), return_inverse=True)
     lefts, rights = (kinds // size).cpu(), (kinds % size).cpu()
     known = (lefts != 0) | (rights != 0)
     count = int(known.sum())

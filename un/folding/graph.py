@@ -163,7 +163,6 @@ class Graph:
     """Everything a trace found, in the order of execution."""
 
     sources: list[LinearUse | NormCall | Sum] = field(default_factory=list)
-    num_example_sources: int = 0  # how many of the sources are of the example itself
     size: int = 1  # number of codes, 0 included
     reads: list[Read] = field(default_factory=list)  # by others than norms, sums and linear maps
     meetings: list[Meeting] = field(default_factory=list)

@@ -54,7 +54,6 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs) -> Graph:
     torch.backends.mha.set_fastpath_enabled(False)  # it runs a whole attention, or a whole layer, as one operation
     try:
         _run(tracer, model, inputs)
-        graph.num_example_sources = len(graph.sources)
         num_decisions = tracer.num_decisions
         for variant in inputs.list_variants():
             _try(tracer, model, variant)
