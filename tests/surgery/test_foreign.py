@@ -32,7 +32,8 @@ def build(*modules: nn.Module) -> nn.Sequential:
 @pytest.mark.parametrize(
     ("norm_type", "factory", "shape"),
     [
-        (foreign.ExponentialScaleNorm, LAYER_NORM, (5, C)),
+        (foreign.ExponentialScaleNorm, LAYER_NORM, (2, 3, 4, C)),
+        (foreign.HalvedNorm, LAYER_NORM, (3, 4, C)),
         (foreign.DeviationNorm, LAYER_NORM, (5, C)),
         (partial(foreign.RootMeanSquareNorm, offset=1.0), RMS_NORM, (5, C)),
         (lambda width: parametrizations.weight_norm(foreign.ShiftedScaleNorm(width)), LAYER_NORM, (5, C)),

@@ -23,43 +23,6 @@ def fill(norm: nn.Module, seed: int = 0) -> nn.Module:
     return norm
 
 
-def make_input(axis: int, num_axes: int) -> Tensor:
-    shape = [2, 3, 4, 5, 7][: num_axes - 1]
-    shape.insert(axis % num_axes, C)
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1
-
-
-# --- scale and shift ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("norm", "centred", "axis", "num_axes"),
-    [
-        (nn.LayerNorm(C), True, -1, 3),
-        (nn.RMSNorm(C), False, -1, 3),
-        (foreign.ShiftedScaleNorm(C), True, -1, 2),
-        (foreign.ExponentialScaleNorm(C), True, -1, 4),
-        (foreign.HalvedNorm(C), True, -1, 3),
-        (foreign.RootMeanSquareNorm(C, offset=1.0), False, -1, 3),
-        (foreign.DeviationNorm(C), True, -1, 3),
-        (foreign.MapNorm(C), True, 1, 4),
-        (foreign.SequenceNorm(C), True, 1, 3),
-        (foreign.SwappedNorm(C), True, -2, 5),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
-)
-def test_traits_say_what_a_norm_does(norm, centred, axis, num_axes):
-    """The traits alone predict the outputs, with statistics computed here."""
-    traits = recognize_norm(fill(norm))
-    assert (traits.obstacle, traits.axis, traits.num_features) == ("", axis, C)
-    x = make_input(axis, num_axes)
-    rows = x.movedim(axis, -1).double()
-    rows = rows - rows.mean(-1, keepdim=True) if centred else rows
-    rows = rows / rows.square().mean(-1, keepdim=True).sqrt()
-    expected = rows * (1 if traits.scale is None else traits.scale) + (0 if traits.shift is None else traits.shift)
-    torch.testing.assert_close(norm(x).movedim(axis, -1).double(), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("size", [1, 300])
 def test_every_number_of_channels_is_measured(size):
     norm = foreign.HalvedNorm(size)

@@ -72,6 +72,7 @@ def _record_linear(
     if bias is not None:
         located = recorder.locate_bias(bias)
         numbers = torch.full((size,), -1) if located is None else located.cpu()
+    biases = () if numbers is None else recorder.catalog.list_stored(numbers)
     module = recorder.calls[-1].module
     takes_bias = (
         isinstance(module, nn.Linear | _ConvNd)
@@ -81,7 +82,7 @@ def _record_linear(
     )
     inputs = _read_row(recorder, x, axis)
     base = recorder.graph.allocate(size)
-    use = LinearUse(base, size, stored, weight, inputs, numbers, recorder.module, takes_bias, groups)
+    use = LinearUse(base, size, stored, weight, inputs, numbers, biases, recorder.module, takes_bias, groups)
     recorder.graph.sources.append(use)
     recorder.codes.write(out, lay_along(torch.arange(base, base + size, device=out.device), out, axis))
 

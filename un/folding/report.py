@@ -84,11 +84,6 @@ class FoldReport:
         return tuple(row for row in self.rows if row.outcome != FOLDED)
 
     @property
-    def largest_scale(self) -> float:
-        """Largest |scale| of any norm's map."""
-        return max((row.largest_scale for row in self.rows), default=0.0)
-
-    @property
     def condition(self) -> float:
         """Largest condition of a product carried on in a stream; 1 where there is none."""
         return max((row.condition for row in self.rows if row.condition is not None), default=1.0)
