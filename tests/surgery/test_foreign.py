@@ -68,7 +68,9 @@ def test_new_norms_that_cannot_take_a_scale_or_have_another_axis_are_refused():
     halved = nn.Sequential(foreign.HalvedNorm(C, elementwise_affine=False))
     with pytest.raises(ValueError, match=r"^0: RowScale has no weight to take that of what"):
         replace_norms(halved, RowScale)
-    with pytest.raises(ValueError, match=r"^norm_factory must build norms over the last axis, SequenceNorm is over"):
+    with pytest.raises(
+        ValueError, match=r"^norm_factory must build norms over the last axis, but SequenceNorm"
+    ):
         replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.SequenceNorm(width))
 
 

@@ -103,9 +103,8 @@ def _read_row(recorder: Recorder, x: Tensor, axis: int) -> Tensor | None:
 def record_norm(recorder: Recorder, site: int, x: Tensor, out: Tensor, axis: int, more_arguments: bool) -> None:
     """Notes one call of a norm and codes its output: one code per channel and code of the input."""
     size = x.shape[axis]
-    codes = recorder.codes.read(x)
     channels = lay_along(torch.arange(size, device=x.device), x, axis)
-    pairs = channels if codes is None else codes.long() * size + channels
+    pairs = recorder.codes.read_filled(x).long() * size + channels
     kinds, positions = torch.unique(pairs, return_inverse=True) if x.numel() else (torch.arange(size), pairs)
     inputs, of_channel = (kinds // size).cpu(), (kinds % size).cpu()
     base = recorder.graph.allocate(len(kinds))
@@ -124,14 +123,11 @@ def trace_add(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     if not (left.is_floating_point() and right.is_floating_point()) or not recorder.has_codes(args):
         return NotImplemented
-    sides = []
     for tensor in args:
         recorder.note_raw_read(tensor, f"addition in {recorder.module}")
-        codes = recorder.codes.read(tensor)
-        sides.append(torch.zeros((), dtype=torch.int64, device=tensor.device) if codes is None else codes.long())
-    out = func(*args, **kwargs)
-    size = recorder.graph.size
-    kinds, positions = torch.unique((sides[0] * size + sides[1]).expand(out.shape), return_inverse=True)
+    out, size = func(*args, **kwargs), recorder.graph.size
+    pairs = recorder.codes.read_filled(left).long() * size + recorder.codes.read_filled(right).long()
+    kinds, positions = torch.unique(pairs.expand(out.shape), return_inverse=True)
     lefts, rights = (kinds // size).cpu(), (kinds % size).cpu()
     known = (lefts != 0) | (rights != 0)
     count = int(known.sum())

@@ -22,6 +22,12 @@ class CodeMemory:
         memory = self._find(tensor)
         return None if memory is None else memory.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
+    def read_filled(self, tensor: Tensor) -> Tensor:
+        """Returns the codes in the tensor's shape, 0 where it has none."""
+        codes = self.read(tensor)
+        nothing = torch.zeros((), dtype=torch.float64, device=tensor.device)
+        return nothing.expand(tensor.shape) if codes is None else codes
+
     def read_all(self, tensor: Tensor) -> Tensor | None:
         """Returns all codes in the memory behind a tensor, which may be an empty view of it."""
         return self._memories.get(tensor.untyped_storage(), (None, 0))[0]

@@ -129,7 +129,7 @@ def _solve(solver: Solver) -> tuple[list[Form], dict[int, str], Frames, Rewrite]
             reasons[site] = reason
             ranks[site] += 1
             if ranks[site] == len(solver.forms[site]):
-                raise ArithmeticError(f"{solver.sites[site].name} can be left in no form: {reason}")
+                raise ArithmeticError(f"{solver.sites[site].name} cannot be left in any form: {reason}")
 
 
 def _verify(plan: Plan, model: nn.Module, inputs: Inputs) -> float:

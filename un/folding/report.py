@@ -104,7 +104,7 @@ def list_rows(plan: Plan) -> tuple[FoldRow, ...]:
 
 
 def list_notes(plan: Plan) -> tuple[str, ...]:
-    notes = [f"{name} was tied and has its own memory now" for name in plan.untied]
+    notes = [f"{name} was tied and now has its own copy" for name in plan.untied]
     notes += [f"{name} gets a bias" for name in plan.rewrite.new_biases]
     placed = zip(plan.sites, plan.forms, strict=True)
     merged = [site.name for site, form in placed if site.is_layer_scale and form is Form.BACKWARD]

@@ -26,7 +26,7 @@ NEUTRAL = {"weight": 1.0, "bias": 0.0}
 
 @dataclass(frozen=True)
 class SurgeryRow:
-    """One line of the report: a site's dotted name, its norm before and after (the same where it is kept)."""
+    """One line of the report: a site's dotted name, its norm before, and the new one or "kept"."""
 
     site: str
     old: str
@@ -48,8 +48,7 @@ class SurgeryReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        kept = [SurgeryRow(row.site, row.old, "kept") for row in self.kept]
-        table = [SurgeryRow("site", "old", "new"), *self.rows, *kept]
+        table = [SurgeryRow("site", "old", "new"), *self.rows, *self.kept]
         site_width, old_width = max(len(row.site) for row in table), max(len(row.old) for row in table)
         lines = [f"{row.site:{site_width}}  {row.old:{old_width}}  {row.new}" for row in table]
         return "\n".join([*lines, *self.notes, f"{len(self.rows)} norms replaced, {len(self.kept)} kept"])
@@ -103,7 +102,7 @@ def replace_norms(
     for site in sites:
         old, new = _describe(site.norm, site.traits), new_norms.get(site.names)
         if new is None:
-            kept += [SurgeryRow(name, old, old) for name in site.names]
+            kept += [SurgeryRow(name, old, "kept") for name in site.names]
         else:
             rows += [SurgeryRow(name, old, _describe(new)) for name in site.names]
         notes += [f"{name} and {site.names[0]} are one shared norm" for name in site.names[1:]]
@@ -114,7 +113,7 @@ def replace_norms(
             for name in site.names:
                 model.set_submodule(name, new)
     for name, change in avoid_fused_kernels(model, set(new_norms.values())):
-        notes.append(f"{name}: {change}, its fused kernel would bypass the new norms")
+        notes.append(f"{name}: {change}, because its fused kernel would bypass the new norms")
     return SurgeryReport(tuple(rows), tuple(kept), tuple(notes))
 
 
@@ -141,7 +140,7 @@ def _build_norm(site: Site, norm_factory: NormFactory, model: nn.Module, carry_a
     new = norm_factory(traits.num_features, **options)
     measured = recognize_norm(new)
     if measured is not None and measured.axis != -1:
-        raise ValueError(f"norm_factory must build norms over the last axis, {type(new).__name__} is over another")
+        raise ValueError(f"norm_factory must build norms over the last axis, but {type(new).__name__} is over another")
     if carry_affine:
         try:
             _carry_affine(traits, new)
@@ -195,7 +194,7 @@ def _carry_affine(traits: NormTraits, new: nn.Module) -> None:
 def _carry_attachments(site: Site, new: nn.Module) -> Iterator[str]:
     """Moves hooks to a new norm; yields notes on them and on computed weights."""
     for weight, kind in list_computed_weights(site.norm):
-        yield f"{site.names[0]}: {kind} of {weight} is gone, the new norm's {weight} is a parameter"
+        yield f"{site.names[0]}: {kind} of {weight} is gone; the new norm's {weight} is a parameter"
     for change in carry_hooks(site.norm, new):
         yield f"{site.names[0]}: {change}"
 
