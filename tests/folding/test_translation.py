@@ -70,8 +70,3 @@ def test_an_embedding_norm_before_masking_is_kept_and_the_others_fold():
         "encoder.layernorm_embedding": "read by mul in encoder"
     }
     assert {row.rule for row in report.rows if "decoder.layernorm_embedding" in row.site} == {"R8 cumulative"}
-
-
-def test_layer_norm_of_the_pre_norm_form_loses_its_affine():
-    _, report = check_transformer(randomize(make_model()), 5 * LAYERS + 2)
-    assert {row.outcome for row in report.rows} == {"affine folded"}

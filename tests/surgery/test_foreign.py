@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from tests import foreign_norms as foreign
 from tests.standins import RowScale
 from un.norms import UnifiedNorm
-from un.surgery import replace_norms
+from un.surgery import is_norm, replace_norms
 from un.surgery.layout import find_inner
 
 C = 8
@@ -68,9 +68,7 @@ def test_new_norms_that_cannot_take_a_scale_or_have_another_axis_are_refused():
     halved = nn.Sequential(foreign.HalvedNorm(C, elementwise_affine=False))
     with pytest.raises(ValueError, match=r"^0: RowScale has no weight to take that of what"):
         replace_norms(halved, RowScale)
-    with pytest.raises(
-        ValueError, match=r"^norm_factory must build norms over the last axis, but SequenceNorm"
-    ):
+    with pytest.raises(ValueError, match=r"^norm_factory must build norms over the last axis, but SequenceNorm"):
         replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.SequenceNorm(width))
 
 
@@ -93,15 +91,16 @@ def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded():
 
 
 def test_what_looks_like_a_norm_is_noted_and_left():
-    conditional, length = foreign.ConditionalNorm(C), foreign.LengthNorm()
-    model = nn.Sequential(nn.LayerNorm(C), conditional, length, nn.BatchNorm1d(C), nn.GroupNorm(2, C))
+    others = [foreign.ConditionalNorm(C), foreign.LengthNorm(), foreign.MatrixNorm(C), nn.BatchNorm1d(C)]
+    model = nn.Sequential(nn.LayerNorm(C), *others)
     report = replace_norms(model, RowScale)
-    assert model[1] is conditional
-    assert model[2] is length
+    assert list(model)[1:] == others
+    assert not any(map(is_norm, others))
     assert report.notes == (
         "1 was left: ConditionalNorm looks like a norm, "
         "but takes more inputs than one (condition), as adaptive norms do",
         "2 was left: LengthNorm looks like a norm, but has no parameter that tells the number of its channels",
+        "3 was left: MatrixNorm looks like a norm, but has parameters that are not one value per channel",
     )
 
 

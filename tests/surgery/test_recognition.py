@@ -76,6 +76,11 @@ def test_computed_weights_are_read_as_the_next_call_would_use_them(norm_type, at
     assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
 
 
+class HeadedTwiceNorm(foreign.HeadedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(super().forward(x))
+
+
 # --- what is no norm, or cannot be told -----------------------------------------------------------------------------
 
 
@@ -86,6 +91,7 @@ def test_computed_weights_are_read_as_the_next_call_would_use_them(norm_type, at
         (foreign.UndecidedNorm(C), "on an axis that depends on the number of axes"),
         (foreign.AdaptiveNorm(C), r"takes more inputs than one \(condition\), as adaptive norms do"),
         (foreign.LeakyNorm(C), "does not normalise over channels"),
+        (HeadedTwiceNorm(C), r"does more with modules of its own than apply them to the result \(head\)"),
         (type("Waves", (nn.LayerNorm,), {"forward": lambda self, x: x + 1j})(C), "another shape or type"),
         (type("Broken", (nn.LayerNorm,), {"forward": lambda self, x: 1 / 0})(C), "ZeroDivisionError: division by zero"),
         (type("Locked", (nn.LayerNorm,), {"__deepcopy__": lambda self, memo: 1 / 0})(C), "cannot be copied"),
@@ -97,21 +103,6 @@ def test_what_claims_to_be_a_norm_and_is_not_understood_has_an_obstacle(norm, ob
     assert traits.is_site
     assert is_norm(norm)
     assert re.search(obstacle, traits.obstacle)
-
-
-@pytest.mark.parametrize(
-    ("module", "obstacle"),
-    [
-        (foreign.ConditionalNorm(C), "takes more inputs than one (condition), as adaptive norms do"),
-        (foreign.MatrixNorm(C), "has parameters that are not one value per channel"),
-        (foreign.LengthNorm(), "has no parameter that tells the number of its channels"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
-)
-def test_what_only_looks_like_a_norm_is_told_apart(module, obstacle):
-    traits = recognize_norm(module)
-    assert (traits.obstacle, traits.is_site) == (obstacle, False)
-    assert not is_norm(module)
 
 
 class Gain(nn.Module):

@@ -112,7 +112,7 @@ def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float
         solver = Solver(graph, sites, max_condition)
         forms, reasons, frames, rewrite = _solve(solver)
     changed = tuple(name for name in untied if name in rewrite.values)
-    return Plan(sites, solver, forms, reasons, frames, rewrite, changed, dtype, obstacle)
+    return Plan(solver, forms, reasons, frames, rewrite, untied=changed, obstacle=obstacle)
 
 
 def _solve(solver: Solver) -> tuple[list[Form], dict[int, str], Frames, Rewrite]:
