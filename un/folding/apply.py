@@ -46,7 +46,7 @@ class ScaleShift(nn.Module):
 
 
 class PassOn(nn.Identity):
-    """Stands where a norm was that a model calls with a padding mask; returns x."""
+    """Takes the place of a norm that a model calls with a padding mask; returns x."""
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         return x

@@ -116,7 +116,7 @@ def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float
 
 
 def _solve(solver: Solver) -> tuple[list[Form], dict[int, str], Frames, Rewrite]:
-    """Returns the best forms that contradict nothing, why better ones do, and what the forms ask of weights."""
+    """Returns the best forms without contradiction, why better ones have one, their frames and the new weights."""
     ranks = [0] * len(solver.sites)
     reasons: dict[int, str] = {}
     while True:
@@ -125,8 +125,8 @@ def _solve(solver: Solver) -> tuple[list[Form], dict[int, str], Frames, Rewrite]
         rewrite = Rewrite() if frames.blamed else rewrite_weights(solver.graph, frames)
         if not frames.blamed:
             return forms, reasons, frames, rewrite
+        reasons.update(frames.blamed)
         for site, reason in frames.blamed.items():
-            reasons[site] = reason
             ranks[site] += 1
             if ranks[site] == len(solver.forms[site]):
                 raise ArithmeticError(f"{solver.sites[site].name} cannot be left in any form: {reason}")
