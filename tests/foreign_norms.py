@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,14 +91,6 @@ class UndecidedNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1) if x.dim() == 4 else super().forward(x)
 
 
-class TokensOnlyNorm(nn.LayerNorm):
-    """Asserts that it gets sequences."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.dim() == 3, "tokens only"
-        return super().forward(x)
-
-
 class AdaptiveNorm(nn.LayerNorm):
     """Takes scale and shift from a condition."""
 
@@ -111,19 +101,6 @@ class AdaptiveNorm(nn.LayerNorm):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition).chunk(2, -1)
         return super().forward(x) * (1 + scale) + shift
-
-
-class SelfModulatedNorm(nn.LayerNorm):
-    """Takes a scale from its own input, 1 at first."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.modulation = nn.Linear(width, width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 + self.modulation(x))
 
 
 class ConditionalNorm(nn.Module):
@@ -195,20 +172,3 @@ class HeadedNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(super().forward(x))
-
-
-class StirringNorm(nn.LayerNorm):
-    """Counts its calls, draws random numbers, prints and warns."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.register_buffer("calls", torch.zeros(()))
-        self.history: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.history.append(x.dim())
-        torch.rand(3)
-        print("called")
-        warnings.warn("called", stacklevel=1)
-        return super().forward(x)

@@ -169,6 +169,6 @@ def draw_inputs(seed: int, bare: bool = False) -> tuple[Tensor, Tensor, Tensor, 
     batch, num_tokens = (2, 2 * WINDOW) if bare else (draw.randint(1, 3), draw.randint(5, 9))
     x = torch.randn(batch, num_tokens, C, generator=generator, dtype=torch.float64)
     mask = torch.rand(batch, num_tokens, generator=generator) < (0.0 if bare else draw.choice((0.0, 0.5, 1.0)))
-    num_extra = 0 if bare else draw.randint(0, 2)
+    num_extra = 0 if bare else draw.randint(1, 2)
     extra = torch.randn(batch, num_extra, C, generator=generator, dtype=torch.float64)
     return x, mask, extra, torch.randint(0, 5, (draw.randint(1, 4),), generator=generator)

@@ -187,13 +187,14 @@ def test_both_answers_to_a_question_about_values_are_followed():
     [
         ({"mask": torch.ones(3, 5, dtype=torch.bool)}, "whose mask was None, not a tensor of truth values with 2 axes"),
         ({"scale": True}, "whose scale was False, not True"),
+        ({"x": torch.zeros(3, 0, C)}, "whose x was a tensor of numbers with 3 axes, not .*, one of length 0"),
     ],
 )
 def test_a_call_of_another_kind_than_the_example_is_refused(arguments, message):
     folded, _ = fold_norms(make_masked(), make_tokens(), on_unfoldable="raise")
     assert type(copy.deepcopy(folded).norm) is nn.Identity
     with pytest.raises(ValueError, match=message):
-        folded(*make_tokens(), **arguments)
+        folded(**{"x": make_tokens()[0], **arguments})
     folded(x=make_tokens()[0], mask=None)
 
 

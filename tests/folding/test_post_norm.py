@@ -36,12 +36,10 @@ def make_post_norm() -> nn.Module:
 def test_post_norm_blocks_fold_in_the_cumulative_form():
     model = make_post_norm()
     _, report = check_fold(model, make_tokens(), on_unfoldable="raise")
-    assert rules(report) == {"norm0": "R8 cumulative", "norm1": "R8 cumulative", "norm2": "R4"}
+    assert rules(report) == {"norm0": "R8 cumulative", "norm1": "R8 cumulative", "norm2": "R1"}
     scales = [getattr(model, f"norm{number}").affine()[0].detach().double() for number in range(2)]
     product = scales[0] * scales[1]
     assert report.condition == pytest.approx(float(product.abs().max() / product.abs().min()), rel=1e-6)
-    largest = max(float(getattr(model, f"norm{number}").affine()[0].detach().abs().max()) for number in range(3))
-    assert report.largest_scale == pytest.approx(largest, rel=1e-6)
 
 
 @pytest.mark.parametrize(("weight", "reason"), [(0.0, "a scale is 0"), (1e-5, "differ by a factor of")])

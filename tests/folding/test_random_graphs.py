@@ -40,9 +40,8 @@ def check_random_fold(seed: int) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("first", [0, 10])
-def test_folds_of_random_models_are_exact_or_refused(first):
-    counts = sum((check_random_fold(seed) for seed in range(first, first + 10)), Counter())
+def test_folds_of_random_models_are_exact_or_refused():
+    counts = sum((check_random_fold(seed) for seed in range(10)), Counter())
     assert counts["norms_folded"] > 0
     assert counts["inputs_exact"] > 10 * counts["inputs_refused"]
     assert counts["refused_models"] <= 1
@@ -51,6 +50,5 @@ def test_folds_of_random_models_are_exact_or_refused(first):
 @pytest.mark.slow
 def test_folds_of_many_random_models_are_exact_or_refused():
     counts = sum((check_random_fold(seed) for seed in range(50, 550)), Counter())
-    print(dict(counts))
     assert counts["norms_folded"] > 100
     assert counts["inputs_exact"] > 10 * counts["inputs_refused"]

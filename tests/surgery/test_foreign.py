@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, prune
 from tests import foreign_norms as foreign
 from tests.standins import RowScale
 from un.norms import UnifiedNorm
-from un.surgery import replace_norms
+from un.surgery import is_norm, replace_norms
+from un.surgery.layout import find_inner
 
 C = 8
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -28,25 +29,25 @@ def build(*modules: nn.Module) -> nn.Sequential:
     return model
 
 
-def make_root_mean_square_norm(width: int) -> nn.Module:
-    return foreign.RootMeanSquareNorm(width, offset=1.0)
-
-
 @pytest.mark.parametrize(
-    ("norm_type", "factory"),
+    ("norm_type", "factory", "shape"),
     [
-        (foreign.ExponentialScaleNorm, LAYER_NORM),
-        (foreign.DeviationNorm, LAYER_NORM),
-        (make_root_mean_square_norm, RMS_NORM),
-        (lambda width: parametrizations.weight_norm(foreign.ShiftedScaleNorm(width)), LAYER_NORM),
-        (lambda width: prune.l1_unstructured(nn.LayerNorm(width), "weight", 0.5), LAYER_NORM),
+        (foreign.ExponentialScaleNorm, LAYER_NORM, (2, 3, 4, C)),
+        (foreign.HalvedNorm, LAYER_NORM, (3, 4, C)),
+        (foreign.DeviationNorm, LAYER_NORM, (5, C)),
+        (partial(foreign.RootMeanSquareNorm, offset=1.0), RMS_NORM, (5, C)),
+        (lambda width: parametrizations.weight_norm(foreign.ShiftedScaleNorm(width)), LAYER_NORM, (5, C)),
+        (lambda width: prune.l1_unstructured(nn.LayerNorm(width), "weight", 0.5), LAYER_NORM, (5, C)),
+        (foreign.SequenceNorm, LAYER_NORM, (2, C, C)),
+        (foreign.SwappedNorm, LAYER_NORM, (2, C, C, 5)),
+        (foreign.MapNorm, LAYER_NORM, (2, C, C, 5)),
     ],
 )
-def test_a_plain_norm_takes_over_whatever_scale_and_shift(norm_type, factory):
-    model, x = build(norm_type(C)), 3 * torch.randn(5, C) + 1
+def test_a_plain_norm_takes_over_whatever_scale_and_shift_in_any_layout(norm_type, factory, shape):
+    model, x = build(norm_type(C)), 3 * torch.randn(shape) + 1
     expected = model(x)
     replace_norms(model, factory)
-    assert type(model[0]) in (nn.LayerNorm, nn.RMSNorm)
+    assert type(find_inner(model[0])) in (nn.LayerNorm, nn.RMSNorm)
     torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -57,23 +58,17 @@ def test_norms_without_normalized_shape_are_sites():
     assert model[0](torch.randn(2, C, 3, 4)).shape == (2, C, 3, 4)
 
 
-def test_a_new_norm_whose_weight_is_not_its_scale_cannot_take_one():
-    message = "^0: the weight of ShiftedScaleNorm is not what it multiplies by or adds; .* carry_affine=False$"
+def test_new_norms_that_cannot_take_a_scale_or_have_another_axis_are_refused():
+    message = "^0: ShiftedScaleNorm does not apply the weight that it is given; .* carry_affine=False$"
     with pytest.raises(ValueError, match=message):
         replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.ShiftedScaleNorm(width))
     frozen = parametrizations.weight_norm(nn.LayerNorm(C))
-    with pytest.raises(ValueError, match=r"^0: ParametrizedLayerNorm does not keep the weight that it is given"):
+    with pytest.raises(ValueError, match=r"^0: ParametrizedLayerNorm does not apply the weight"):
         replace_norms(build(nn.LayerNorm(C)), lambda width, **options: frozen)
-
-
-def test_a_factor_that_the_new_norm_cannot_hold_is_an_error():
-    model = nn.Sequential(foreign.HalvedNorm(C, elementwise_affine=False))
-    with pytest.raises(ValueError, match=r"^0: RowScale has no weight to take the weight of what it replaces"):
-        replace_norms(model, RowScale)
-
-
-def test_a_factory_over_another_axis_is_refused():
-    with pytest.raises(ValueError, match=r"^norm_factory must build norms over the last axis, SequenceNorm is over"):
+    halved = nn.Sequential(foreign.HalvedNorm(C, elementwise_affine=False))
+    with pytest.raises(ValueError, match=r"^0: RowScale has no weight to take that of what"):
+        replace_norms(halved, RowScale)
+    with pytest.raises(ValueError, match=r"^norm_factory must build norms over the last axis, but SequenceNorm"):
         replace_norms(build(nn.LayerNorm(C)), lambda width, **options: foreign.SequenceNorm(width))
 
 
@@ -96,22 +91,34 @@ def test_a_norm_that_is_not_understood_is_refused_and_can_be_excluded():
 
 
 def test_what_looks_like_a_norm_is_noted_and_left():
-    conditional, length = foreign.ConditionalNorm(C), foreign.LengthNorm()
-    model = nn.Sequential(nn.LayerNorm(C), conditional, length, nn.BatchNorm1d(C), nn.GroupNorm(2, C))
+    others = [foreign.ConditionalNorm(C), foreign.LengthNorm(), foreign.MatrixNorm(C), nn.BatchNorm1d(C)]
+    model = nn.Sequential(nn.LayerNorm(C), *others)
     report = replace_norms(model, RowScale)
-    assert model[1] is conditional
-    assert model[2] is length
+    assert list(model)[1:] == others
+    assert not any(map(is_norm, others))
     assert report.notes == (
         "1 was left: ConditionalNorm looks like a norm, "
         "but takes more inputs than one (condition), as adaptive norms do",
         "2 was left: LengthNorm looks like a norm, but has no parameter that tells the number of its channels",
+        "3 was left: MatrixNorm looks like a norm, but has parameters that are not one value per channel",
     )
 
 
+class Wrapper(nn.Module):
+    """Passes on the attributes of the module inside, as what `torch.compile` returns does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        modules = self.__dict__["_modules"]
+        return modules[name] if name in modules else getattr(modules["inner"], name)
+
+
 def test_wrappers_are_looked_into():
-    model = nn.Sequential(torch.compile(nn.LayerNorm(C)))
-    report = replace_norms(model, RowScale)
-    assert [row.site for row in report.rows] == ["0._orig_mod"]
+    report = replace_norms(nn.Sequential(Wrapper(nn.LayerNorm(C))), RowScale)
+    assert [row.site for row in report.rows] == ["0.inner"]
 
 
 def test_a_linear_layer_on_the_result_is_kept_as_what_it_is():

@@ -32,25 +32,6 @@ def test_layout_is_found_by_asking_the_norm(norm_type, axis):
     assert model[0](torch.randn(2, 5, 6, 3).movedim(-1, axis)).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("norm_type", "shape", "axis"),
-    [
-        (foreign.SequenceNorm, (2, 8, 5), 1),
-        (foreign.SequenceNorm, (2, 8, 8), 1),
-        (foreign.SwappedNorm, (2, 8, 8, 5), 2),
-        (foreign.MapNorm, (2, 8, 8, 5), 1),
-    ],
-)
-def test_a_layer_norm_put_in_the_place_of_one_changes_nothing_in_any_layout(norm_type, shape, axis):
-    model, x = nn.Sequential(norm_type(8)), torch.randn(shape)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    expected = model(x)
-    replace_norms(model, partial(nn.LayerNorm, eps=1e-5))
-    assert type(model[0].norm) is nn.LayerNorm
-    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("norm_type", [foreign.SequenceNorm, foreign.SwappedNorm])
 def test_sequences_with_channels_first_keep_their_padding_out_of_the_statistics(norm_type):
     model, x = nn.Sequential(norm_type(8)), torch.randn(3, 8, 5)
@@ -74,11 +55,6 @@ def test_channel_first_normalises_axis_one_and_passes_attributes_through():
     assert wrapped.affine() is None
     scale, shift = ChannelFirst(UnifiedNorm(4)).affine()
     assert scale.shape == shift.shape == (4,)
-
-
-def test_channel_first_hands_the_mask_to_the_norm():
-    with pytest.raises(ValueError, match="pad_mask"):
-        ChannelFirst(RowScale(4))(torch.randn(2, 4, 5, 3), torch.zeros(2, 4, dtype=torch.bool))
 
 
 def test_activation_inside_a_norm_stays():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
-from torch.nn.utils.parametrize import register_parametrization
 
 from tests import foreign_norms as foreign
 from un.norms import UnifiedNorm
@@ -24,46 +23,7 @@ def fill(norm: nn.Module, seed: int = 0) -> nn.Module:
     return norm
 
 
-def make_input(axis: int, num_axes: int) -> Tensor:
-    shape = [2, 3, 4, 5, 7][: num_axes - 1]
-    shape.insert(axis % num_axes, C)
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1
-
-
-# --- scale and shift ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("norm", "centred", "axis", "num_axes"),
-    [
-        (nn.LayerNorm(C), True, -1, 3),
-        (nn.RMSNorm(C), False, -1, 3),
-        (foreign.ShiftedScaleNorm(C), True, -1, 2),
-        (foreign.ExponentialScaleNorm(C), True, -1, 4),
-        (foreign.HalvedNorm(C), True, -1, 3),
-        (foreign.RootMeanSquareNorm(C), False, -1, 3),
-        (foreign.RootMeanSquareNorm(C, offset=1.0), False, -1, 3),
-        (foreign.DeviationNorm(C), True, -1, 3),
-        (foreign.MapNorm(C), True, 1, 4),
-        (foreign.SequenceNorm(C), True, 1, 3),
-        (foreign.SwappedNorm(C), True, -2, 5),
-        (foreign.TokensOnlyNorm(C), True, -1, 3),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
-)
-def test_traits_say_what_a_norm_does(norm, centred, axis, num_axes):
-    """The traits alone predict the outputs, with statistics computed here."""
-    traits = recognize_norm(fill(norm))
-    assert (traits.obstacle, traits.axis, traits.num_features) == ("", axis, C)
-    x = make_input(axis, num_axes)
-    rows = x.movedim(axis, -1).double()
-    rows = rows - rows.mean(-1, keepdim=True) if centred else rows
-    rows = rows / rows.square().mean(-1, keepdim=True).sqrt()
-    expected = rows * (1 if traits.scale is None else traits.scale) + (0 if traits.shift is None else traits.shift)
-    torch.testing.assert_close(norm(x).movedim(axis, -1).double(), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [1, 2, 300])
+@pytest.mark.parametrize("size", [1, 300])
 def test_every_number_of_channels_is_measured(size):
     norm = foreign.HalvedNorm(size)
     traits = recognize_norm(norm)
@@ -88,11 +48,6 @@ def test_a_saturating_layer_that_claims_to_be_a_norm_is_taken_for_one():
 # --- weights that torch computes ------------------------------------------------------------------------------------
 
 
-class Doubled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-
 def apply_old_weight_norm(norm: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,7 +57,6 @@ def apply_old_weight_norm(norm: nn.Module) -> nn.Module:
 
 
 ATTACHED = {
-    "parametrization": lambda norm: register_parametrization(norm, "weight", Doubled()),
     "weight_norm": parametrizations.weight_norm,
     "old weight_norm": apply_old_weight_norm,
     "pruning": lambda norm: prune.l1_unstructured(norm, "weight", 0.5),
@@ -122,6 +76,11 @@ def test_computed_weights_are_read_as_the_next_call_would_use_them(norm_type, at
     assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
 
 
+class HeadedTwiceNorm(foreign.HeadedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(super().forward(x))
+
+
 # --- what is no norm, or cannot be told -----------------------------------------------------------------------------
 
 
@@ -131,8 +90,8 @@ def test_computed_weights_are_read_as_the_next_call_would_use_them(norm_type, at
         (nn.LayerNorm((4, C)), r"normalises over axes of shape \(4, 6\)"),
         (foreign.UndecidedNorm(C), "on an axis that depends on the number of axes"),
         (foreign.AdaptiveNorm(C), r"takes more inputs than one \(condition\), as adaptive norms do"),
-        (foreign.SelfModulatedNorm(C), "does not normalise over channels"),
         (foreign.LeakyNorm(C), "does not normalise over channels"),
+        (HeadedTwiceNorm(C), r"does more with modules of its own than apply them to the result \(head\)"),
         (type("Waves", (nn.LayerNorm,), {"forward": lambda self, x: x + 1j})(C), "another shape or type"),
         (type("Broken", (nn.LayerNorm,), {"forward": lambda self, x: 1 / 0})(C), "ZeroDivisionError: division by zero"),
         (type("Locked", (nn.LayerNorm,), {"__deepcopy__": lambda self, memo: 1 / 0})(C), "cannot be copied"),
@@ -144,21 +103,6 @@ def test_what_claims_to_be_a_norm_and_is_not_understood_has_an_obstacle(norm, ob
     assert traits.is_site
     assert is_norm(norm)
     assert re.search(obstacle, traits.obstacle)
-
-
-@pytest.mark.parametrize(
-    ("module", "obstacle"),
-    [
-        (foreign.ConditionalNorm(C), "takes more inputs than one (condition), as adaptive norms do"),
-        (foreign.MatrixNorm(C), "has parameters that are not one value per channel"),
-        (foreign.LengthNorm(), "has no parameter that tells the number of its channels"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
-)
-def test_what_only_looks_like_a_norm_is_told_apart(module, obstacle):
-    traits = recognize_norm(module)
-    assert (traits.obstacle, traits.is_site) == (obstacle, False)
-    assert not is_norm(module)
 
 
 class Gain(nn.Module):
@@ -194,8 +138,25 @@ def test_other_modules_are_no_norms(module):
 # --- a probe leaves no trace ----------------------------------------------------------------------------------------
 
 
+class StirringNorm(nn.LayerNorm):
+    """Counts its calls, draws random numbers, prints and warns."""
+
+    def __init__(self) -> None:
+        super().__init__(C)
+        self.register_buffer("calls", torch.zeros(()))
+        self.history: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.history.append(x.dim())
+        torch.rand(3)
+        print("called")
+        warnings.warn("called", stacklevel=1)
+        return super().forward(x)
+
+
 def test_a_probe_leaves_no_trace(capsys, recwarn):
-    norm, seen = foreign.StirringNorm(C), []
+    norm, seen = StirringNorm(), []
     norm.register_forward_hook(lambda *_: seen.append("after"))
     norm.register_forward_pre_hook(lambda *_: seen.append("before"))
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class ScaleShift(nn.Module):
 
 
 class PassOn(nn.Identity):
-    """Stands where a norm was that a model calls with a padding mask; returns x."""
+    """Takes the place of a norm that a model calls with a padding mask; returns x."""
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         return x
@@ -55,20 +56,26 @@ class PassOn(nn.Identity):
 class Plan:
     """Everything that turns a model into the folded one, in float64."""
 
-    sites: list[FoldSite]
     solver: Solver
     forms: list[Form]  # of each site
     reasons: dict[int, str]  # site -> why better forms were impossible
     frames: Frames
     rewrite: Rewrite
     untied: tuple[str, ...]  # names of weights that get a memory of their own
-    dtype: torch.dtype | None  # in which the model was traced, float64; None for its own
-    obstacle: str  # why not in float64, where it was not
+    obstacle: str  # why the model was not traced in float64; empty where it was
+
+    @property
+    def sites(self) -> Sequence[FoldSite]:
+        return self.solver.sites
 
     @property
     def graph(self) -> Graph:
-        """What the trace found."""
         return self.solver.graph
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In which the model was traced, float64; None for its own."""
+        return None if self.obstacle else torch.float64
 
     @property
     def fills(self) -> dict[tuple[str, int], Fill]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from un.folding.codes import find_kinds, find_rows, lay_along
+from un.folding.codes import lay_along
 from un.folding.graph import LinearUse, Need, NormCall, Sum
 from un.folding.recorder import NO_ROW, Recorder
 
@@ -72,6 +72,7 @@ def _record_linear(
     if bias is not None:
         located = recorder.locate_bias(bias)
         numbers = torch.full((size,), -1) if located is None else located.cpu()
+    biases = () if numbers is None else recorder.catalog.list_stored(numbers)
     module = recorder.calls[-1].module
     takes_bias = (
         isinstance(module, nn.Linear | _ConvNd)
@@ -81,7 +82,7 @@ def _record_linear(
     )
     inputs = _read_row(recorder, x, axis)
     base = recorder.graph.allocate(size)
-    use = LinearUse(base, size, stored, weight, inputs, numbers, recorder.module, takes_bias, groups)
+    use = LinearUse(base, size, stored, weight, inputs, numbers, biases, recorder.module, takes_bias, groups)
     recorder.graph.sources.append(use)
     recorder.codes.write(out, lay_along(torch.arange(base, base + size, device=out.device), out, axis))
 
@@ -94,7 +95,7 @@ def _read_row(recorder: Recorder, x: Tensor, axis: int) -> Tensor | None:
         if not x.numel():  # it could read anything
             recorder.note_codes(torch.arange(recorder.graph.size), f"{reader}, which {NO_ROW}")
         return None
-    rows, _ = find_rows(codes, axis)
+    rows = codes.movedim(axis, -1).reshape(-1, codes.shape[axis])
     recorder.note_meeting(rows[:1], rows, reader)
     return rows[0].long().cpu()
 
@@ -102,10 +103,9 @@ def _read_row(recorder: Recorder, x: Tensor, axis: int) -> Tensor | None:
 def record_norm(recorder: Recorder, site: int, x: Tensor, out: Tensor, axis: int, more_arguments: bool) -> None:
     """Notes one call of a norm and codes its output: one code per channel and code of the input."""
     size = x.shape[axis]
-    codes = recorder.codes.read(x)
     channels = lay_along(torch.arange(size, device=x.device), x, axis)
-    pairs = channels if codes is None else codes.long() * size + channels
-    kinds, positions = find_kinds(pairs, axis) if x.numel() else (torch.arange(size), pairs)
+    pairs = recorder.codes.read_filled(x).long() * size + channels
+    kinds, positions = torch.unique(pairs, return_inverse=True) if x.numel() else (torch.arange(size), pairs)
     inputs, of_channel = (kinds // size).cpu(), (kinds % size).cpu()
     base = recorder.graph.allocate(len(kinds))
     call = NormCall(base, len(kinds), site, inputs, of_channel, x.dim(), more_arguments)
@@ -123,14 +123,11 @@ def trace_add(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     if not (left.is_floating_point() and right.is_floating_point()) or not recorder.has_codes(args):
         return NotImplemented
-    sides = []
     for tensor in args:
         recorder.note_raw_read(tensor, f"addition in {recorder.module}")
-        codes = recorder.codes.read(tensor)
-        sides.append(torch.zeros((), dtype=torch.int64, device=tensor.device) if codes is None else codes.long())
-    out = func(*args, **kwargs)
-    size = recorder.graph.size
-    kinds, positions = find_kinds((sides[0] * size + sides[1]).expand(out.shape), -1)
+    out, size = func(*args, **kwargs), recorder.graph.size
+    pairs = recorder.codes.read_filled(left).long() * size + recorder.codes.read_filled(right).long()
+    kinds, positions = torch.unique(pairs.expand(out.shape), return_inverse=True)
     lefts, rights = (kinds // size).cpu(), (kinds % size).cpu()
     known = (lefts != 0) | (rights != 0)
     count = int(known.sum())

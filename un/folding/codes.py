@@ -1,4 +1,4 @@
-"""Codes beside the elements of the tensors that a trace follows, and the few different rows that most repeat."""
+"""Codes beside the elements of the tensors that a trace follows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ class CodeMemory:
         """Returns the codes in the tensor's shape, or None where it has none."""
         memory = self._find(tensor)
         return None if memory is None else memory.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def read_filled(self, tensor: Tensor) -> Tensor:
+        """Returns the codes in the tensor's shape, 0 where it has none."""
+        codes = self.read(tensor)
+        nothing = torch.zeros((), dtype=torch.float64, device=tensor.device)
+        return nothing.expand(tensor.shape) if codes is None else codes
 
     def read_all(self, tensor: Tensor) -> Tensor | None:
         """Returns all codes in the memory behind a tensor, which may be an empty view of it."""
@@ -66,22 +72,3 @@ def lay_along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     shape = [1] * like.dim()
     shape[axis] = -1
     return values.view(shape).expand(like.shape)
-
-
-def find_rows(values: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
-    """Returns the different rows along an axis, (R, size), and the number of each row; None where R is 1."""
-    rows = values.movedim(axis, -1).reshape(-1, values.shape[axis])
-    if bool((rows == rows[:1]).all()):
-        return rows[:1], None
-    return torch.unique(rows, dim=0, return_inverse=True)
-
-
-def find_kinds(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Does what `torch.unique(values, return_inverse=True)` does, searching only the different rows along an axis."""
-    if values.dim() < 2 or not values.numel():
-        return torch.unique(values, return_inverse=True)
-    rows, numbers = find_rows(values, axis)
-    kinds, positions = torch.unique(rows, return_inverse=True)
-    shape = values.movedim(axis, -1).shape
-    spread = positions.expand(shape) if numbers is None else positions[numbers].view(shape)
-    return kinds, spread.movedim(-1, axis)

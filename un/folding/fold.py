@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from un.folding.apply import Plan, apply_plan, untie_projections
 from un.folding.frames import Form, Frames
-from un.folding.graph import Catalog
 from un.folding.inputs import InputGuard, Inputs
 from un.folding.report import FoldReport, list_notes, list_rows
 from un.folding.rewrite import Rewrite, rewrite_weights
@@ -110,28 +109,27 @@ def _make_plan(model: nn.Module, inputs: Inputs, tied: str, max_condition: float
         if all(site.is_layer_scale for site in sites):
             raise ValueError(f"{type(model).__name__} has no norm to fold: no LayerNorm, no RMSNorm, none of un.norms")
         graph = trace(copied, sites, inputs.cast(dtype))
-        catalog = Catalog(copied)
-        solver = Solver(graph, catalog, sites, max_condition)
-        forms, reasons, frames, rewrite = _solve(solver, catalog)
+        solver = Solver(graph, sites, max_condition)
+        forms, reasons, frames, rewrite = _solve(solver)
     changed = tuple(name for name in untied if name in rewrite.values)
-    return Plan(sites, solver, forms, reasons, frames, rewrite, changed, dtype, obstacle)
+    return Plan(solver, forms, reasons, frames, rewrite, untied=changed, obstacle=obstacle)
 
 
-def _solve(solver: Solver, catalog: Catalog) -> tuple[list[Form], dict[int, str], Frames, Rewrite]:
-    """Returns the best forms that contradict nothing, why better ones do, and what the forms ask of weights."""
+def _solve(solver: Solver) -> tuple[list[Form], dict[int, str], Frames, Rewrite]:
+    """Returns the best forms without contradiction, why better ones have one, their frames and the new weights."""
     ranks = [0] * len(solver.sites)
     reasons: dict[int, str] = {}
     while True:
         forms = [of_site[rank] for of_site, rank in zip(solver.forms, ranks, strict=True)]
         frames = solver.solve(forms)
-        rewrite = Rewrite() if frames.blamed else rewrite_weights(solver.graph, catalog, frames)
+        rewrite = Rewrite() if frames.blamed else rewrite_weights(solver.graph, frames)
         if not frames.blamed:
             return forms, reasons, frames, rewrite
+        reasons.update(frames.blamed)
         for site, reason in frames.blamed.items():
-            reasons[site] = reason
             ranks[site] += 1
             if ranks[site] == len(solver.forms[site]):
-                raise ArithmeticError(f"{solver.sites[site].name} can be left in no form: {reason}")
+                raise ArithmeticError(f"{solver.sites[site].name} cannot be left in any form: {reason}")
 
 
 def _verify(plan: Plan, model: nn.Module, inputs: Inputs) -> float:

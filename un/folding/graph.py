@@ -65,11 +65,11 @@ class Catalog:
         numbers = torch.arange(stored.base, stored.base + count_stored(stored.tensor), device=tensor.device)
         return numbers.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
-    def list_stored(self, numbers: Tensor) -> list[Stored]:
+    def list_stored(self, numbers: Tensor) -> tuple[Stored, ...]:
         """Returns the stored tensors to which numbered elements belong; -1 belongs to none."""
         known = numbers[numbers >= 0].cpu()
         positions = torch.searchsorted(self._bases, known, right=True) - 1
-        return [self._entries[position] for position in torch.unique(positions).tolist()]
+        return tuple(self._entries[position] for position in torch.unique(positions).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,7 @@ class LinearUse(Source):
     weight: Tensor  # (O, K) or, for a convolution, (O, K / groups, ...)
     inputs: Tensor | None  # code of each of the K input channels; None where nothing about the input is known
     bias: Tensor | None  # number of the stored element behind each of the O biases, or -1; None without bias
+    biases: tuple[Stored, ...]  # to which these elements belong
     module: str  # the innermost one running
     takes_bias: bool  # whether that module owns the weight, has no bias and adds one if it is given one
     groups: int
@@ -163,7 +164,6 @@ class Graph:
     """Everything a trace found, in the order of execution."""
 
     sources: list[LinearUse | NormCall | Sum] = field(default_factory=list)
-    num_example_sources: int = 0  # how many of the sources are of the example itself
     size: int = 1  # number of codes, 0 included
     reads: list[Read] = field(default_factory=list)  # by others than norms, sums and linear maps
     meetings: list[Meeting] = field(default_factory=list)

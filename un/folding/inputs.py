@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+EMPTY = ", one of length 0"  # in the description of a tensor
 PATCH = 16  # pixels, a multiple of the patches of most models, so that they take an image that is smaller by as much
 
 
@@ -105,8 +106,8 @@ def _resize(tensor: Tensor, axis: int, length: int) -> Tensor:
 class InputGuard:
     """A forward pre-hook of a folded model that refuses calls of another kind than the fold has seen.
 
-    A mask where the example had none, or another flag, may lead through code that was never followed. Sizes and values
-    of tensors are free.
+    A mask where the example had none, another flag or an axis of length 0 may lead through code that was never
+    followed. Values and other sizes of tensors are free.
 
     Args:
         kinds: of each argument, by name.
@@ -139,7 +140,7 @@ class InputGuard:
         """
         for name, kind in self._describe_call(args, kwargs).items():
             known = self.kinds.get(name, "left out")
-            if kind != known:
+            if kind not in (known, known.removesuffix(EMPTY)):
                 raise ValueError(
                     f"this model was folded on an example whose {name} was {known}, not {kind}: fold it on an example "
                     "of that kind"
@@ -153,8 +154,8 @@ class InputGuard:
 
 
 def _describe(value: Any) -> str:
-    """Returns the kind of an argument: what may lead a model another way, but no sizes and no values of tensors."""
+    """Returns the kind of an argument: what may lead a model another way, but no values and no sizes except 0."""
     if isinstance(value, Tensor):
         number = "number" if value.is_floating_point() else "truth value" if value.dtype == torch.bool else "integer"
-        return f"a tensor of {number}s with {value.dim()} axes"
+        return f"a tensor of {number}s with {value.dim()} axes{EMPTY if 0 in value.shape else ''}"
     return repr(value) if value is None or isinstance(value, bool | str) else f"of type {type(value).__name__}"

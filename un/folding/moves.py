@@ -34,8 +34,7 @@ def _exchange(recorder: Recorder, leaf: Any) -> Any:
     """Returns the codes of a tensor, zeros where it has none; whole numbers as they are."""
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
         return leaf
-    codes = recorder.codes.read(leaf)
-    return torch.zeros_like(leaf, dtype=torch.float64) if codes is None else codes.clone()
+    return recorder.codes.read_filled(leaf).clone()
 
 
 def trace_cast(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -115,8 +114,7 @@ def _read_operand(recorder: Recorder, operand: Tensor | float) -> Tensor | None:
     """Returns the codes of an operand; None for a zero, whose place may be taken by any channel without a shift."""
     if not isinstance(operand, Tensor):
         return None if operand == 0 else torch.zeros((), dtype=torch.float64)
-    codes = recorder.codes.read(operand)
-    return torch.zeros((), dtype=torch.float64, device=operand.device) if codes is None else codes.clone()
+    return recorder.codes.read_filled(operand).clone()
 
 
 def trace_padding(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

@@ -38,30 +38,27 @@ class PaddingTracer(TorchFunctionMode):
             call.num_paddings += 1
         x, widths, value = _read_arguments(args, kwargs)
         with _disable_current_modes():
-            axis = self._find_channels(x, widths)
-            if value is not None and axis is not None:
+            channels = self._find_channels(x, widths)
+            if value is not None and channels is not None:
                 out = func(*args, **kwargs)
-                self._record(x, axis, value, out)
+                self._record(x, *channels, value, out)
                 return out
         return func(*args, **kwargs)
 
-    def _find_channels(self, x: Tensor, widths: list[int]) -> int | None:
-        """Returns the axis along which alone the codes of x differ, if it is not padded; None where there is none."""
+    def _find_channels(self, x: Tensor, widths: list[int]) -> tuple[int, Tensor] | None:
+        """Returns the axis along which alone the codes of x differ, if it is not padded, and the codes along it."""
         codes = self.recorder.codes.read(x)
         if codes is None or not x.numel():
             return None
         for axis in (-1, *range(1, x.dim() - 1)):
             rows = codes.movedim(axis, -1).reshape(-1, x.shape[axis])
             if not _is_padded(axis, x.dim(), widths) and bool((rows == rows[:1]).all()):
-                return axis
+                return axis, rows[0]
         return None
 
-    def _record(self, x: Tensor, axis: int, value: float, out: Tensor) -> None:
+    def _record(self, x: Tensor, axis: int, row: Tensor, value: float, out: Tensor) -> None:
         """Notes a call with a constant, and codes its output: padding has the codes of its channel."""
         recorder, call = self.recorder, self.recorder.calls[-1]
-        codes = recorder.codes.read(x)
-        assert codes is not None  # or no channels were found
-        row = codes.movedim(axis, -1).reshape(-1, x.shape[axis])[0]
         index, reader = call.num_paddings - 1, f"padding in {recorder.module}"
         padding = Padding(call.name, index, axis, x.dim(), row.long().cpu(), value, reader)
         recorder.graph.paddings.append(padding)

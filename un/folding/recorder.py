@@ -71,7 +71,7 @@ class Recorder:
         """Notes that a stored tensor, or what a bias was put together from, is read other than by a linear map."""
         stored = self.catalog.find(tensor)
         numbers = self._numbers.get(tensor.untyped_storage())
-        parts = [] if numbers is None else self.catalog.list_stored(numbers)
+        parts = () if numbers is None else self.catalog.list_stored(numbers)
         for one in (*parts, *([] if stored is None else [stored])):
             self.graph.raw_reads.setdefault(one.name, reader)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from un.folding.apply import Plan
 from un.folding.frames import Form
-from un.folding.graph import Graph, LinearUse, NormCall, Sum
+from un.folding.graph import LinearUse
 
 FOLDED = "folded"
 AFFINE = "affine folded"
@@ -29,10 +26,9 @@ class FoldRow:
         norm: class and channels.
         outcome: "folded" (nothing is left), "affine folded" (weight and bias are gone, the rest of a norm that is not
             offline stays), "multiply" or "multiply-add" (a `ScaleShift` is left), "kept" (untouched).
-        rule: of the specification's section 10: R1 linear layers that read it, R2 convolutions that read it, R3 the
-            layer that feeds it, R4 as R1 where the layers that read it are the model's last, R5 as R1 where the norm
-            reads a concatenation of several positions' channels, R7 an untied output projection, R8 the stream of a
-            post-norm model, cumulative or local; empty where nothing moved.
+        rule: as in docs/folding.md: R1 linear layers that read it, R2 convolutions that read it, R3 the layer that
+            feeds it, R7 an untied output projection, R8 the stream of a post-norm model, cumulative or local; empty
+            where nothing moved.
         into: names of the weights and biases that took the map.
         stays: what stays and why, empty where nothing does.
         largest_scale: largest |scale| of the norm's own map.
@@ -88,11 +84,6 @@ class FoldReport:
         return tuple(row for row in self.rows if row.outcome != FOLDED)
 
     @property
-    def largest_scale(self) -> float:
-        """Largest |scale| of any norm's map."""
-        return max((row.largest_scale for row in self.rows), default=0.0)
-
-    @property
     def condition(self) -> float:
         """Largest condition of a product carried on in a stream; 1 where there is none."""
         return max((row.condition for row in self.rows if row.condition is not None), default=1.0)
@@ -113,7 +104,7 @@ def list_rows(plan: Plan) -> tuple[FoldRow, ...]:
 
 
 def list_notes(plan: Plan) -> tuple[str, ...]:
-    notes = [f"{name} was tied and has its own memory now" for name in plan.untied]
+    notes = [f"{name} was tied and now has its own copy" for name in plan.untied]
     notes += [f"{name} gets a bias" for name in plan.rewrite.new_biases]
     placed = zip(plan.sites, plan.forms, strict=True)
     merged = [site.name for site, form in placed if site.is_layer_scale and form is Form.BACKWARD]
@@ -139,7 +130,6 @@ def _make_row(plan: Plan, index: int) -> FoldRow:
 
 
 def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
-    """Returns the outcome of a norm and its rule; R4 and R5 are cases of R1."""
     form = plan.forms[index]
     if form is Form.KEEP:
         return (MULTIPLY_ADD if index in plan.frames.residues else KEPT), ""
@@ -154,36 +144,8 @@ def _name_outcome(plan: Plan, index: int) -> tuple[str, str]:
     if any(name in plan.untied for name in into):
         return outcome, "R7"
     uses = [source for source in plan.graph.sources if isinstance(source, LinearUse) and source.stored.name in into]
-    if uses and all(use.weight.dim() > 2 for use in uses):
-        return outcome, "R2"
-    if _is_final(plan.graph, index):
-        return outcome, "R4"
-    return outcome, "R5" if all(map(_is_concatenation, plan.solver.calls[index])) else "R1"
-
-
-def _is_final(graph: Graph, site: int) -> bool:
-    """Whether nothing comes after a norm but linear maps that read it, and sums of their outputs."""
-    of_norm, of_heads = (torch.zeros(graph.size, dtype=torch.bool) for _ in range(2))
-    for source in graph.sources[: graph.num_example_sources]:
-        if isinstance(source, NormCall) and source.site == site:
-            of_norm[source.outputs] = True
-        elif bool(of_norm.any()):
-            if not _is_head(source, of_norm, of_heads):
-                return False
-            of_heads[source.outputs] = True
-    return True
-
-
-def _is_head(source: LinearUse | NormCall | Sum, of_norm: Tensor, of_heads: Tensor) -> bool:
-    if isinstance(source, Sum):
-        return bool((of_heads[source.left] & of_heads[source.right]).all())
-    return isinstance(source, LinearUse) and source.inputs is not None and bool(of_norm[source.inputs].all())
-
-
-def _is_concatenation(call: NormCall) -> bool:
-    """Whether a norm reads several positions' channels as one row: every input code equally often, more than once."""
-    codes, counts = torch.unique(call.inputs, return_counts=True)
-    return bool(codes[0] != 0) and int(counts[0]) > 1 and bool((counts == counts[0]).all())
+    convolves = bool(uses) and all(use.weight.dim() > 2 for use in uses)
+    return outcome, "R2" if convolves else "R1"
 
 
 def _explain(plan: Plan, index: int) -> str:

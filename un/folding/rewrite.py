@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from un.folding.frames import NOBODY, Frames, is_same
-from un.folding.graph import Catalog, Graph, LinearUse, Stored
+from un.folding.graph import Graph, LinearUse, Stored
 from un.folding.solver import shift_through, spread
 
 
@@ -22,11 +22,11 @@ class Rewrite:
     touched: dict[int, list[str]] = field(default_factory=dict)  # site -> the weights and biases that took its map
 
 
-def rewrite_weights(graph: Graph, catalog: Catalog, frames: Frames) -> Rewrite:
+def rewrite_weights(graph: Graph, frames: Frames) -> Rewrite:
     """Applies frames to every weight and bias that a linear map uses; adds to `frames.blamed` what contradicts."""
-    rewriter = _Rewriter(catalog, frames)
+    rewriter = _Rewriter(frames)
     uses = [source for source in graph.sources if isinstance(source, LinearUse)]
-    names = [{use.stored.name, *(stored.name for stored in rewriter.list_biases(use))} for use in uses]
+    names = [{stored.name for stored in (use.stored, *use.biases)} for use in uses]
     changed = {name for use, of_use in zip(uses, names, strict=True) if rewriter.changes(use) for name in of_use}
     for use, of_use in zip(uses, names, strict=True):
         if not changed.isdisjoint(of_use):
@@ -45,15 +45,12 @@ class _Demand:
 
 
 class _Rewriter:
-    def __init__(self, catalog: Catalog, frames: Frames) -> None:
-        self.catalog, self.frames, self.result = catalog, frames, Rewrite()
+    def __init__(self, frames: Frames) -> None:
+        self.frames, self.result = frames, Rewrite()
         self._read_changed = (frames.scale != 1) | (frames.shift != 0)
         self._written_changed = (frames.row_scale != 1) | (frames.row_shift != 0)
         self._demands: dict[str, _Demand] = {}
         self._bias_codes: dict[str, list[Tensor]] = {}  # module that gets a bias -> codes whose frames ask for it
-
-    def list_biases(self, use: LinearUse) -> list[Stored]:
-        return [] if use.bias is None else self.catalog.list_stored(use.bias)
 
     def changes(self, use: LinearUse) -> bool:
         """Whether frames ask anything new of a linear map."""
@@ -88,7 +85,7 @@ class _Rewriter:
             return self._grow_bias(use, added, codes)
         names = []
         numbers = use.bias.to(scale.device)
-        for stored in self.list_biases(use):
+        for stored in use.biases:
             if stored.persistent:
                 mine = stored.holds(numbers)
                 positions = numbers[mine] - stored.base

@@ -62,7 +62,7 @@ def find_scaled_axis(module: nn.Module) -> int | None:
     """Returns the axis (-1, 1 or -2) along which a module multiplies by one parameter per channel, and does no more.
 
     LayerScales have no class or attribute in common, so a copy of every module with one vector and nothing else is
-    asked: with a random vector, only a plain multiplication gives the product.
+    probed: with a random vector, only a plain multiplication gives the product.
     """
     vectors = list(module.parameters())
     if [vector.dim() for vector in vectors] != [1] or any(True for _ in (*module.buffers(), *module.children())):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from un.folding.frames import NOBODY, Fill, Form, Frames, is_same
-from un.folding.graph import Catalog, Graph, LinearUse, Meeting, Need, NormCall, Padding, Read, Sum
+from un.folding.graph import Graph, LinearUse, Meeting, Need, NormCall, Padding, Read, Sum
 from un.folding.sites import FoldSite
 
 MAX_CONDITION = 1e4  # of a scale carried through a residual stream, spec R8
@@ -25,7 +25,6 @@ class Solver:
 
     Args:
         graph: from a trace.
-        catalog: of the traced model's stored tensors.
         sites: the norms, in the numbering of the graph.
         max_condition: largest max|scale| / min|scale| carried through a residual stream; 1 carries none.
 
@@ -34,10 +33,8 @@ class Solver:
         forms: that each site can try, best first.
     """
 
-    def __init__(
-        self, graph: Graph, catalog: Catalog, sites: Sequence[FoldSite], max_condition: float = MAX_CONDITION
-    ) -> None:
-        self.graph, self.catalog, self.sites, self.max_condition = graph, catalog, sites, max_condition
+    def __init__(self, graph: Graph, sites: Sequence[FoldSite], max_condition: float) -> None:
+        self.graph, self.sites, self.max_condition = graph, sites, max_condition
         self.calls: list[list[NormCall]] = [[] for _ in sites]
         self._read_by_norm = torch.full((graph.size,), NOBODY)
         flags = torch.zeros(4, graph.size, dtype=torch.bool)
@@ -49,7 +46,7 @@ class Solver:
         graph, several = self.graph, len(self.sites)
         for source in graph.sources:
             if isinstance(source, LinearUse):
-                self._from_linear[source.outputs] = has_home(source, self.catalog) | (source.bias is None)
+                self._from_linear[source.outputs] = has_home(source) | (source.bias is None)
                 if source.inputs is not None:
                     self._read_by_linear[source.inputs] = True
             elif isinstance(source, NormCall):
@@ -166,7 +163,7 @@ class Solver:
 
     def _place_linear(self, use: LinearUse, frames: Frames, free: Tensor) -> None:
         """Leaves in the output what a shift of the input adds where no stored bias can take it away."""
-        homeless = ~has_home(use, self.catalog)
+        homeless = ~has_home(use)
         if use.inputs is None or not bool(homeless.any()) or bool((frames.shift[use.inputs] == 0).all()):
             return
         weight = use.weight.cpu().double()
@@ -247,12 +244,12 @@ def _check_meeting(meeting: Meeting, frames: Frames) -> None:
     frames.blame(torch.cat((left[~same], right[~same])), f"the {meeting.reader} treats it and other values alike")
 
 
-def has_home(use: LinearUse, catalog: Catalog) -> Tensor:
+def has_home(use: LinearUse) -> Tensor:
     """For each output of a linear map, whether a stored bias can take what a shift of the input adds to it."""
     if use.bias is None:
         return torch.full((use.size,), use.takes_bias)
     home = torch.zeros(use.size, dtype=torch.bool)
-    for stored in catalog.list_stored(use.bias):
+    for stored in use.biases:
         if stored.persistent:
             home |= stored.holds(use.bias)
     return home

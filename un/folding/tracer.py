@@ -39,8 +39,8 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves; which of th
 def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs) -> Graph:
     """Runs a disposable copy of a model and records what its channels meet.
 
-    Besides the example, the model is run on inputs of other sizes, and as if each of the first truth values that it
-    asks for were the other; a run that ends in an error counts for nothing.
+    Besides the example, the model is run on inputs of other sizes, and once more for each of the first truth values
+    that it asks for, with the opposite answer; a run that ends in an error counts for nothing.
 
     Args:
         model: the copy, of inference tensors, in evaluation mode; its modules' `forward` are replaced.
@@ -54,7 +54,6 @@ def trace(model: nn.Module, sites: Sequence[FoldSite], inputs: Inputs) -> Graph:
     torch.backends.mha.set_fastpath_enabled(False)  # it runs a whole attention, or a whole layer, as one operation
     try:
         _run(tracer, model, inputs)
-        graph.num_example_sources = len(graph.sources)
         num_decisions = tracer.num_decisions
         for variant in inputs.list_variants():
             _try(tracer, model, variant)

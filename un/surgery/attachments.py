@@ -1,4 +1,4 @@
-"""What belongs to a module and is not written in its forward: hooks, computed weights, and fused kernels around it."""
+"""Handles what surrounds the forward of a module: hooks, computed weights and fused kernels."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def measure(
 ) -> NormTraits:
     """Measures a norm over channels: its axis, scale and shift.
 
-    A copy with random parameters is asked first, because those of the moment may hide a part of what it does.
+    A copy with random parameters is probed first, because the present ones may hide part of what it does.
 
     Args:
         module: anything; it is left as it is.
@@ -129,7 +129,7 @@ def _measure(
             return dataclasses.replace(
                 traits, scale=weight if keeps_weight else scale, shift=bias if keeps_bias else shift
             )
-    raise ProbeError("does with its present parameters something else than with others", is_other=True)
+    raise ProbeError("does something else with its present parameters than with random ones", is_other=True)
 
 
 def _fit(normalized: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float] | None:

@@ -130,7 +130,7 @@ def find_axis(
             if explains(x.movedim(axis, -1), y.movedim(axis, -1)):
                 inputs[axis] = x
     if not taken:
-        reason = probe.error or "what it gives has another shape or type"
+        reason = probe.error or "its output has another shape or type"
         raise ProbeError(f"takes no input of {num_channels} channels in any layout ({reason})")
     if not all(taken.values()):
         raise ProbeError(f"does not {action}", is_other=True)

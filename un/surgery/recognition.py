@@ -26,7 +26,7 @@ from un.surgery.layout import ChannelFirst, find_inner
 from un.surgery.measurement import NORMALIZERS, SATURATION, Normalizer, NormTraits, measure
 from un.surgery.probing import Probe, ProbeError, compare
 
-TORCH = "torch."  # its modules without normalized_shape are known to be no norms over channels
+TORCH = "torch."  # none of its modules without normalized_shape is a norm over channels
 OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 NAME_OF_NORM = re.compile(r"norm(layer|zero|gated|fp\d+|\d\w*)?$", re.IGNORECASE)
 UNKNOWN_SIZE = 8  # channels of the inputs for a module without parameters that tell their number
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def recognize_norm(module: nn.Module) -> NormTraits | None:
-    """Returns what is known of a module that is a norm over channels, or looks like one; None of any other."""
+    """Returns what is known of a module that is a norm over channels, or looks like one; None for any other."""
     if isinstance(module, ChannelFirst):
         inner = recognize_norm(module.norm)
         return None if inner is None else dataclasses.replace(inner, axis=module.axis)
@@ -68,7 +68,7 @@ def walk_norms(
 
     Args:
         model: is not a norm itself.
-        recognize: says something of a norm and None of other modules, as `recognize_norm` does.
+        recognize: returns something for a norm and None for other modules, as `recognize_norm` does.
     """
     found: dict[nn.Module, T] = {}
     names: dict[nn.Module, list[str]] = {}
@@ -126,7 +126,7 @@ def _recognize_claimed(module: nn.Module, num_channels: int) -> NormTraits:
 
 
 def _recognize_unclaimed(module: nn.Module) -> NormTraits | None:
-    """Recognises a norm without `normalized_shape` by measurement, and by name what may be one but does not answer."""
+    """Recognises a norm without `normalized_shape` by measurement, or by its name where it cannot be measured."""
     is_called_norm = NAME_OF_NORM.search(parametrize.type_before_parametrizations(module).__name__) is not None
     children = _list_children(module)
     if children and (not is_called_norm or any(map(_holds_norm, children.values()))):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from un.norms.core.base import Norm
 from un.surgery.attachments import avoid_fused_kernels, carry_hooks, list_computed_weights
@@ -21,10 +21,12 @@ from un.surgery.measurement import NormTraits
 from un.surgery.recognition import is_norm, recognize_norm
 from un.surgery.sites import Globs, NormFactory, Site, assign_factories, find_sites
 
+NEUTRAL = {"weight": 1.0, "bias": 0.0}
+
 
 @dataclass(frozen=True)
 class SurgeryRow:
-    """One line of the report: a site's dotted name, its norm before and after (the same where it is kept)."""
+    """One line of the report: a site's dotted name, its norm before, and the new one or "kept"."""
 
     site: str
     old: str
@@ -46,8 +48,7 @@ class SurgeryReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        kept = [SurgeryRow(row.site, row.old, "kept") for row in self.kept]
-        table = [SurgeryRow("site", "old", "new"), *self.rows, *kept]
+        table = [SurgeryRow("site", "old", "new"), *self.rows, *self.kept]
         site_width, old_width = max(len(row.site) for row in table), max(len(row.old) for row in table)
         lines = [f"{row.site:{site_width}}  {row.old:{old_width}}  {row.new}" for row in table]
         return "\n".join([*lines, *self.notes, f"{len(self.rows)} norms replaced, {len(self.kept)} kept"])
@@ -101,7 +102,7 @@ def replace_norms(
     for site in sites:
         old, new = _describe(site.norm, site.traits), new_norms.get(site.names)
         if new is None:
-            kept += [SurgeryRow(name, old, old) for name in site.names]
+            kept += [SurgeryRow(name, old, "kept") for name in site.names]
         else:
             rows += [SurgeryRow(name, old, _describe(new)) for name in site.names]
         notes += [f"{name} and {site.names[0]} are one shared norm" for name in site.names[1:]]
@@ -112,7 +113,7 @@ def replace_norms(
             for name in site.names:
                 model.set_submodule(name, new)
     for name, change in avoid_fused_kernels(model, set(new_norms.values())):
-        notes.append(f"{name}: {change}, its fused kernel would bypass the new norms")
+        notes.append(f"{name}: {change}, because its fused kernel would bypass the new norms")
     return SurgeryReport(tuple(rows), tuple(kept), tuple(notes))
 
 
@@ -137,9 +138,9 @@ def _build_norm(site: Site, norm_factory: NormFactory, model: nn.Module, carry_a
     if not traits.has_affine:
         options["affine"] = False
     new = norm_factory(traits.num_features, **options)
-    measured = None if isinstance(new, Norm) else recognize_norm(new)
+    measured = recognize_norm(new)
     if measured is not None and measured.axis != -1:
-        raise ValueError(f"norm_factory must build norms over the last axis, {type(new).__name__} is over another")
+        raise ValueError(f"norm_factory must build norms over the last axis, but {type(new).__name__} is over another")
     if carry_affine:
         try:
             _carry_affine(traits, new)
@@ -166,45 +167,34 @@ def _read_device_and_dtype(*modules: nn.Module) -> dict[str, Any]:
 
 
 def _carry_affine(traits: NormTraits, new: nn.Module) -> None:
-    """Copies scale and shift into weight and bias of a new norm over the last axis, and checks that they do the same.
+    """Copies scale and shift into weight and bias of a new norm over the last axis, and measures that it applies them.
 
     Raises:
         ValueError: what cannot be carried, as the end of a sentence.
     """
-    for name, value, neutral in (("weight", traits.scale, 1.0), ("bias", traits.shift, 0.0)):
+    wanted = {"weight": traits.scale, "bias": traits.shift}
+    given = {name: value for name, value in wanted.items() if value is not None and not value.is_meta}
+    for name, value in given.items():
         target = getattr(new, name, None)
-        if value is None or value.is_meta:
-            continue
         if target is not None:
-            with torch.no_grad():
-                target.copy_(value)
-            if not torch.equal(getattr(new, name), value.to(target)):  # it is computed from other tensors
-                raise ValueError(f"{type(new).__name__} does not keep the {name} that it is given")
-        elif bool((value != neutral).any()):
-            raise ValueError(
-                f"{type(new).__name__} has no {name} to take the {name} of what it replaces, which is not {neutral:g} "
-                "everywhere"
-            )
-    measured = None if isinstance(new, Norm) else recognize_norm(new)
-    if measured is not None and not measured.obstacle:
-        _check_same(new, "weight", measured.scale)
-        _check_same(new, "bias", measured.shift)
-
-
-def _check_same(norm: nn.Module, name: str, measured: Tensor | None) -> None:
-    """Raises where what a norm does is not what its parameter says, as in one that scales by weight + 1."""
-    value = getattr(norm, name, None)
-    if value is None or measured is None:
+            given[name] = target.data.copy_(value)
+        elif bool((value != NEUTRAL[name]).any()):
+            raise ValueError(f"{type(new).__name__} has no {name} to take that of what it replaces")
+    measured = recognize_norm(new)
+    if measured is None or measured.obstacle:
         return
-    # Estimates of the variance, biased or not, make scales that differ by less than 1 / C.
-    if not torch.allclose(measured, value.detach().cpu().double().flatten(), rtol=1 / len(measured)):
-        raise ValueError(f"the {name} of {type(norm).__name__} is not what it multiplies by or adds")
+    for name, applied in (("weight", measured.scale), ("bias", measured.shift)):
+        if applied is not None and name in given:
+            value = given[name].cpu().flatten()
+            # Estimates of the variance, biased or not, make scales that differ by less than 1 / C.
+            if not torch.allclose(applied.cpu().to(value), value, rtol=1 / len(value)):
+                raise ValueError(f"{type(new).__name__} does not apply the {name} that it is given")
 
 
 def _carry_attachments(site: Site, new: nn.Module) -> Iterator[str]:
     """Moves hooks to a new norm; yields notes on them and on computed weights."""
     for weight, kind in list_computed_weights(site.norm):
-        yield f"{site.names[0]}: {kind} of {weight} is gone, the new norm's {weight} is a parameter"
+        yield f"{site.names[0]}: {kind} of {weight} is gone; the new norm's {weight} is a parameter"
     for change in carry_hooks(site.norm, new):
         yield f"{site.names[0]}: {change}"
 
