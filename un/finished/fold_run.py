@@ -142,14 +142,8 @@ def list_changes(model: nn.Module, folded: nn.Module) -> dict[str, Any]:
 def apply_changes(model: nn.Module, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Gives a model the form of the folded one, whose values are in `state`."""
     for name, kind in changes["replaced"].items():
-<<<<<<< HEAD
-        parent, attribute = find_parent(model, name)
-        tensors = [state.get(f"{name}.{part}") for part in ("scale", "shift")] if kind == "ScaleShift" else []
-        setattr(parent, attribute, STAND_INS[kind](*tensors).train(getattr(parent, attribute).training))
-=======
         tensors = [state.get(f"{name}.{part}") for part in ("scale", "shift")] if kind == "ScaleShift" else []
         model.set_submodule(name, STAND_INS[kind](*tensors).train(model.get_submodule(name).training))
->>>>>>> folding-2
     for name in changes["removed"]:
         parent, attribute = find_parent(model, name)
         if attribute in parent._parameters:
