@@ -122,10 +122,6 @@ def require_split(names: Collection[str], path: str, *wanted: str) -> str:
     return found
 
 
-def is_usual_split(name: str) -> bool:
-    return any(name.lower() in spellings for spellings in USUAL_SPLITS)
-
-
 class Sampler(Protocol):
     """Knows what the batches of an epoch are made of; every epoch has the same number of batches."""
 

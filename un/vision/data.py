@@ -1,12 +1,8 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
-import itertools
 import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from datasets import DatasetDict
@@ -89,8 +85,6 @@ class ImageDataModule(ResumableDataModule):
         if (self.val_split is None) == (self.val_size is None):
             given = f"data.val_split={self.val_split} and data.val_size={self.val_size}"
             raise ValueError(f"give one of {given}, the other null")
-        if self.num_workers and isinstance(self.transform, BatchTransform):
-            warnings.warn(f"data.num_workers={self.num_workers} has no effect: the images are in memory", stacklevel=4)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks all splits, once; with a preprocessor that was given, each when it is first asked for.
@@ -222,18 +216,3 @@ class ImageDataModule(ResumableDataModule):
         if isinstance(self.transform, BatchTransform):
             return MemoryBatches(split, self.transform, mode)
         return WorkerBatches(split, self.transform, mode, num_workers)
-
-
-def measure_loader(datamodule: ImageDataModule, num_batches: int) -> float:
-    """Returns the training images per second that the loader delivers, after one batch that is not timed."""
-    batches = repeat_epochs(datamodule.train_dataloader())
-    next(batches)
-    start = perf_counter()
-    num_images = sum(len(images) for images, _ in itertools.islice(batches, num_batches))
-    return num_images / (perf_counter() - start)
-
-
-def repeat_epochs(loader: BatchLoader) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
-        yield from loader
