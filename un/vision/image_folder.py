@@ -10,9 +10,11 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from un.datasets import find_split
@@ -51,7 +53,7 @@ def read_class_folders(
             raise ValueError(f"{root / name} holds no images in class folders, {name}/<class>/<image>")
     check_classes(root, filled)
     return datasets.DatasetDict(
-        {name: pack_files(classes, image_column, label_column) for name, classes in filled.items()}
+        {name: pack_classes(classes, image_column, label_column) for name, classes in filled.items()}
     )
 
 
@@ -109,10 +111,17 @@ def check_classes(root: Path, contents: Mapping[str, Mapping[str, list[str]]]) -
             )
 
 
-def pack_files(classes: Mapping[str, list[str]], image_column: str, label_column: str) -> datasets.Dataset:
+def pack_classes(classes: Mapping[str, list[str]], image_column: str, label_column: str) -> datasets.Dataset:
     """Returns a data set of files, in the order of classes and names."""
     names = sorted(classes)
-    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(names=names)})
     files = [file for name in names for file in classes[name]]
     labels = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-    return datasets.Dataset.from_dict({image_column: files, label_column: labels}, features=features)
+    return pack_images(files, labels, names, image_column, label_column)
+
+
+def pack_images(
+    images: Sequence[Any], labels: NDArray[np.int64], names: Sequence[str], image_column: str, label_column: str
+) -> datasets.Dataset:
+    """Returns a data set of paths or arrays, (H, W) or (H, W, 3) each, with class numbers and the classes' names."""
+    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(names=[*names])})
+    return datasets.Dataset.from_dict({image_column: [*images], label_column: labels}, features=features)

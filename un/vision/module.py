@@ -68,10 +68,7 @@ class ImageClassification(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"task.label_smoothing={label_smoothing} must be between 0 and 1")
-        if ema_decay is not None and not 0 <= ema_decay <= 1:
-            raise ValueError(f"task.ema_decay={ema_decay} must be between 0 and 1, or null")
+        _check_shares({"label_smoothing": label_smoothing, "ema_decay": 0.0 if ema_decay is None else ema_decay})
         num_classes: Any = model.num_classes
         self.label_smoothing = label_smoothing
         self.mixup = None
@@ -188,42 +185,39 @@ class ImageClassification(lightning.LightningModule):
             self.ema.update(self.model)
 
 
-def _build_mixup(**arguments: Any) -> Mixup:
-    """Builds timm's Mixup, which looks at its arguments only when it mixes.
+def _check_shares(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"task.{name}={value} must be between 0 and 1")
 
-    Raises:
-        ValueError: for an unknown name, or a value that it cannot use.
-    """
+
+def _build_mixup(**arguments: Any) -> Mixup:
+    """Builds timm's Mixup, which looks at its arguments only when it mixes."""
     try:
         mixup = Mixup(**arguments)
         right = mixup.mixup_alpha >= 0 and mixup.cutmix_alpha >= 0 and mixup.mixup_alpha + mixup.cutmix_alpha > 0
-        right = right and 0 <= mixup.mix_prob <= 1 and 0 <= mixup.switch_prob <= 1
     except (AssertionError, TypeError) as error:
         raise ValueError(f"task.mixup: {error}") from error
     if not right:
         raise ValueError(
             f"task.mixup needs mixup_alpha={mixup.mixup_alpha} and cutmix_alpha={mixup.cutmix_alpha} of at least 0, "
-            f"not both 0, and prob={mixup.mix_prob} and switch_prob={mixup.switch_prob} between 0 and 1"
+            "not both 0"
         )
+    _check_shares({"mixup.prob": mixup.mix_prob, "mixup.switch_prob": mixup.switch_prob})
     if mixup.mode not in MIXUP_MODES:
         raise ValueError(f"task.mixup.mode={mixup.mode} must be one of {', '.join(MIXUP_MODES)}")
     return mixup
 
 
 def _build_erasing(**arguments: Any) -> RandomErasing:
-    """Builds timm's RandomErasing, which takes any number for a probability.
-
-    Raises:
-        ValueError: for an unknown name, or a value that it cannot use.
-    """
+    """Builds timm's RandomErasing, which takes any number for a probability."""
     if arguments.get("mode", "const") not in ERASING_MODES:
         raise ValueError(f"task.random_erasing.mode={arguments['mode']} must be one of {', '.join(ERASING_MODES)}")
     try:
         erasing = RandomErasing(**arguments, device="cpu")
     except TypeError as error:
         raise ValueError(f"task.random_erasing: {error}") from error
-    if not 0 <= erasing.probability <= 1:
-        raise ValueError(f"task.random_erasing.probability={erasing.probability} must be between 0 and 1")
+    _check_shares({"random_erasing.probability": erasing.probability})
     return erasing
 
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 FILE = "images.json"
 UNKNOWN = -1
-SHOWN_NAMES = 10
+MOST_SHOWN = 100  # characters of class names in a message
 log = logging.getLogger(__name__)
 
 
@@ -33,20 +34,14 @@ class ImagePreprocessor:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: where the file is missing or damaged.
-        """
+        """Reads what `save` wrote; a ValueError says where it is missing or damaged."""
         path = folder / FILE
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; a run on images keeps the names of its classes there")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = None if content["label_names"] is None else tuple(content["label_names"])
             return cls(content["num_classes"], names, tuple(content["mean"]), tuple(content["std"]))
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from None
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is missing or damaged ({error})") from None
 
     def explain_difference(self, other: Self) -> str:
         """Says what this one has instead of what the other has; the first of several differences."""
@@ -82,10 +77,9 @@ class ImagePreprocessor:
         found: NDArray[np.int64] = numbers[labels]
         if UNKNOWN in found:
             name = label_names[labels[np.argmax(found == UNKNOWN)]]
-            more = " and more" if len(known) > SHOWN_NAMES else ""
+            shown = shorten(", ".join(known), MOST_SHOWN)
             raise ValueError(
-                f"{title} has examples of class {name!r}, which the model does not know; it knows "
-                f"{', '.join(known[:SHOWN_NAMES])}{more}"
+                f"{title} has examples of class {name!r}, which the model does not know; it knows {shown}"
             )
         log.info("classes of %s are found by their names, as they are numbered otherwise than the model's", title)
         return found
