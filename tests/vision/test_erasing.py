@@ -14,7 +14,7 @@ from un.vision.transforms import ImageTransform
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"}
 ERASING = {"probability": 0.25, "mode": "pixel", "max_count": 1}
-BATCH, SIZE, NUM_BATCHES = 32, 64, 60
+BATCH, SIZE, NUM_BATCHES = 32, 32, 60
 MEAN_AREA = (0.02 + 1 / 3) / 2  # timm draws the erased area evenly between these shares
 
 
@@ -75,11 +75,8 @@ def test_images_that_are_erased_first_show_more_and_weaker_noise():
 
 
 def test_without_mixing_the_images_are_erased_too():
-    shown = show(random_erasing=ERASING | {"probability": 1.0})
-    images, _, strength = measure(shown)
+    images, _, strength = measure(show(random_erasing=ERASING | {"probability": 1.0}))
     assert (images, strength) == (1.0, pytest.approx(1.0, abs=0.01))
-    assert torch.equal(shown, show(random_erasing=ERASING | {"probability": 1.0}))  # of the global random states only
-    assert not show().any()
 
 
 def test_a_transform_leaves_erasing_to_the_task_when_told():
@@ -88,16 +85,3 @@ def test_a_transform_leaves_erasing_to_the_task_when_told():
         return [type(step).__name__ for step in transform.train.transforms]
 
     assert list_steps() == [*list_steps(re_after_mixing=True), "RandomErasing"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"probability": 1.5}, r"task.random_erasing.probability=1.5 must be between 0 and 1"),
-        ({"mode": "noise"}, r"task.random_erasing.mode=noise must be one of const, rand, pixel"),
-        ({"prob": 0.5}, r"task.random_erasing: .*'prob'"),
-    ],
-)
-def test_values_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ImageClassification(Recorder(), lambda model: None, random_erasing=options)
