@@ -78,8 +78,6 @@ class ImagePreprocessor:
         if UNKNOWN in found:
             name = label_names[labels[np.argmax(found == UNKNOWN)]]
             shown = shorten(", ".join(known), MOST_SHOWN)
-            raise ValueError(
-                f"{title} has examples of class {name!r}, which the model does not know; it knows {shown}"
-            )
+            raise ValueError(f"{title} has examples of class {name!r}, which the model does not know; it knows {shown}")
         log.info("classes of %s are found by their names, as they are numbered otherwise than the model's", title)
         return found
