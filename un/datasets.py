@@ -36,9 +36,7 @@ def derive_seed(*numbers: int) -> int:
 def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict:
     """Reads all splits of a hub id or a local folder.
 
-    Args:
-        path: see above.
-        configs: of a data set that has several configurations, the first of these is taken.
+    Of a data set that has several configurations, the first of `configs` is taken.
 
     Raises:
         ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
@@ -95,11 +93,7 @@ def link_folder(path: str) -> str:
 
 
 def find_split(names: Collection[str], *wanted: str) -> str | None:
-    """Returns the first split wanted that is there, under this name or else a usual one, as `val` for `validation`.
-
-    Raises:
-        ValueError: where there are several others.
-    """
+    """Returns the first split wanted that is there, under this name or else a usual one, as `val` for `validation`."""
     for split in wanted:
         spellings = next((spellings for spellings in USUAL_SPLITS if split in spellings), ())
         found = [split] if split in names else [name for name in names if name.lower() in spellings]
@@ -111,11 +105,7 @@ def find_split(names: Collection[str], *wanted: str) -> str | None:
 
 
 def require_split(names: Collection[str], path: str, *wanted: str) -> str:
-    """Returns what `find_split` does.
-
-    Raises:
-        ValueError: where there is no such split in the data at `path`, or there are several.
-    """
+    """Returns what `find_split` does, or raises a ValueError where there is no such split in the data at `path`."""
     found = find_split(names, *wanted)
     if found is None:
         raise ValueError(f"no split {wanted[-1]!r} in {path}; there are {', '.join(names)}")
@@ -168,11 +158,7 @@ class BatchLoader:
         return {"epoch": self._epoch, "batch": self._position, "num_batches": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lets the next iterator, if it is of the same epoch, start where the state was taken.
-
-        Raises:
-            ValueError: where the state is of a loader with another number of batches.
-        """
+        """Lets the next iterator, if it is of the same epoch, start where the state was taken."""
         if state["num_batches"] != len(self):
             raise ValueError(
                 f"the checkpoint was written with {state['num_batches']} batches per epoch, this run has {len(self)}; "

@@ -72,7 +72,7 @@ def test_agrees_with_the_official_code(name):
     assert_relatively_close(images.grad, golden["grad_x"])
 
 
-def test_sizes_are_the_published_ones():
+def test_has_the_published_size():
     with torch.device("meta"):
         models = {name: timm.create_model(name) for name in timm.list_models("t2t_vit_*")}
     sizes = {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in models.items()}

@@ -31,9 +31,6 @@ class EpochSampler:
     cards, to the processes of its first batch, then to those of the next: accumulated batches are made as those of as
     many more processes would be. The last batch, and so the last update, may be incomplete. Evaluation: every example
     once, in order, in batches of nearly equal size, so that all processes have the same number of batches.
-
-    Raises:
-        ValueError: for too few examples for one batch per process.
     """
 
     num_examples: int
@@ -99,13 +96,7 @@ class EpochSampler:
 
 
 class MemoryBatches:
-    """Batches cut from a decoded split in memory and augmented as a whole, without worker processes.
-
-    Args:
-        split: decoded here, once.
-        transform: takes the batch and a generator (none in evaluation).
-        mode: Pillow's mode that images are converted to.
-    """
+    """Batches cut from a split, decoded once, and augmented as a whole, without worker processes."""
 
     def __init__(self, split: ImageSplit, transform: BatchTransform, mode: str) -> None:
         self.images = split.decode_all(mode)
@@ -127,12 +118,6 @@ class WorkerBatches(Dataset):
     """Batches of images that are decoded and augmented one by one in worker processes.
 
     An image is augmented by (seed, epoch, place in the epoch) only, whichever process makes it.
-
-    Args:
-        split: read at each access.
-        transform: takes a Pillow image.
-        mode: Pillow's mode that images are converted to.
-        num_workers: worker processes; 0 works in the calling process.
     """
 
     def __init__(self, split: ImageSplit, transform: ImageTransform, mode: str, num_workers: int) -> None:

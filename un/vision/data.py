@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ImageDataModule(ResumableDataModule):
-    """Train, validation and test images with labels, in batches.
-
-    Raises:
-        ValueError: for arguments that contradict each other; from `setup`, for bad data.
-    """
+    """Train, validation and test images with labels, in batches."""
 
     path: str | None  # hub id, local folder, `sklearn-digits`, or None: generated images of the right shape and classes
     transform: BatchTransform | ImageTransform  # keeps the images in memory, or reads them in worker processes
@@ -125,11 +121,7 @@ class ImageDataModule(ResumableDataModule):
         return self._preprocessor
 
     def use_preprocessor(self, preprocessor: ImagePreprocessor) -> None:
-        """Numbers classes as this one from now on; each split is read when it is first asked for.
-
-        Raises:
-            ValueError: where the transform normalises otherwise.
-        """
+        """Numbers classes as this one from now on; each split is read when it is first asked for."""
         trained = preprocessor.mean, preprocessor.std
         if self.transform.statistics != trained:
             mean, std = self.transform.statistics

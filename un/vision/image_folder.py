@@ -93,11 +93,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def check_classes(root: Path, contents: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Checks that every split has images of the same classes.
-
-    Raises:
-        ValueError: where they have not.
-    """
+    """Checks that every split has images of the same classes."""
     for split, classes in contents.items():
         for name, files in classes.items():
             if not files:

@@ -34,22 +34,6 @@ class ImageClassification(lightning.LightningModule):
 
     Gradients are those of the mean over all images of an update, however these fall into accumulated batches, of which
     the last update of an epoch may have fewer.
-
-    Args:
-        model: maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
-        optimizer: makes the optimizer from the model.
-        scheduler: makes a timm scheduler from optimizer, number of updates and updates per epoch; None keeps the rate.
-        mixup: arguments of `timm.data.Mixup`; None is off. It draws from numpy's global random state.
-        random_erasing: arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast
-            loader; None is off. `data.transform.re_prob` erases single images, which are mixed afterwards. It draws
-            from the global random states of Python and torch.
-        label_smoothing: share of the target that is spread evenly over the classes.
-        ema_decay: of the moving average of parameters and buffers after each update; integer buffers are copied. None
-            is off.
-        evaluate_ema: whether the moving average, if there is one, is validated and tested.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     monitor = "val/acc1"
@@ -57,14 +41,16 @@ class ImageClassification(lightning.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # maps images (B, C, S, S) to logits (B, K), with K as `num_classes`
         optimizer: Callable[[nn.Module], Optimizer],
-        scheduler: Callable[..., Scheduler] | None = None,
-        mixup: dict[str, Any] | None = None,
+        scheduler: Callable[..., Scheduler] | None = None,  # of optimizer, number of updates, and updates per epoch
+        mixup: dict[str, Any] | None = None,  # arguments of `timm.data.Mixup`, which draws from numpy's global state
+        # Arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast loader;
+        # `data.transform.re_prob` erases single images, which are mixed afterwards.
         random_erasing: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
-        ema_decay: float | None = None,
-        evaluate_ema: bool = True,
+        ema_decay: float | None = None,  # of the average of parameters and buffers; integer buffers are copied
+        evaluate_ema: bool = True,  # validates and tests the average, if there is one
     ) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler

@@ -162,11 +162,7 @@ def generate_source(
 def open_split(
     source: datasets.DatasetDict, name: str, image_column: str, label_column: str, num_classes: int, path: str
 ) -> ImageSplit:
-    """Checks one split and returns it.
-
-    Raises:
-        ValueError: for a missing split or column, no image column, an empty split, or a label outside the classes.
-    """
+    """Returns one split after checking its columns and labels."""
     name = require_split(source, path, name)
     dataset, title = source[name], f"{name} of {path}"
     for column in (image_column, label_column):
