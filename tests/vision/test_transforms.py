@@ -80,11 +80,3 @@ def test_crops_and_flips_with_the_published_ranges(recipe):
     assert (crop.scale, crop.ratio) == ((0.08, 1.0), pytest.approx((3 / 4, 4 / 3)))
     assert crop.size == (224, 224)
     assert flip.p == 0.5
-
-
-def test_training_of_single_images_is_random_and_takes_any_timm_argument():
-    image = Image.fromarray(draw(1, size=64)[0].permute(1, 2, 0).numpy())
-    transform = ImageTransform(32, auto_augment="rand-m9-mstd0.5-inc1", re_prob=1.0, re_mode="pixel")
-    assert [type(step).__name__ for step in transform.train.transforms][-1] == "RandomErasing"
-    assert not torch.equal(transform(image, training=True), transform(image, training=True))
-    assert transform(image, training=True).shape == (3, 32, 32)

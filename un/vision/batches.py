@@ -53,17 +53,14 @@ class EpochSampler:
         unit = step_size if self.drop_last else self.world_size
         self.num_used = self.num_examples // unit * unit if self.training else self.num_examples
         self.num_batches = math.ceil(self.num_used / step_size)
-        needed = self.num_batches * self.world_size
-        if self.training:
-            needed = step_size * (math.ceil(self.num_repeats / self.world_size) - 1) + unit
-            incomplete = self.num_batches % self.accumulation
-            if incomplete * self.world_size < self.num_repeats:  # too few batches to deal the copies to
-                self.num_batches -= incomplete
-                self.num_used = min(self.num_used, self.num_batches * step_size)
-        if self.num_examples < needed:
+        incomplete = self.num_batches % self.accumulation
+        if self.training and incomplete * self.world_size < self.num_repeats:  # too few batches to deal the copies to
+            self.num_batches -= incomplete
+            self.num_used = min(self.num_used, self.num_batches * step_size)
+        if not 0 < self.num_batches * self.world_size <= self.num_examples:
             raise ValueError(
                 f"{self.num_examples} examples are too few for data.batch_size={self.batch_size} on "
-                f"{self.world_size} process(es); at least {needed} are needed"
+                f"{self.world_size} process(es)"
             )
 
     def set_epoch(self, epoch: int) -> None:
