@@ -39,12 +39,12 @@ def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict
     Of a data set that has several configurations, the first of `configs` is taken.
 
     Raises:
-        ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
+        ValueError: where neither this machine nor the hub has it, or the folder holds no data set.
     """
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # they would fill a log and precede the line of a mistake
+        datasets.disable_progress_bars()  # they would clutter logs and precede an error message
     try:
         return read_splits(path, configs)
     except Exception as error:
@@ -73,9 +73,8 @@ def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(path)
     except ValueError as error:
-        if not str(error).startswith("Config name is missing"):
-            raise
-        available = datasets.get_dataset_config_names(path)
+        is_choice = str(error).startswith("Config name is missing")
+        available = datasets.get_dataset_config_names(path) if is_choice else []
         chosen = next((config for config in configs if config in available), None)
         if chosen is None:
             raise
@@ -169,7 +168,7 @@ class BatchLoader:
 
 
 class ResumableDataModule(lightning.LightningDataModule, ABC):
-    """Splits `train`, `val` and `test` whose training loader resumes where a checkpoint was written."""
+    """Splits `train`, `val` and `test`, with a training loader that resumes where a checkpoint was written."""
 
     _train_loader: BatchLoader | None = None
     _train_state: dict[str, Any] | None = None  # for the next training loader

@@ -77,7 +77,7 @@ def test_classes_are_found_by_name(make_data, tmp_path, caplog, names, labels, e
     data.use_preprocessor(TRAINED)
     assert read_labels(data) == expected
     assert data.model_arguments()["num_classes"] == 3
-    assert ("does not name its classes: they are taken to be numbered" in caplog.text) == (names is None)
+    assert ("does not name its classes; assuming" in caplog.text) == (names is None)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ class EpochSampler:
     """Which examples make up the batches of an epoch, for one of `world_size` processes.
 
     Training: a permutation per epoch, cut into updates of B x accumulation x world_size. Each update is dealt out like
-    cards, to the processes of its first batch, then to those of the next: accumulated batches are made as those of as
-    many more processes would be. The last batch, and so the last update, may be incomplete. Evaluation: every example
-    once, in order, in batches of nearly equal size, so that all processes have the same number of batches.
+    cards, to the processes of its first batch, then to those of the next: accumulated batches equal those of additional
+    processes. The last batch, and so the last update, may be incomplete. Evaluation: every example once, in order, in
+    batches of nearly equal size, so that all processes have the same number of batches.
     """
 
     num_examples: int
@@ -39,10 +39,10 @@ class EpochSampler:
     training: bool
     seed: int = 0  # of the permutations
     # Repeated augmentation (arXiv 1902.05509, in the form of DeiT's `RASampler`): each example comes this often in a
-    # row, so that its copies are dealt to different batches of an update, one at most to each. The epoch keeps its
-    # length, but for a last update of fewer batches than copies.
+    # row, so that its copies are dealt to different batches of an update. The epoch keeps its length, except that a
+    # last update with fewer batches than copies is left out.
     num_repeats: int = 1
-    drop_last: bool = True  # leaves out an incomplete last batch; otherwise it is as large as all processes can have it
+    drop_last: bool = True  # leaves out an incomplete last batch, which all processes otherwise share equally
     accumulation: int = 1  # batches per process that make up an update
     rank: int = 0  # of this process
     world_size: int = 1  # number of processes

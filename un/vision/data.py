@@ -56,7 +56,7 @@ class ImageDataModule(ResumableDataModule):
         self.title = GENERATED if self.path is None else self.path
         self.columns = (self.image_column, self.label_column)
         self.draw_seed = self.seed if self.split_seed is None else self.split_seed
-        # What the data may call the split that each is taken from; the first that is there counts.
+        # The names that each split may have in the data; the first that exists counts.
         self.split_names: dict[str, tuple[str, ...]] = {
             "train": (self.train_split,),
             "val": (self.train_split if self.val_split is None else self.val_split,),
@@ -94,7 +94,7 @@ class ImageDataModule(ResumableDataModule):
                 self._open(source, name)
 
     def _load(self, *names: str) -> DatasetDict:
-        """Returns data that have what these splits are taken from, not checked yet."""
+        """Returns the data that these splits are taken from, not checked yet."""
         if self.path is not None:
             return read_source(self.path, *self.columns, [self.split_names[name] for name in names])
         return self._generate(dict.fromkeys(SPLITS, self.limit or GENERATED_BATCHES * self.batch_size), self.seed)
@@ -137,7 +137,7 @@ class ImageDataModule(ResumableDataModule):
         return self.splits[name]
 
     def _open(self, source: DatasetDict, name: str) -> None:
-        """Checks a split, and if it was held out of another one, or another out of it, both."""
+        """Checks a split, and with `val_size` training and validation together."""
         if name in self.splits:
             return
         opened = self._read(source, name)
@@ -157,7 +157,7 @@ class ImageDataModule(ResumableDataModule):
         if others is not None:
             return replace(opened, labels=preprocessor.number_labels(opened.labels, others, opened.name))
         if known is not None and names is None:
-            log.warning("%s does not name its classes: they are taken to be numbered as the model's", opened.name)
+            log.warning("%s does not name its classes; assuming that they are numbered as in the model", opened.name)
         return opened
 
     def model_arguments(self) -> dict[str, Any]:

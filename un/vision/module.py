@@ -32,8 +32,8 @@ class ImageClassification(lightning.LightningModule):
 
     Logs `train/loss` and `train/lr` by step; `val/` and `test/` `loss`, `acc1` and `acc5` (percent) by epoch.
 
-    Gradients are those of the mean over all images of an update, however these fall into accumulated batches, of which
-    the last update of an epoch may have fewer.
+    Gradients are those of the mean over all images of an update, however many accumulated batches it has and however
+    large these are.
     """
 
     monitor = "val/acc1"

@@ -44,7 +44,7 @@ class ImagePreprocessor:
             raise ValueError(f"{path} is missing or damaged ({error})") from None
 
     def explain_difference(self, other: Self) -> str:
-        """Says what this one has instead of what the other has; the first of several differences."""
+        """Describes the first difference from the other one; empty if there is none."""
         for name, mine in asdict(self).items():
             theirs = getattr(other, name)
             if name == "label_names" and mine and theirs:
@@ -56,7 +56,7 @@ class ImagePreprocessor:
         return ""
 
     def check_initial_weights(self, trained: Self) -> None:
-        """Logs a difference from what the weights were trained for; whatever that is, they may be a start."""
+        """Logs how this differs from what the weights were trained for; they may be a start all the same."""
         difference = self.explain_difference(trained)
         if difference:
             log.info("the initial weights were trained for another task; this one has %s", difference)
@@ -79,5 +79,5 @@ class ImagePreprocessor:
             name = label_names[labels[np.argmax(found == UNKNOWN)]]
             shown = shorten(", ".join(known), MOST_SHOWN)
             raise ValueError(f"{title} has examples of class {name!r}, which the model does not know; it knows {shown}")
-        log.info("classes of %s are found by their names, as they are numbered otherwise than the model's", title)
+        log.info("classes of %s are matched by name, because the model numbers them differently", title)
         return found
