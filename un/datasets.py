@@ -124,12 +124,8 @@ class Sampler(Protocol):
 class BatchLoader:
     """Iterates over batches; its state is the epoch and the number of batches handed out, nothing else.
 
-    An iterator asks for epoch and position when its first batch is wanted, because Lightning makes the iterator
-    before it sets the epoch.
-
-    Args:
-        sampler: of the epochs; Lightning finds `set_epoch` there.
-        make_batches: makes the batches of the sampler's current epoch, from the given number on.
+    `make_batches` makes the batches of the sampler's current epoch, from the given number on. An iterator asks for
+    epoch and position when its first batch is wanted, because Lightning makes the iterator before it sets the epoch.
     """
 
     batch_sampler = None  # Lightning looks for it where there is a sampler

@@ -28,11 +28,8 @@ def read_class_folders(
 ) -> datasets.DatasetDict | None:
     """Reads an image folder; the names of its splits and classes are those of the folders.
 
-    Args:
-        root: the folder.
-        splits: the names that each split wanted may have, see `find_split`; None: every folder with images.
-        image_column: column to put the images in.
-        label_column: column to put the class numbers in, which count the sorted names.
+    Classes are numbered by sorted name. `splits` holds the names that each split wanted may have, see `find_split`;
+    None takes every folder with images.
 
     Returns:
         None where no class folder holds an image, so that the data must be of another kind.

@@ -62,12 +62,7 @@ class ImagePreprocessor:
             log.info("the initial weights were trained for another task; this one has %s", difference)
 
     def number_labels(self, labels: NDArray[np.int64], label_names: tuple[str, ...], title: str) -> NDArray[np.int64]:
-        """Returns labels (N,) as numbers of the model's classes, found by their names.
-
-        Args:
-            labels: numbers of the data's own classes.
-            label_names: names of these classes.
-            title: what messages call the data.
+        """Returns labels (N,) of the data's own classes, of these names, as numbers of the model's classes.
 
         Raises:
             ValueError: where an example is of a class that the model does not know.

@@ -96,11 +96,8 @@ def read_source(
 ) -> datasets.DatasetDict:
     """Reads the splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
 
-    Args:
-        path: see above.
-        image_column: of digits and class folders.
-        label_column: the same.
-        splits: of class folders, the names that each split wanted may have; None: all there are.
+    The columns name those of digits and class folders. Of class folders, `splits` holds the names that each split
+    wanted may have; None takes every split.
     """
     if path == DIGITS:
         return read_digits(image_column, label_column)
