@@ -4,9 +4,9 @@ import datasets
 import numpy as np
 
 
-def draw_images(count, seed=0):
+def draw_images(count, seed=0, size=12):
     """Returns `count` RGB images of noise."""
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8))
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
 
 def make_dataset(count, seed=0, labels=None):
