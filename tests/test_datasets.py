@@ -19,7 +19,7 @@ def write(path, numbers):
     pandas.DataFrame({"number": numbers}).to_parquet(path)
 
 
-@pytest.mark.parametrize("name", ["plain", "a [1] x*y?", "a::b k=v,l {c}", "~$HOME", "Käse 中文\n'a' \"b\"\\"])
+@pytest.mark.parametrize("name", ["plain", "a::b [1] x*y? k=v,l {c}", "~$HOME Käse 中文\n'a' \"b\"\\"])
 def test_folders_of_any_name(name, tmp_path, monkeypatch):
     folder = tmp_path / name
     folder.mkdir()
@@ -83,9 +83,10 @@ class CountingSampler:
         return 4
 
 
-def make_loader():
+def make_loader(epoch=0):
     """Its batches are the numbers of epoch and batch."""
     sampler = CountingSampler()
+    sampler.set_epoch(epoch)
     return BatchLoader(sampler, lambda start: [(sampler.epoch, number) for number in range(start, 4)])
 
 
@@ -97,10 +98,7 @@ class CountingData(ResumableDataModule):
 
 
 def test_seeds_depend_on_every_number_and_their_order():
-    seeds = {derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (2**40, 1)]}
-    assert len(seeds) == 6
-    assert all(0 <= seed < 2**64 for seed in seeds)
-    assert derive_seed(3, 4) == derive_seed(3, 4)
+    assert len({derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (2**40, 1)]}) == 6
 
 
 def test_epoch_is_asked_for_when_the_first_batch_is():
@@ -112,25 +110,16 @@ def test_epoch_is_asked_for_when_the_first_batch_is():
 
 @pytest.mark.parametrize("done", [0, 2, 4])
 def test_another_loader_resumes_after_the_batches_handed_out(done):
-    loader = make_loader()
-    loader.sampler.set_epoch(2)
-    batches = iter(loader)
-    for _ in range(done):
-        next(batches)
-    state = loader.state_dict()
-    resumed = make_loader()
-    resumed.load_state_dict(state)
-    if done:
-        assert state == resumed.state_dict() == {"epoch": 2, "batch": done, "num_batches": 4}
-    resumed.sampler.set_epoch(2)
+    loader, resumed = make_loader(2), make_loader(2)
+    list(zip(range(done), loader, strict=False))
+    resumed.load_state_dict(loader.state_dict())
     assert list(resumed) == [(2, number) for number in range(done, 4)]
     assert list(resumed) == [(2, number) for number in range(4)]  # the state counts once
 
 
 def test_states_of_another_epoch_and_of_other_batches():
-    loader = make_loader()
+    loader = make_loader(3)
     loader.load_state_dict({"epoch": 2, "batch": 3, "num_batches": 4})
-    loader.sampler.set_epoch(3)
     assert list(loader) == [(3, number) for number in range(4)]
     with pytest.raises(ValueError, match="written with 5 batches per epoch, this run has 4"):
         loader.load_state_dict({"epoch": 0, "batch": 1, "num_batches": 5})
@@ -150,4 +139,3 @@ def test_only_training_shuffles():
     data = CountingData()
     loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     assert [loader.name for loader in loaders] == [("train", True), ("val", False), ("test", False)]
-    assert (data.rank, data.world_size) == (0, 1)

@@ -36,17 +36,15 @@ def derive_seed(*numbers: int) -> int:
 def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict:
     """Reads all splits of a hub id or a local folder.
 
-    Args:
-        path: see above.
-        configs: of a data set that has several configurations, the first of these is taken.
+    Of a data set that has several configurations, the first of `configs` is taken.
 
     Raises:
-        ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
+        ValueError: where neither this machine nor the hub has it, or the folder holds no data set.
     """
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # they would fill a log and precede the line of a mistake
+        datasets.disable_progress_bars()  # they would clutter logs and precede an error message
     try:
         return read_splits(path, configs)
     except Exception as error:
@@ -75,9 +73,8 @@ def read_splits(path: str, configs: Sequence[str]) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(path)
     except ValueError as error:
-        if not str(error).startswith("Config name is missing"):
-            raise
-        available = datasets.get_dataset_config_names(path)
+        is_choice = str(error).startswith("Config name is missing")
+        available = datasets.get_dataset_config_names(path) if is_choice else []
         chosen = next((config for config in configs if config in available), None)
         if chosen is None:
             raise
@@ -95,11 +92,7 @@ def link_folder(path: str) -> str:
 
 
 def find_split(names: Collection[str], *wanted: str) -> str | None:
-    """Returns the first split wanted that is there, under this name or else a usual one, as `val` for `validation`.
-
-    Raises:
-        ValueError: where there are several others.
-    """
+    """Returns the first split wanted that is there, under this name or else a usual one, as `val` for `validation`."""
     for split in wanted:
         spellings = next((spellings for spellings in USUAL_SPLITS if split in spellings), ())
         found = [split] if split in names else [name for name in names if name.lower() in spellings]
@@ -111,19 +104,11 @@ def find_split(names: Collection[str], *wanted: str) -> str | None:
 
 
 def require_split(names: Collection[str], path: str, *wanted: str) -> str:
-    """Returns what `find_split` does.
-
-    Raises:
-        ValueError: where there is no such split in the data at `path`, or there are several.
-    """
+    """Returns what `find_split` does, or raises a ValueError where there is no such split in the data at `path`."""
     found = find_split(names, *wanted)
     if found is None:
         raise ValueError(f"no split {wanted[-1]!r} in {path}; there are {', '.join(names)}")
     return found
-
-
-def is_usual_split(name: str) -> bool:
-    return any(name.lower() in spellings for spellings in USUAL_SPLITS)
 
 
 class Sampler(Protocol):
@@ -139,12 +124,8 @@ class Sampler(Protocol):
 class BatchLoader:
     """Iterates over batches; its state is the epoch and the number of batches handed out, nothing else.
 
-    An iterator asks for epoch and position when its first batch is wanted, because Lightning makes the iterator
-    before it sets the epoch.
-
-    Args:
-        sampler: of the epochs; Lightning finds `set_epoch` there.
-        make_batches: makes the batches of the sampler's current epoch, from the given number on.
+    `make_batches` makes the batches of the sampler's current epoch, from the given number on. An iterator asks for
+    epoch and position when its first batch is wanted, because Lightning makes the iterator before it sets the epoch.
     """
 
     batch_sampler = None  # Lightning looks for it where there is a sampler
@@ -172,11 +153,7 @@ class BatchLoader:
         return {"epoch": self._epoch, "batch": self._position, "num_batches": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lets the next iterator, if it is of the same epoch, start where the state was taken.
-
-        Raises:
-            ValueError: where the state is of a loader with another number of batches.
-        """
+        """Lets the next iterator, if it is of the same epoch, start where the state was taken."""
         if state["num_batches"] != len(self):
             raise ValueError(
                 f"the checkpoint was written with {state['num_batches']} batches per epoch, this run has {len(self)}; "
@@ -187,7 +164,7 @@ class BatchLoader:
 
 
 class ResumableDataModule(lightning.LightningDataModule, ABC):
-    """Splits `train`, `val` and `test` whose training loader resumes where a checkpoint was written."""
+    """Splits `train`, `val` and `test`, with a training loader that resumes where a checkpoint was written."""
 
     _train_loader: BatchLoader | None = None
     _train_state: dict[str, Any] | None = None  # for the next training loader

@@ -65,7 +65,7 @@ class Preprocessor(Protocol):
         """Reads what `save` wrote; a ValueError says what is missing or damaged."""
 
     def explain_difference(self, other: Self) -> str:
-        """Says what this one has instead of what the other has; empty where both turn data into the same numbers."""
+        """Describes how this one differs from the other; empty if both turn data into the same numbers."""
 
     def check_initial_weights(self, trained: Self) -> None:
         """Raises a ValueError where weights that were trained with another one are no start for this one."""

@@ -37,38 +37,34 @@ def test_training_order_is_a_permutation_that_depends_on_seed_and_epoch():
     assert len(used) > 5  # epochs drop different examples
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_together_make_the_batches_of_one(world_size):
+def test_processes_together_make_the_batches_of_one():
     whole = list_indices(EpochSampler(50, 8, training=True), 5)
-    parts = list_shards(world_size, 50, 8 // world_size, training=True, epoch=5)
+    parts = list_shards(4, 50, 2, training=True, epoch=5)
     for batch, *shards in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(itertools.chain(*shards))
 
 
-@pytest.mark.parametrize(("count", "size", "world_size"), [(50, 8, 3), (17, 4, 2), (7, 8, 4), (1, 8, 1)])
+@pytest.mark.parametrize(("count", "size", "world_size"), [(50, 8, 3), (17, 4, 2), (1, 8, 1)])
 def test_evaluation_sees_every_example_once_in_equally_many_batches(count, size, world_size):
     shards = list_shards(world_size, count, size, training=False)
     assert sorted(chain(shards)) == list(range(count))
     assert all(0 < len(batch) <= size for shard in shards for batch in shard)
 
 
-def test_repeated_augmentation_gives_copies_to_different_processes():
-    shards = list_shards(3, 60, 4, training=True, num_repeats=3)
-    assert shards[0] == shards[1] == shards[2]  # three copies in a row, one to each
-    assert len(chain(shards[:1])) == len(set(chain(shards[:1]))) == 20
-
-
-@pytest.mark.parametrize(("accumulation", "world_size"), [(8, 1), (2, 4), (1, 8)])
-def test_copies_are_dealt_to_accumulated_batches_as_to_processes(accumulation, world_size):
-    """Eight batches of four make an update of 32 places: 10 images three times and one twice, in none of them twice."""
-    shards = list_shards(world_size, 100, 4, training=True, num_repeats=3, accumulation=accumulation)
+@pytest.mark.parametrize(
+    ("num_repeats", "accumulation", "world_size"), [(3, 8, 1), (3, 2, 4), (3, 1, 8), (1, 2, 4), (1, 1, 8)]
+)
+def test_copies_are_dealt_to_accumulated_batches_as_to_processes(num_repeats, accumulation, world_size):
+    """Eight batches of four make an update of 32 places; copies of an image are in none of them twice."""
+    options = {"num_repeats": num_repeats, "accumulation": accumulation}
+    shards = list_shards(world_size, 100, 4, training=True, **options)
     assert all(len(set(batch)) == 4 for shard in shards for batch in shard)
     assert [len(shard) for shard in shards] == [3 * accumulation] * world_size  # 96 of 100 places, whole updates
     # Place n of an update goes to batch n mod 8, counted through the processes first.
     permutation = np.random.default_rng((0, 0)).permutation(100)
     for update, batch, rank in itertools.product(range(3), range(accumulation), range(world_size)):
         places = [32 * update + 8 * row + batch * world_size + rank for row in range(4)]
-        expected = [permutation[place // 3] for place in places]
+        expected = [permutation[place // num_repeats] for place in places]
         assert shards[rank][update * accumulation + batch] == expected
 
 
@@ -79,32 +75,21 @@ def test_an_update_with_fewer_batches_than_copies_is_left_out():
     assert len(EpochSampler(104, 4, training=True, accumulation=4)) == 26
 
 
-@pytest.mark.parametrize(("batch_size", "num_repeats", "updates"), [(64, 1, 2502), (128, 3, 1251), (128, 1, 1251)])
-def test_imagenet_epochs_have_the_published_updates(batch_size, num_repeats, updates):
-    """T2T-ViT, DeiT and Swin on 8 GPUs: whole batches of the eighth that each process gets of 1,281,167 images."""
-    assert updates == -(-1281167 // 8) // batch_size
-    sampler = EpochSampler(1281167, batch_size, training=True, num_repeats=num_repeats, world_size=8)
-    assert len(sampler) == updates
+def test_imagenet_epochs_have_the_published_updates():
+    """T2T-ViT, Swin and DeiT on 8 GPUs, of which each gets an eighth of the images."""
+    assert len(EpochSampler(1281167, 64, training=True, world_size=8)) == 2502
+    assert len(EpochSampler(1281167, 128, training=True, world_size=8)) == 1251
+    assert len(EpochSampler(1281167, 128, training=True, world_size=8, num_repeats=3)) == 1251
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "num_repeats", "updates", "left"), [(64, 1, 2502, 2), (128, 1, 1251, 1), (128, 3, 1251, 0)]
-)
-def test_left_over_batches_make_an_update_of_their_own(batch_size, num_repeats, updates, left):
-    """T2T-ViT, Swin and DeiT on one GPU that accumulates 8 batches; with copies, there are whole updates only."""
-    sampler = EpochSampler(1281167, batch_size, training=True, num_repeats=num_repeats, accumulation=8)
-    assert len(sampler) == 8 * updates + left
+def test_left_over_batches_make_an_update_of_their_own():
+    """The same on one GPU that accumulates 8 batches; with copies, there are whole updates only."""
+    assert len(EpochSampler(1281167, 64, training=True, accumulation=8)) == 8 * 2502 + 2
+    assert len(EpochSampler(1281167, 128, training=True, accumulation=8)) == 8 * 1251 + 1
+    assert len(EpochSampler(1281167, 128, training=True, accumulation=8, num_repeats=3)) == 8 * 1251
 
 
-@pytest.mark.parametrize(("accumulation", "world_size"), [(3, 2), (1, 4)])
-def test_accumulated_batches_hold_each_example_of_the_epoch_once(accumulation, world_size):
-    shards = list_shards(world_size, 83, 4, training=True, accumulation=accumulation)
-    seen = chain(shards)
-    assert len(seen) == len(set(seen)) == 83 // (4 * world_size) * 4 * world_size
-    assert {len(batch) for shard in shards for batch in shard} == {4}
-
-
-@pytest.mark.parametrize(("count", "world_size", "last"), [(50, 1, 2), (51, 2, 1), (49, 2, 8), (48, 1, 8)])
+@pytest.mark.parametrize(("count", "world_size", "last"), [(50, 1, 2), (51, 2, 1), (49, 2, 8)])
 def test_last_batch_is_kept_when_asked(count, world_size, last):
     """With two processes a single left-over example is dropped: they go in step and weigh the same."""
     shards = list_shards(world_size, count, 8, training=True, drop_last=False)

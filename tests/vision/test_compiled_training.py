@@ -21,7 +21,6 @@ MODELS = {
     ("name", "backend"),
     [
         ("vit", "eager"),
-        pytest.param("swin", "aot_eager", marks=pytest.mark.slow),  # ten norms, half a minute
         pytest.param("vit", "inductor", marks=pytest.mark.slow),  # a C++ compiler takes minutes
         pytest.param("swin", "inductor", marks=pytest.mark.slow),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.vision.image_samples import draw_images, make_dataset
-from un.vision.data import ImageDataModule, measure_loader
+from un.vision.data import ImageDataModule
 from un.vision.sources import DIGITS, open_split
 from un.vision.transforms import BatchTransform, ImageTransform
 
@@ -32,6 +32,8 @@ def test_files_with_shards_and_undeclared_types(make_data, tmp_path):
     images, _ = gather(data.val_dataloader())
     assert images.shape == (10, 3, 12, 12)
     assert len(data.splits["train"]) == 50
+    with pytest.raises(ValueError, match=r"declares no classes; set data.num_classes"):
+        make_data(folder, num_classes=None).setup()
 
 
 def test_digits_have_one_test_split_whatever_the_seed():
@@ -68,12 +70,7 @@ def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder
     data.setup()
     train, val = data.splits["train"], data.splits["val"]
     assert np.bincount(val.labels).tolist() == [4, 4, 4]
-    assert np.bincount(train.labels).tolist() == [16, 16, 16]
-    pictures = {
-        name: {bytes(image.numpy().data) for image in split.decode_all("RGB")} for name, split in data.splits.items()
-    }
-    assert not pictures["train"] & pictures["val"]
-    assert len(pictures["train"] | pictures["val"]) == 60
+    assert sorted([*train.rows, *val.rows]) == list(range(60))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -97,16 +94,13 @@ def test_generated_images_can_be_told_apart_and_depend_on_the_seed_only(channels
     ("options", "message"),
     [
         ({"image_column": "image"}, "no column 'image' in train of .*; there are img, label"),
-        ({"label_column": "fine_label"}, "no column 'fine_label' in train of .*; there are img, label"),
         ({"image_column": "label", "label_column": "img"}, "column 'label' of .* holds no images but Class"),
         ({"label_column": "img"}, "must hold a class number in every row"),
         ({"num_classes": 2}, "label 2 in column 'label' of train of .* is outside the 2 classes"),
         ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
-        ({"val_split": "validation"}, "no split 'validation' in .*; there are train, test"),
         ({"val_split": ""}, "no split '' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
         ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
-        ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
         ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
         ({"num_classes": 1}, "parquet has one class only: there is nothing to tell apart"),
@@ -120,19 +114,11 @@ def test_bad_options_are_told_in_one_line(make_data, parquet_folder, options, me
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_empty_folders(make_data, tmp_path):
-    for path in ("no/such/folder", "nobody/nothing"):
-        with pytest.raises(ValueError, match=f"{path}.*no such folder") as caught:
-            make_data(path).setup()
-        assert "\n" not in str(caught.value)
+def test_folders_without_data(make_data, tmp_path):
+    with pytest.raises(ValueError, match=r"no/such/folder.*no such folder"):
+        make_data("no/such/folder").setup()
     with pytest.raises(ValueError, match="holds no data set that can be read"):
         make_data(tmp_path).setup()
-
-
-def test_empty_split(make_data, parquet_folder):
-    make_dataset(0).to_parquet(parquet_folder / "test.parquet")
-    with pytest.raises(ValueError, match='"test" corresponds to no data'):
-        make_data(parquet_folder).setup()
     with pytest.raises(ValueError, match="train of here is empty"):
         open_split(datasets.DatasetDict(train=make_dataset(0)), "train", "img", "label", 3, "here")
 
@@ -144,19 +130,10 @@ def test_empty_split(make_data, parquet_folder):
         ([0, None, 1], "must hold a class number in every row"),
     ],
 )
-def test_negative_and_missing_labels(make_data, tmp_path, labels, message):
-    for split in ("train", "test"):
-        make_dataset(3, labels=labels).to_parquet(tmp_path / f"{split}.parquet")
+def test_negative_and_missing_labels(labels, message):
+    source = datasets.DatasetDict(train=make_dataset(3, labels=labels))
     with pytest.raises(ValueError, match=message):
-        make_data(tmp_path).setup()
-
-
-def test_undeclared_classes(make_data, tmp_path):
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    for split in ("train", "test"):
-        make_dataset(12).cast(features).to_parquet(tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match=r"declares no classes; set data.num_classes"):
-        make_data(tmp_path, num_classes=None).setup()
+        open_split(source, "train", "img", "label", 3, "here")
 
 
 @pytest.mark.parametrize("options", [{}, {"transform": ImageTransform(12)}])
@@ -174,27 +151,3 @@ def test_images_of_several_sizes_do_not_go_into_memory(make_data, make_folder):
     data = make_data(make_folder("cat", "dog"), image_column="image", num_classes=2, val_split="val")
     with pytest.raises(ValueError, match=r"differ in size \(9x9 in row 1\); use data=image_folder"):
         data.train_dataloader()
-
-
-def test_grey_images_become_coloured_and_back(make_data, tmp_path):
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(2)})
-    rows = {"img": [np.full((12, 12), 50 * row, np.uint8) for row in range(4)], "label": [0, 1, 0, 1]}
-    folder = tmp_path / "grey"
-    folder.mkdir()
-    for split in ("train", "test"):
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    options = {"num_classes": 2, "val_size": 2, "batch_size": 2}
-    images, _ = gather(make_data(folder, **options).test_dataloader())
-    assert images.shape == (4, 3, 12, 12)
-    transform = BatchTransform([0.5], [0.25])
-    grey_again, _ = gather(make_data(folder, num_channels=1, transform=transform, **options).test_dataloader())
-    assert torch.equal(grey_again, images[:, :1])
-
-
-def test_workers_without_use_are_mentioned(make_data):
-    with pytest.warns(UserWarning, match=r"data.num_workers=2 has no effect"):
-        make_data(num_workers=2)
-
-
-def test_loader_speed_is_measured_over_epochs(make_data):
-    assert measure_loader(make_data(limit=16), num_batches=5) > 0

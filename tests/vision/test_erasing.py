@@ -1,4 +1,4 @@
-"""Random erasing before or after mixing. Black images stay black however they are mixed: what is not black is noise."""
+"""Random erasing after mixing. Black images stay black however they are mixed: what is not black is noise."""
 
 import random
 from types import SimpleNamespace
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from timm.data.random_erasing import RandomErasing
 from torch import nn
 
 from un.vision.module import ImageClassification
@@ -14,7 +13,7 @@ from un.vision.transforms import ImageTransform
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"}
 ERASING = {"probability": 0.25, "mode": "pixel", "max_count": 1}
-BATCH, SIZE, NUM_BATCHES = 32, 64, 60
+BATCH, SIZE, NUM_BATCHES = 32, 32, 60
 MEAN_AREA = (0.02 + 1 / 3) / 2  # timm draws the erased area evenly between these shares
 
 
@@ -33,7 +32,7 @@ class Recorder(nn.Module):
         return self.head(images.mean((1, 2, 3))[:, None])
 
 
-def show(erase_before=None, **options):
+def show(**options):
     """Returns what a model sees of black images in training."""
     random.seed(0)
     np.random.seed(0)
@@ -43,10 +42,7 @@ def show(erase_before=None, **options):
     module.log = lambda *arguments, **options: None
     module._trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
     for _ in range(NUM_BATCHES):
-        images = torch.zeros(BATCH, 3, SIZE, SIZE)
-        if erase_before is not None:
-            images = torch.stack([erase_before(image) for image in images])
-        module.training_step((images, torch.arange(BATCH) % 3), 0)
+        module.training_step((torch.zeros(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % 3), 0)
     return torch.cat(model.seen)
 
 
@@ -64,22 +60,9 @@ def test_a_mixed_image_is_erased_as_often_and_as_much_as_asked():
     assert strength == pytest.approx(1.0, abs=0.01)
 
 
-def test_images_that_are_erased_first_show_more_and_weaker_noise():
-    """Half of the batches blend two images (either may be erased), half cut a piece from one into the other."""
-    erase = RandomErasing(device="cpu", **ERASING)
-    images, pixels, strength = measure(show(erase, mixup=MIXING))
-    blended = 1 - 0.75**2
-    assert (0.25 + blended) / 2 < images < blended
-    assert pixels == pytest.approx((1 + 2) / 2 * 0.25 * MEAN_AREA, rel=0.15)  # but for what overlaps
-    assert strength < 0.9
-
-
 def test_without_mixing_the_images_are_erased_too():
-    shown = show(random_erasing=ERASING | {"probability": 1.0})
-    images, _, strength = measure(shown)
+    images, _, strength = measure(show(random_erasing=ERASING | {"probability": 1.0}))
     assert (images, strength) == (1.0, pytest.approx(1.0, abs=0.01))
-    assert torch.equal(shown, show(random_erasing=ERASING | {"probability": 1.0}))  # of the global random states only
-    assert not show().any()
 
 
 def test_a_transform_leaves_erasing_to_the_task_when_told():
@@ -88,16 +71,3 @@ def test_a_transform_leaves_erasing_to_the_task_when_told():
         return [type(step).__name__ for step in transform.train.transforms]
 
     assert list_steps() == [*list_steps(re_after_mixing=True), "RandomErasing"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"probability": 1.5}, r"task.random_erasing.probability=1.5 must be between 0 and 1"),
-        ({"mode": "noise"}, r"task.random_erasing.mode=noise must be one of const, rand, pixel"),
-        ({"prob": 0.5}, r"task.random_erasing: .*'prob'"),
-    ],
-)
-def test_values_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ImageClassification(Recorder(), lambda model: None, random_erasing=options)

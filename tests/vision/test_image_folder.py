@@ -1,6 +1,5 @@
 """Image folders: what the folders say is what is read, whatever they are called and whatever lies beside."""
 
-import os
 import shutil
 import unicodedata
 
@@ -16,7 +15,7 @@ WANTED = [(split,) for split in SPLITS]
 OPTIONS = {"transform": ImageTransform(8), "image_column": "image", "num_classes": None, "batch_size": 1}
 
 
-def list_contents(root, splits=None):
+def list_contents(root, splits=WANTED):
     """Split -> class -> colours, of which the red tells the number of the class as `make_folder` was given it."""
     contents = {}
     source = read_source(str(root), "image", "label", splits)
@@ -29,21 +28,20 @@ def list_contents(root, splits=None):
     return contents
 
 
-def expect(*classes, splits=SPLITS, count=2):
-    return {s: {name: [(n, i) for i in range(count)] for n, name in enumerate(classes)} for s in splits}
+def expect(*classes):
+    return {split: {name: [(number, 0), (number, 1)] for number, name in enumerate(classes)} for split in SPLITS}
 
 
 @pytest.mark.parametrize(
     ("name", "classes"),
     [
         ("test", ("train", "validation", "test", "data", "0", "10", "2", "__init__", "-x")),
-        ("train [1] x*", ("a [1]", "b*", "c?d", "[e]", "Käse", "猫", "naïve & co", "it's", '"x"')),
-        ("a::b $HOME", ("a,b", "k=v", "#1", "100%", "a\\b", "~", "a::b")),
+        ("train [1] x*", ("a [1]", "b*", "c?d", "Käse", "猫", "it's", '"x"', "a,b", "k=v", "a\\b", "~", "a::b")),
     ],
 )
 def test_names_of_classes_and_of_the_folder(make_folder, monkeypatch, name, classes):
     root = make_folder(*classes, name=name)
-    assert list_contents(root) == expect(*classes)
+    assert list_contents(root) == list_contents(root, None) == expect(*classes)
     monkeypatch.chdir(root.parent)
     assert list_contents(name) == expect(*classes)
 
@@ -63,44 +61,25 @@ def test_splits_in_other_spellings(make_folder, make_data):
     data = make_data(root, val_split="validation", **OPTIONS)
     assert data.model_arguments() == {"num_classes": 2, "img_size": 12, "in_chans": 3}
     assert [data.splits[name].name.split()[0] for name in SPLITS] == ["training", "dev", "Test"]
-    batches = list(data.test_dataloader())
-    assert [labels.item() for _, labels in batches] == [0, 0, 1, 1]
-    assert all(images.shape == (1, 3, 8, 8) for images, _ in batches)
-    shutil.copytree(root / "dev", root / "valid")
-    with pytest.raises(ValueError, match="split 'validation' may be any of dev, valid; name one of them"):
-        make_data(root, val_split="validation", **OPTIONS).setup()
-    make_data(root, val_split="valid", **OPTIONS).setup()
-
-
-def test_validation_serves_as_test_where_there_is_no_other(make_folder, make_data):
-    data = make_data(make_folder("cat", "dog", splits=("train", "val")), val_split="validation", **OPTIONS)
+    assert [labels.item() for _, labels in data.test_dataloader()] == [0, 0, 1, 1]
+    shutil.rmtree(root / "Test")
+    data = make_data(root, val_split="dev", **OPTIONS)
     data.setup()
-    assert data.splits["test"].name.startswith("val of")
+    assert data.splits["test"].name.startswith("dev of")  # validation serves as test where there is no other
 
 
-def test_stray_files_do_no_harm(make_folder, caplog):
+def test_what_lies_beside_does_no_harm(make_folder, caplog):
     root = make_folder("cat", "dog")
     caplog.set_level("INFO")
-    for folder in (root, root / "train", root / "train/cat", root / "test/dog"):
-        for name in ("notes.txt", "0.json", "metadata.csv", "Thumbs.db", ".DS_Store", "._0.png", "labels.parquet"):
+    for folder in (root, root / "train", root / "train/cat"):
+        for name in ("notes.txt", "metadata.csv", "Thumbs.db", ".DS_Store", "._0.png", "labels.parquet"):
             (folder / name).write_text("{}")
-        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+        for name in (".ipynb_checkpoints", "__MACOSX"):
             shutil.copytree(root / "val/cat", folder / name)
-        (folder / "link.json").symlink_to("nowhere")
-    (root / "preview.png").write_bytes(b"")
     (root / "train/preview.png").write_bytes(b"")
-    (root / "annotations").mkdir()
-    (root / "annotations/0.json").touch()
-    assert list_contents(root) == expect("cat", "dog")
-    assert f"{root}/train: left out files outside class folders or without the ending of an image: 4 .json, " in (
-        caplog.text
-    )
-
-
-def test_folders_that_are_no_split_may_hold_images(make_folder):
-    root = make_folder("cat", "dog")
     shutil.copytree(root / "train/cat", root / "docs/figures")
-    assert list_contents(root, WANTED) == expect("cat", "dog")
+    assert list_contents(root) == expect("cat", "dog")
+    assert f"{root}/train: left out 4 files without the suffix of an image" in caplog.text
 
 
 def test_links(make_folder, tmp_path):
@@ -112,17 +91,14 @@ def test_links(make_folder, tmp_path):
     (root / "test").symlink_to(elsewhere / "test")
     (root / "train/cat").symlink_to(elsewhere / "train/cat")
     (root / "train/dog/below").symlink_to(elsewhere / "train/dog")
+    (root / "train/dog/up").symlink_to("..")
+    (elsewhere / "train/dog/back").symlink_to(root / "train/dog")
     (tmp_path / "link").symlink_to(root)
     assert list_contents(tmp_path / "link") == expect("cat", "dog")
-    (root / "train/dog/up").symlink_to("..")
-    (elsewhere / "train/dog/itself").symlink_to(".")
     (root / "train/dog/below").unlink()
     for index in range(2):
         (root / f"train/dog/{index}.png").symlink_to(elsewhere / f"train/dog/{index}.png")
     assert list_contents(root) == expect("cat", "dog")
-    (root / "train/dog/gone.png").symlink_to("nowhere.png")
-    with pytest.raises(ValueError, match=r"train/dog/gone.png is not a file; if it is a link, it is broken"):
-        list_contents(root)
 
 
 def test_accents_in_either_coding(make_folder):
@@ -140,21 +116,19 @@ def flatten(split):
         shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("splits", [None, WANTED])
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda root: (root / "train/zebra").mkdir(), "train/zebra holds no image; add some or remove the folder"),
-        (lambda root: shutil.rmtree(root / "test/dog"), r"train has class folders that test lacks \('dog'\)"),
+        (lambda root: shutil.rmtree(root / "test/dog"), "train has 1 class folder.* that test lacks, such as 'dog'"),
         (lambda root: flatten(root / "test"), "test holds no images in class folders, test/<class>/<image>"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(make_folder, spoil, message, splits):
+def test_folders_that_do_not_fit_are_refused(make_folder, spoil, message):
     root = make_folder("cat", "dog")
     spoil(root)
     with pytest.raises(ValueError, match=message) as caught:
-        list_contents(root, splits)
-    assert "\n" not in str(caught.value)
+        list_contents(root)
     assert str(root) in str(caught.value)
 
 
@@ -186,10 +160,3 @@ def test_broken_files_are_named(make_folder, make_data, num_workers):
     data = make_data(root, val_split="validation", num_workers=num_workers, **OPTIONS)
     with pytest.raises(ValueError, match=rf"unreadable image: row 2 of train of .*, {broken} \("):
         list(data.train_dataloader())
-
-
-def test_names_that_are_not_utf8(make_folder):
-    root = make_folder("cat", "dog")
-    os.rename(root / "train/cat/0.png", os.fsencode(root / "train/cat") + b"/\xff.png")
-    with pytest.raises(ValueError, match=r"cat/\\udcff.png' is not UTF-8; rename it"):
-        list_contents(root)

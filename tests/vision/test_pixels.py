@@ -10,7 +10,7 @@ from PIL import Image
 
 from un.vision.pixels import decode_image
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 RAMP = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
 
 
@@ -25,11 +25,11 @@ def list_pixels(file, mode="RGB"):
     return [tuple(pixel) if mode == "RGB" else int(pixel) for pixel in pixels.reshape(-1, *pixels.shape[2:]).tolist()]
 
 
-def write_png(depth, colour, row, transparent):
-    """One row, with a colour for transparent as only PNG has it."""
-    width = 8 * len(row) // (depth * {0: 1, 2: 3}[colour])
-    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
-    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+def write_grey_png(depth, levels, transparent):
+    """One row, with a level for transparent, which Pillow does not write with 16 bits."""
+    row = b"\0" + b"".join(level.to_bytes(depth // 8) for level in levels)
+    header = struct.pack(">IIBBBBB", len(levels), 1, depth, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"tRNS": struct.pack(">H", transparent), b"IDAT": zlib.compress(row), b"IEND": b""}
     parts = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in chunks.items()]
     return {"bytes": b"\x89PNG\r\n\x1a\n" + b"".join(parts), "path": None}
 
@@ -40,8 +40,6 @@ def write_png(depth, colour, row, transparent):
 def test_sixteen_bits_keep_their_range(kind, type_):
     pixels = np.asarray(decode_image(write(Image.fromarray(RAMP.astype(type_)), kind), "L"))
     assert np.abs(pixels - RAMP / 257).max() <= 0.5
-    coloured = np.asarray(decode_image(write(Image.fromarray(RAMP.astype(type_)), kind), "RGB"))
-    assert (coloured == pixels[..., None]).all()
 
 
 def test_sixteen_bits_that_count_from_white():
@@ -61,19 +59,14 @@ def test_numbers_without_a_range_and_empty_cells_are_refused():
     ("image", "kind", "expected"),
     [
         (Image.new("1", (1, 1), 1), "PNG", WHITE),
-        (Image.new("1", (1, 1), 0), "TIFF", (0, 0, 0)),
         (Image.new("L", (1, 1), 7), "PNG", (7, 7, 7)),
         (Image.new("RGB", (1, 1), RED).quantize(2), "PNG", RED),
-        (Image.new("RGB", (1, 1), RED).quantize(2), "GIF", RED),
-        (Image.new("LA", (1, 1), (7, 255)), "PNG", (7, 7, 7)),
         (Image.new("LA", (1, 1), (7, 0)), "PNG", WHITE),
-        (Image.new("RGBA", (1, 1), (*RED, 255)), "PNG", RED),
         (Image.new("RGBA", (1, 1), (*RED, 0)), "PNG", WHITE),
         (Image.new("RGBA", (1, 1), (0, 0, 0, 51)), "WEBP", (204, 204, 204)),
         (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF", RED),
         (Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG", WHITE),
         (Image.new("YCbCr", (1, 1), (255, 128, 128)), "TIFF", WHITE),
-        (Image.new("LAB", (1, 1), (255, 128, 128)), "TIFF", WHITE),
     ],
 )
 def test_modes(image, kind, expected):
@@ -92,9 +85,10 @@ def test_transparent_colours_show_what_is_behind():
         assert list_pixels(write(palette, "PNG", **options)) == [WHITE, BLUE]
     assert list_pixels(write(palette, "GIF", transparency=0)) == [WHITE, BLUE]
     assert list_pixels(write(palette, "PNG")) == [RED, BLUE]
-    assert list_pixels(write_png(8, 0, b"\x07\x08", struct.pack(">H", 7))) == [WHITE, (8, 8, 8)]
-    assert list_pixels(write_png(16, 0, struct.pack(">HH", 300, 301), struct.pack(">H", 300)), "L") == [255, 1]
-    assert list_pixels(write_png(8, 2, bytes([*RED, *GREEN]), struct.pack(">3H", *RED))) == [WHITE, GREEN]
+    coloured = Image.new("RGB", (1, 1), RED)
+    assert list_pixels(write(coloured, "PNG", transparency=RED)) == [WHITE]
+    assert list_pixels(write_grey_png(8, [7, 8], 7), "L") == [255, 8]
+    assert list_pixels(write_grey_png(16, [300, 301], 300), "L") == [255, 1]
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("PNG", np.uint8), ("TIFF", np.uint16)])

@@ -27,30 +27,18 @@ def read_labels(data):
     return torch.cat([labels for _, labels in data.test_dataloader()]).tolist()
 
 
-@pytest.mark.parametrize(
-    "written",
-    [
-        ImagePreprocessor(2, ("Füchse & Co.", "猫"), (0.1307,), (1 / 3,)),
-        ImagePreprocessor(7, None, (0.5,), (0.5,)),
-    ],
-)
-def test_what_is_read_is_what_was_written(tmp_path, written):
+@pytest.mark.parametrize("names", [("Füchse & Co.", "猫"), None])
+def test_what_is_read_is_what_was_written(tmp_path, names):
+    written = ImagePreprocessor(2, names, (0.1307,), (1 / 3,))
     written.save(tmp_path)
     assert ImagePreprocessor.load(tmp_path) == written
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "images.json: no such file"),
-        ("{", "images.json is damaged"),
-        ('{"num_classes": 3}', "images.json is damaged"),
-    ],
-)
-def test_damage_is_named_in_one_line(tmp_path, content, message):
+@pytest.mark.parametrize("content", [None, "{", '{"num_classes": 3}'])
+def test_damage_is_named_in_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "images.json").write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=r"images.json is missing or damaged") as caught:
         ImagePreprocessor.load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -89,14 +77,13 @@ def test_classes_are_found_by_name(make_data, tmp_path, caplog, names, labels, e
     data.use_preprocessor(TRAINED)
     assert read_labels(data) == expected
     assert data.model_arguments()["num_classes"] == 3
-    assert ("does not name its classes: they are taken to be numbered" in caplog.text) == (names is None)
+    assert ("does not name its classes; assuming" in caplog.text) == (names is None)
 
 
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        (["ape", "cat", "dog"], [1, 0, 2], "test of .* has examples of class 'ape', which the model does not know; it"),
-        (["Cat", "dog", "fox"], [0], "class 'Cat', which the model does not know; it knows cat, dog, fox"),
+        (["ape", "cat", "dog"], [1, 0, 2], "test of .* has examples of class 'ape', which the .* knows cat, dog, fox"),
         (None, [3], "label 3 in column 'label' of test of .* is outside the 3 classes"),
     ],
 )
@@ -130,19 +117,9 @@ def test_the_training_images_may_be_gone(make_data, make_folder, hold_out):
     assert read_labels(data) == [0, 0, 1, 1]
 
 
-def test_generated_images_are_the_same_split_by_split(make_data):
-    trained, data = make_data(limit=16), make_data(limit=16)
-    expected = [
-        torch.cat([images for images, _ in loader]) for loader in (trained.val_dataloader(), trained.test_dataloader())
-    ]
-    data.use_preprocessor(trained.preprocessor)
-    for loader, images in zip((data.val_dataloader(), data.test_dataloader()), expected, strict=True):
-        assert torch.equal(torch.cat([found for found, _ in loader]), images)
-
-
-@pytest.mark.parametrize("transform", [None, ImageTransform(12, mean=TRAINED.mean, std=TRAINED.std)])
-def test_examples_take_no_data(make_data, transform):
-    data = make_data("no/such/folder", **({} if transform is None else {"transform": transform}), num_workers=0)
+@pytest.mark.parametrize("options", [{}, {"transform": ImageTransform(12, mean=TRAINED.mean, std=TRAINED.std)}])
+def test_examples_take_no_data(make_data, options):
+    data = make_data("no/such/folder", **options)
     data.use_preprocessor(TRAINED)
     first, again, other = (data.make_example_batch(seed)[0] for seed in (0, 0, 1))
     assert first.shape == (8, 3, 12, 12)

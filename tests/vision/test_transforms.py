@@ -26,16 +26,7 @@ def test_crop_is_one_of_all_shifts_and_each_comes_equally_often():
     assert ((counts - 1000).abs() < 130).all()  # 4 standard deviations
 
 
-def test_crop_differs_within_a_batch_and_keeps_each_image_apart():
-    images = torch.arange(1, 33, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 6, 6)
-    cropped = crop_at_random(images, 2, seeded())
-    assert cropped.shape == images.shape
-    for number, image in enumerate(cropped, 1):
-        assert set(image.unique().tolist()) <= {0, number}
-    assert len({tuple(image[0].bool().flatten().tolist()) for image in cropped}) > 5
-
-
-@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("flip", [0.5, 1.0])
 def test_flip_has_the_probability_asked_for(flip):
     images = draw(1).expand(2000, -1, -1, -1)
     transform = BatchTransform([0.0] * 3, [1 / 255] * 3, flip=flip)
@@ -89,11 +80,3 @@ def test_crops_and_flips_with_the_published_ranges(recipe):
     assert (crop.scale, crop.ratio) == ((0.08, 1.0), pytest.approx((3 / 4, 4 / 3)))
     assert crop.size == (224, 224)
     assert flip.p == 0.5
-
-
-def test_training_of_single_images_is_random_and_takes_any_timm_argument():
-    image = Image.fromarray(draw(1, size=64)[0].permute(1, 2, 0).numpy())
-    transform = ImageTransform(32, auto_augment="rand-m9-mstd0.5-inc1", re_prob=1.0, re_mode="pixel")
-    assert [type(step).__name__ for step in transform.train.transforms][-1] == "RandomErasing"
-    assert not torch.equal(transform(image, training=True), transform(image, training=True))
-    assert transform(image, training=True).shape == (3, 32, 32)

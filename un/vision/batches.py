@@ -28,12 +28,9 @@ class EpochSampler:
     """Which examples make up the batches of an epoch, for one of `world_size` processes.
 
     Training: a permutation per epoch, cut into updates of B x accumulation x world_size. Each update is dealt out like
-    cards, to the processes of its first batch, then to those of the next: accumulated batches are made as those of as
-    many more processes would be. The last batch, and so the last update, may be incomplete. Evaluation: every example
-    once, in order, in batches of nearly equal size, so that all processes have the same number of batches.
-
-    Raises:
-        ValueError: for too few examples for one batch per process.
+    cards, to the processes of its first batch, then to those of the next: accumulated batches equal those of additional
+    processes. The last batch, and so the last update, may be incomplete. Evaluation: every example once, in order, in
+    batches of nearly equal size, so that all processes have the same number of batches.
     """
 
     num_examples: int
@@ -42,10 +39,10 @@ class EpochSampler:
     training: bool
     seed: int = 0  # of the permutations
     # Repeated augmentation (arXiv 1902.05509, in the form of DeiT's `RASampler`): each example comes this often in a
-    # row, so that its copies are dealt to different batches of an update, one at most to each. The epoch keeps its
-    # length, but for a last update of fewer batches than copies.
+    # row, so that its copies are dealt to different batches of an update. The epoch keeps its length, except that a
+    # last update with fewer batches than copies is left out.
     num_repeats: int = 1
-    drop_last: bool = True  # leaves out an incomplete last batch; otherwise it is as large as all processes can have it
+    drop_last: bool = True  # leaves out an incomplete last batch, which all processes otherwise share equally
     accumulation: int = 1  # batches per process that make up an update
     rank: int = 0  # of this process
     world_size: int = 1  # number of processes
@@ -56,17 +53,14 @@ class EpochSampler:
         unit = step_size if self.drop_last else self.world_size
         self.num_used = self.num_examples // unit * unit if self.training else self.num_examples
         self.num_batches = math.ceil(self.num_used / step_size)
-        needed = self.num_batches * self.world_size
-        if self.training:
-            needed = step_size * (math.ceil(self.num_repeats / self.world_size) - 1) + unit
-            incomplete = self.num_batches % self.accumulation
-            if incomplete * self.world_size < self.num_repeats:  # too few batches to deal the copies to
-                self.num_batches -= incomplete
-                self.num_used = min(self.num_used, self.num_batches * step_size)
-        if self.num_examples < needed:
+        incomplete = self.num_batches % self.accumulation
+        if self.training and incomplete * self.world_size < self.num_repeats:  # too few batches to deal the copies to
+            self.num_batches -= incomplete
+            self.num_used = min(self.num_used, self.num_batches * step_size)
+        if not 0 < self.num_batches * self.world_size <= self.num_examples:
             raise ValueError(
                 f"{self.num_examples} examples are too few for data.batch_size={self.batch_size} on "
-                f"{self.world_size} process(es); at least {needed} are needed"
+                f"{self.world_size} process(es)"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,13 +93,7 @@ class EpochSampler:
 
 
 class MemoryBatches:
-    """Batches cut from a decoded split in memory and augmented as a whole, without worker processes.
-
-    Args:
-        split: decoded here, once.
-        transform: takes the batch and a generator (none in evaluation).
-        mode: Pillow's mode that images are converted to.
-    """
+    """Batches cut from a split, decoded once, and augmented as a whole, without worker processes."""
 
     def __init__(self, split: ImageSplit, transform: BatchTransform, mode: str) -> None:
         self.images = split.decode_all(mode)
@@ -127,12 +115,6 @@ class WorkerBatches(Dataset):
     """Batches of images that are decoded and augmented one by one in worker processes.
 
     An image is augmented by (seed, epoch, place in the epoch) only, whichever process makes it.
-
-    Args:
-        split: read at each access.
-        transform: takes a Pillow image.
-        mode: Pillow's mode that images are converted to.
-        num_workers: worker processes; 0 works in the calling process.
     """
 
     def __init__(self, split: ImageSplit, transform: ImageTransform, mode: str, num_workers: int) -> None:

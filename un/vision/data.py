@@ -1,12 +1,8 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
-import itertools
 import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from datasets import DatasetDict
@@ -30,11 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ImageDataModule(ResumableDataModule):
-    """Train, validation and test images with labels, in batches.
-
-    Raises:
-        ValueError: for arguments that contradict each other; from `setup`, for bad data.
-    """
+    """Train, validation and test images with labels, in batches."""
 
     path: str | None  # hub id, local folder, `sklearn-digits`, or None: generated images of the right shape and classes
     transform: BatchTransform | ImageTransform  # keeps the images in memory, or reads them in worker processes
@@ -64,7 +56,7 @@ class ImageDataModule(ResumableDataModule):
         self.title = GENERATED if self.path is None else self.path
         self.columns = (self.image_column, self.label_column)
         self.draw_seed = self.seed if self.split_seed is None else self.split_seed
-        # What the data may call the split that each is taken from; the first that is there counts.
+        # The names that each split may have in the data; the first that exists counts.
         self.split_names: dict[str, tuple[str, ...]] = {
             "train": (self.train_split,),
             "val": (self.train_split if self.val_split is None else self.val_split,),
@@ -89,8 +81,6 @@ class ImageDataModule(ResumableDataModule):
         if (self.val_split is None) == (self.val_size is None):
             given = f"data.val_split={self.val_split} and data.val_size={self.val_size}"
             raise ValueError(f"give one of {given}, the other null")
-        if self.num_workers and isinstance(self.transform, BatchTransform):
-            warnings.warn(f"data.num_workers={self.num_workers} has no effect: the images are in memory", stacklevel=4)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks all splits, once; with a preprocessor that was given, each when it is first asked for.
@@ -104,7 +94,7 @@ class ImageDataModule(ResumableDataModule):
                 self._open(source, name)
 
     def _load(self, *names: str) -> DatasetDict:
-        """Returns data that have what these splits are taken from, not checked yet."""
+        """Returns the data that these splits are taken from, not checked yet."""
         if self.path is not None:
             return read_source(self.path, *self.columns, [self.split_names[name] for name in names])
         return self._generate(dict.fromkeys(SPLITS, self.limit or GENERATED_BATCHES * self.batch_size), self.seed)
@@ -131,11 +121,7 @@ class ImageDataModule(ResumableDataModule):
         return self._preprocessor
 
     def use_preprocessor(self, preprocessor: ImagePreprocessor) -> None:
-        """Numbers classes as this one from now on; each split is read when it is first asked for.
-
-        Raises:
-            ValueError: where the transform normalises otherwise.
-        """
+        """Numbers classes as this one from now on; each split is read when it is first asked for."""
         trained = preprocessor.mean, preprocessor.std
         if self.transform.statistics != trained:
             mean, std = self.transform.statistics
@@ -151,7 +137,7 @@ class ImageDataModule(ResumableDataModule):
         return self.splits[name]
 
     def _open(self, source: DatasetDict, name: str) -> None:
-        """Checks a split, and if it was held out of another one, or another out of it, both."""
+        """Checks a split, and with `val_size` training and validation together."""
         if name in self.splits:
             return
         opened = self._read(source, name)
@@ -171,7 +157,7 @@ class ImageDataModule(ResumableDataModule):
         if others is not None:
             return replace(opened, labels=preprocessor.number_labels(opened.labels, others, opened.name))
         if known is not None and names is None:
-            log.warning("%s does not name its classes: they are taken to be numbered as the model's", opened.name)
+            log.warning("%s does not name its classes; assuming that they are numbered as in the model", opened.name)
         return opened
 
     def model_arguments(self) -> dict[str, Any]:
@@ -222,18 +208,3 @@ class ImageDataModule(ResumableDataModule):
         if isinstance(self.transform, BatchTransform):
             return MemoryBatches(split, self.transform, mode)
         return WorkerBatches(split, self.transform, mode, num_workers)
-
-
-def measure_loader(datamodule: ImageDataModule, num_batches: int) -> float:
-    """Returns the training images per second that the loader delivers, after one batch that is not timed."""
-    batches = repeat_epochs(datamodule.train_dataloader())
-    next(batches)
-    start = perf_counter()
-    num_images = sum(len(images) for images, _ in itertools.islice(batches, num_batches))
-    return num_images / (perf_counter() - start)
-
-
-def repeat_epochs(loader: BatchLoader) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
-        yield from loader

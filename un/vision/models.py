@@ -14,15 +14,8 @@ NUM_SUGGESTIONS = 3
 def create_model(name: str, class_token_std: float | None = None, **arguments: Any) -> nn.Module:
     """Builds a timm model, T2T-ViT included, with any argument that timm takes for it.
 
-    `img_size` is left out for models that take images of any size, so that data may always give it.
-
-    Args:
-        name: timm's name of the model.
-        class_token_std: standard deviation of the initial class token; None is the model's own.
-        **arguments: of the model.
-
-    Raises:
-        ValueError: for an unknown name, or arguments that the model does not take.
+    `img_size` is left out for models that take images of any size, so that data may always give it. The standard
+    deviation of the initial class token is `class_token_std`, or the model's own.
     """
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), NUM_SUGGESTIONS)

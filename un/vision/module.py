@@ -32,24 +32,8 @@ class ImageClassification(lightning.LightningModule):
 
     Logs `train/loss` and `train/lr` by step; `val/` and `test/` `loss`, `acc1` and `acc5` (percent) by epoch.
 
-    Gradients are those of the mean over all images of an update, however these fall into accumulated batches, of which
-    the last update of an epoch may have fewer.
-
-    Args:
-        model: maps images (B, C, S, S) to logits (B, K), with K as `num_classes`.
-        optimizer: makes the optimizer from the model.
-        scheduler: makes a timm scheduler from optimizer, number of updates and updates per epoch; None keeps the rate.
-        mixup: arguments of `timm.data.Mixup`; None is off. It draws from numpy's global random state.
-        random_erasing: arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast
-            loader; None is off. `data.transform.re_prob` erases single images, which are mixed afterwards. It draws
-            from the global random states of Python and torch.
-        label_smoothing: share of the target that is spread evenly over the classes.
-        ema_decay: of the moving average of parameters and buffers after each update; integer buffers are copied. None
-            is off.
-        evaluate_ema: whether the moving average, if there is one, is validated and tested.
-
-    Raises:
-        ValueError: for a value out of range.
+    Gradients are those of the mean over all images of an update, however many accumulated batches it has and however
+    large these are.
     """
 
     monitor = "val/acc1"
@@ -57,21 +41,20 @@ class ImageClassification(lightning.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # maps images (B, C, S, S) to logits (B, K), with K as `num_classes`
         optimizer: Callable[[nn.Module], Optimizer],
-        scheduler: Callable[..., Scheduler] | None = None,
-        mixup: dict[str, Any] | None = None,
+        scheduler: Callable[..., Scheduler] | None = None,  # of optimizer, number of updates, and updates per epoch
+        mixup: dict[str, Any] | None = None,  # arguments of `timm.data.Mixup`, which draws from numpy's global state
+        # Arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast loader;
+        # `data.transform.re_prob` erases single images, which are mixed afterwards.
         random_erasing: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
-        ema_decay: float | None = None,
-        evaluate_ema: bool = True,
+        ema_decay: float | None = None,  # of the average of parameters and buffers; integer buffers are copied
+        evaluate_ema: bool = True,  # validates and tests the average, if there is one
     ) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.make_scheduler = model, optimizer, scheduler
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"task.label_smoothing={label_smoothing} must be between 0 and 1")
-        if ema_decay is not None and not 0 <= ema_decay <= 1:
-            raise ValueError(f"task.ema_decay={ema_decay} must be between 0 and 1, or null")
+        _check_shares({"label_smoothing": label_smoothing, "ema_decay": 0.0 if ema_decay is None else ema_decay})
         num_classes: Any = model.num_classes
         self.label_smoothing = label_smoothing
         self.mixup = None
@@ -188,42 +171,39 @@ class ImageClassification(lightning.LightningModule):
             self.ema.update(self.model)
 
 
-def _build_mixup(**arguments: Any) -> Mixup:
-    """Builds timm's Mixup, which looks at its arguments only when it mixes.
+def _check_shares(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"task.{name}={value} must be between 0 and 1")
 
-    Raises:
-        ValueError: for an unknown name, or a value that it cannot use.
-    """
+
+def _build_mixup(**arguments: Any) -> Mixup:
+    """Builds timm's Mixup, which looks at its arguments only when it mixes."""
     try:
         mixup = Mixup(**arguments)
         right = mixup.mixup_alpha >= 0 and mixup.cutmix_alpha >= 0 and mixup.mixup_alpha + mixup.cutmix_alpha > 0
-        right = right and 0 <= mixup.mix_prob <= 1 and 0 <= mixup.switch_prob <= 1
     except (AssertionError, TypeError) as error:
         raise ValueError(f"task.mixup: {error}") from error
     if not right:
         raise ValueError(
             f"task.mixup needs mixup_alpha={mixup.mixup_alpha} and cutmix_alpha={mixup.cutmix_alpha} of at least 0, "
-            f"not both 0, and prob={mixup.mix_prob} and switch_prob={mixup.switch_prob} between 0 and 1"
+            "not both 0"
         )
+    _check_shares({"mixup.prob": mixup.mix_prob, "mixup.switch_prob": mixup.switch_prob})
     if mixup.mode not in MIXUP_MODES:
         raise ValueError(f"task.mixup.mode={mixup.mode} must be one of {', '.join(MIXUP_MODES)}")
     return mixup
 
 
 def _build_erasing(**arguments: Any) -> RandomErasing:
-    """Builds timm's RandomErasing, which takes any number for a probability.
-
-    Raises:
-        ValueError: for an unknown name, or a value that it cannot use.
-    """
+    """Builds timm's RandomErasing, which takes any number for a probability."""
     if arguments.get("mode", "const") not in ERASING_MODES:
         raise ValueError(f"task.random_erasing.mode={arguments['mode']} must be one of {', '.join(ERASING_MODES)}")
     try:
         erasing = RandomErasing(**arguments, device="cpu")
     except TypeError as error:
         raise ValueError(f"task.random_erasing: {error}") from error
-    if not 0 <= erasing.probability <= 1:
-        raise ValueError(f"task.random_erasing.probability={erasing.probability} must be between 0 and 1")
+    _check_shares({"random_erasing.probability": erasing.probability})
     return erasing
 
 

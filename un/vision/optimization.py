@@ -17,42 +17,21 @@ Interval = Literal["step", "epoch"]
 
 def create_scheduler(
     optimizer: Optimizer,
-    num_updates: int,
+    num_updates: int,  # length of the training, the cool-down included
     updates_per_epoch: int,
     *,
-    sched: str = "cosine",
-    interval: Interval = "step",
-    warmup_epochs: float = 0,
-    warmup_steps: int = 0,
-    cooldown_epochs: int = 0,
-    warmup_lr: float = 1e-5,
-    min_lr: float = 0.0,
-    warmup_prefix: bool = False,
-    lag: int = 0,
-    **arguments: Any,
+    sched: str = "cosine",  # timm's name of the schedule
+    interval: Interval = "step",  # sets the rate before each update; `epoch` keeps it for an epoch
+    warmup_epochs: float = 0,  # linear warm-up
+    warmup_steps: int = 0,  # the same in updates, with `interval=step` only; the two are added
+    cooldown_epochs: int = 0,  # the last epochs, which keep the minimum
+    warmup_lr: float = 1e-5,  # at the start of the warm-up
+    min_lr: float = 0.0,  # at the end of the decay
+    warmup_prefix: bool = False,  # the decay starts after the warm-up, which otherwise hides its start
+    lag: int = 0,  # updates or epochs, by `interval`, by which the rate follows; it has its first value for 1 + lag
+    **arguments: Any,  # of `timm.scheduler.create_scheduler_v2`
 ) -> Scheduler:
-    """Creates a timm scheduler for a training of `num_updates` optimizer updates.
-
-    Args:
-        optimizer: whose learning rates are set.
-        num_updates: length of the training, the cool-down included.
-        updates_per_epoch: updates of one epoch.
-        sched: timm's name of the schedule.
-        interval: `step` sets the rate before each update, `epoch` keeps it for an epoch.
-        warmup_epochs: linear warm-up in epochs.
-        warmup_steps: linear warm-up in updates, with `interval=step` only; the two are added.
-        cooldown_epochs: last epochs, which keep the minimum.
-        warmup_lr: rate at the start of the warm-up.
-        min_lr: rate at the end of the decay.
-        warmup_prefix: whether the decay starts after the warm-up, so that both together fill the training; otherwise
-            the warm-up hides the start of the decay.
-        lag: updates or epochs, by `interval`, by which the rate follows the schedule; it then has its first value for
-            1 + lag of them.
-        **arguments: any further argument of `timm.scheduler.create_scheduler_v2`.
-
-    Raises:
-        ValueError: for `warmup_steps` with `interval=epoch`, an unknown interval, or a negative lag.
-    """
+    """Creates a timm scheduler for a training of `num_updates` optimizer updates."""
     if lag < 0:
         raise ValueError(f"scheduler.lag={lag} must be at least 0")
     if interval not in ("step", "epoch"):
@@ -99,18 +78,11 @@ class LaggingScheduler(Scheduler):
 def group_for_transfer(
     model: nn.Module,
     head_lr: float,
-    body_lr_factor: float,
-    body: Sequence[str] = ("*",),
-    freeze_ungrouped: bool = False,
+    body_lr_factor: float,  # learning rate of the body over that of the head
+    body: Sequence[str] = ("*",),  # globs on parameter names; what neither these nor the head take is ungrouped
+    freeze_ungrouped: bool = False,  # otherwise it is trained with the body
 ) -> list[dict[str, Any]]:
     """Splits the parameters of a timm model into the head and the body, which learns more slowly.
-
-    Args:
-        model: has timm's `get_classifier`.
-        head_lr: learning rate of the classifier.
-        body_lr_factor: learning rate of the body over that of the head.
-        body: globs on parameter names; parameters that neither these nor the head take are ungrouped.
-        freeze_ungrouped: freezes the ungrouped parameters instead of training them with the body.
 
     Returns:
         Groups for an optimizer, head first. Parameters that do not require a gradient are in none.

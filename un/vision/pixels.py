@@ -17,9 +17,7 @@ def decode_image(file: dict[str, Any] | None, mode: str) -> Image.Image:
     Colour profiles are ignored, as everywhere in the field. The white behind transparent pixels is ours;
     without it, whatever colour they hide would show.
 
-    Args:
-        file: `bytes`, or else the `path` to read them from, as `datasets.Image(decode=False)` gives them.
-        mode: of the image returned, L or RGB.
+    The file is given by its `bytes` or its `path`, as `datasets.Image(decode=False)` does. `mode` is L or RGB.
 
     Raises:
         ValueError: where there is no image, or one whose numbers do not say what is black and what is white.

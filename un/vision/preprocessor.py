@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 FILE = "images.json"
 UNKNOWN = -1
-SHOWN_NAMES = 10
+MOST_SHOWN = 100  # characters of class names in a message
 log = logging.getLogger(__name__)
 
 
@@ -33,23 +34,17 @@ class ImagePreprocessor:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: where the file is missing or damaged.
-        """
+        """Reads what `save` wrote; a ValueError says where it is missing or damaged."""
         path = folder / FILE
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; a run on images keeps the names of its classes there")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = None if content["label_names"] is None else tuple(content["label_names"])
             return cls(content["num_classes"], names, tuple(content["mean"]), tuple(content["std"]))
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from None
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is missing or damaged ({error})") from None
 
     def explain_difference(self, other: Self) -> str:
-        """Says what this one has instead of what the other has; the first of several differences."""
+        """Describes the first difference from the other one; empty if there is none."""
         for name, mine in asdict(self).items():
             theirs = getattr(other, name)
             if name == "label_names" and mine and theirs:
@@ -61,18 +56,13 @@ class ImagePreprocessor:
         return ""
 
     def check_initial_weights(self, trained: Self) -> None:
-        """Logs a difference from what the weights were trained for; whatever that is, they may be a start."""
+        """Logs how this differs from what the weights were trained for; they may be a start all the same."""
         difference = self.explain_difference(trained)
         if difference:
             log.info("the initial weights were trained for another task; this one has %s", difference)
 
     def number_labels(self, labels: NDArray[np.int64], label_names: tuple[str, ...], title: str) -> NDArray[np.int64]:
-        """Returns labels (N,) as numbers of the model's classes, found by their names.
-
-        Args:
-            labels: numbers of the data's own classes.
-            label_names: names of these classes.
-            title: what messages call the data.
+        """Returns labels (N,) of the data's own classes, of these names, as numbers of the model's classes.
 
         Raises:
             ValueError: where an example is of a class that the model does not know.
@@ -82,10 +72,7 @@ class ImagePreprocessor:
         found: NDArray[np.int64] = numbers[labels]
         if UNKNOWN in found:
             name = label_names[labels[np.argmax(found == UNKNOWN)]]
-            more = " and more" if len(known) > SHOWN_NAMES else ""
-            raise ValueError(
-                f"{title} has examples of class {name!r}, which the model does not know; it knows "
-                f"{', '.join(known[:SHOWN_NAMES])}{more}"
-            )
-        log.info("classes of %s are found by their names, as they are numbered otherwise than the model's", title)
+            shown = shorten(", ".join(known), MOST_SHOWN)
+            raise ValueError(f"{title} has examples of class {name!r}, which the model does not know; it knows {shown}")
+        log.info("classes of %s are matched by name, because the model numbers them differently", title)
         return found

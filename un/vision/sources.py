@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from un.datasets import load_dataset, require_split
-from un.vision.image_folder import read_class_folders
+from un.vision.image_folder import pack_images, read_class_folders
 from un.vision.pixels import decode_image
 
 DIGITS = "sklearn-digits"
@@ -42,18 +42,18 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, indices: NDArray[np.int64]) -> "ImageSplit":
+    def select(self, indices: NDArray[np.int64]) -> Self:
         """Returns the examples with these numbers, in increasing order."""
         indices = np.sort(indices)
         return replace(self, labels=self.labels[indices], rows=self.rows[indices])
 
-    def draw(self, count: int | None, seed: int) -> "ImageSplit":
+    def draw(self, count: int | None, seed: int) -> Self:
         """Returns at most `count` examples, drawn without replacement; all for None."""
         if count is None or count >= len(self):
             return self
         return self.select(np.random.default_rng(seed).permutation(len(self))[:count])
 
-    def divide(self, size: int | float, seed: int) -> tuple["ImageSplit", "ImageSplit"]:
+    def divide(self, size: int | float, seed: int) -> tuple[Self, Self]:
         """Holds `size` examples (or that fraction) out, by class where every class has enough; returns (rest, held)."""
         count = round(size * len(self)) if isinstance(size, float) else size
         if not 0 < count < len(self):
@@ -67,11 +67,7 @@ class ImageSplit:
         return self.select(rest), self.select(held)
 
     def decode(self, index: int, mode: str) -> Image.Image:
-        """Returns one image in Pillow's mode L or RGB.
-
-        Raises:
-            ValueError: where the image cannot be read.
-        """
+        """Returns one image in Pillow's mode L or RGB; a ValueError says which one cannot be read."""
         row = int(self.rows[index])
         (file,) = self.files[row].values()
         try:
@@ -82,11 +78,7 @@ class ImageSplit:
             raise ValueError(f"unreadable image: row {row} of {self.name}{path} ({reason})") from error
 
     def decode_all(self, mode: str) -> Tensor:
-        """Returns all images as uint8 (N, C, H, W).
-
-        Raises:
-            ValueError: where an image cannot be read, or they differ in size.
-        """
+        """Returns all images as uint8 (N, C, H, W)."""
         arrays: list[NDArray[np.uint8]] = []
         for index, row in enumerate(self.rows):
             arrays.append(np.atleast_3d(np.asarray(self.decode(index, mode))))
@@ -104,14 +96,8 @@ def read_source(
 ) -> datasets.DatasetDict:
     """Reads the splits of a hub id, a local folder (Parquet files or class folders), or scikit-learn's digits.
 
-    Args:
-        path: see above.
-        image_column: of digits and class folders.
-        label_column: the same.
-        splits: of class folders, the names that each split wanted may have; None: all there are.
-
-    Raises:
-        ValueError: where there is no such folder and the hub does not deliver, or the folder holds no data set.
+    The columns name those of digits and class folders. Of class folders, `splits` holds the names that each split
+    wanted may have; None takes every split.
     """
     if path == DIGITS:
         return read_digits(image_column, label_column)
@@ -134,9 +120,12 @@ def read_digits(image_column: str, label_column: str) -> datasets.DatasetDict:
     digits = load_digits()
     images, labels = np.round(digits.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8), digits.target
     train, test = train_test_split(np.arange(len(images)), test_size=DIGITS_TEST_SIZE, random_state=0, stratify=labels)
+    names = [str(name) for name in digits.target_names]
     return datasets.DatasetDict(
-        train=pack_arrays(images[train], labels[train], len(digits.target_names), image_column, label_column),
-        test=pack_arrays(images[test], labels[test], len(digits.target_names), image_column, label_column),
+        {
+            split: pack_images(images[rows], labels[rows], names, image_column, label_column)
+            for split, rows in (("train", train), ("test", test))
+        }
     )
 
 
@@ -155,6 +144,7 @@ def generate_source(
     """
     patterns = np.random.default_rng(0).integers(0, 256, (num_classes, PATTERN_CELLS, PATTERN_CELLS, num_channels))
     cells = (np.arange(image_size) * PATTERN_CELLS) // image_size  # pixel -> cell
+    names = [str(number) for number in range(num_classes)]
     splits = {}
     for number, (split, count) in enumerate(counts.items()):
         random = np.random.default_rng((seed, number))
@@ -162,26 +152,14 @@ def generate_source(
         noisy = patterns[labels] + random.normal(0, PATTERN_NOISE, (count, *patterns.shape[1:]))
         images = noisy.clip(0, 255).astype(np.uint8)[:, cells][:, :, cells]
         images = images[..., 0] if num_channels == 1 else images
-        splits[split] = pack_arrays(images, labels, num_classes, image_column, label_column)
+        splits[split] = pack_images(images, labels, names, image_column, label_column)
     return datasets.DatasetDict(splits)
-
-
-def pack_arrays(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int, image_column: str, label_column: str
-) -> datasets.Dataset:
-    """Returns a data set of (N, H, W) or (N, H, W, 3) arrays and their labels; classes are named by their numbers."""
-    features = datasets.Features({image_column: datasets.Image(), label_column: datasets.ClassLabel(num_classes)})
-    return datasets.Dataset.from_dict({image_column: list(images), label_column: labels}, features=features)
 
 
 def open_split(
     source: datasets.DatasetDict, name: str, image_column: str, label_column: str, num_classes: int, path: str
 ) -> ImageSplit:
-    """Checks one split and returns it.
-
-    Raises:
-        ValueError: for a missing split or column, no image column, an empty split, or a label outside the classes.
-    """
+    """Returns one split after checking its columns and labels."""
     name = require_split(source, path, name)
     dataset, title = source[name], f"{name} of {path}"
     for column in (image_column, label_column):

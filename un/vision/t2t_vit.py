@@ -26,46 +26,28 @@ SINUSOID_BASE = 10000.0  # arXiv 1706.03762, section 3.5
 class TokensToTokenViT(nn.Module):
     """Tokens-to-token module, class token, fixed sinusoid positions, pre-norm Transformer blocks, linear head.
 
-    Args:
-        img_size: pixels, one number or (H, W); fixes the length of the position table.
-        in_chans: image channels.
-        num_classes: outputs of the head; 0 leaves the head out.
-        global_pool: "token" (official), "avg", "max", "avgmax", or "" for no pooling.
-        embed_dim: C of the blocks.
-        depth: number of blocks.
-        num_heads: attention heads of a block; divides `embed_dim`.
-        mlp_ratio: hidden width of a block's MLP over `embed_dim`.
-        qk_scale: factor on the attention logits; None is (embed_dim / num_heads)^-1/2. The weights published with
-            T2T-ViT need embed_dim^-1/2 (official code), those of the UN code need None.
-        token_dim: C inside the tokens-to-token module.
-        tokens_type: token layer, "performer" or "transformer".
-        drop_rate: dropout after the positions and inside the blocks (the official meaning; not before the head).
-        attn_drop_rate: dropout on the attention weights of the blocks.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
-        norm_layer: makes every norm from its number of channels: a class, a partial or a name known to timm. Default:
-            `nn.LayerNorm` with eps 1e-5.
-
-    Raises:
-        ValueError: for sizes that do not fit, or an unknown `tokens_type`; in `forward`, for images of another size.
+    Arguments have timm's names and, but for `drop_rate`, its meaning.
     """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | tuple[int, int] = 224,  # fixes the length of the position table
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: str = "token",
-        embed_dim: int = 384,
+        global_pool: str = "token",  # official; or "avg", "max", "avgmax", or "" for no pooling
+        embed_dim: int = 384,  # C of the blocks
         depth: int = 14,
         num_heads: int = 6,
         mlp_ratio: float = 3.0,
+        # Factor on the attention logits; None is (embed_dim / num_heads)^-1/2. The weights published with T2T-ViT need
+        # embed_dim^-1/2 (official code), those of the UN code need None.
         qk_scale: float | None = None,
-        token_dim: int = 64,
-        tokens_type: str = "performer",
-        drop_rate: float = 0.0,
+        token_dim: int = 64,  # C inside the tokens-to-token module
+        tokens_type: str = "performer",  # or "transformer"
+        drop_rate: float = 0.0,  # after the positions and inside the blocks (official), not before the head
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        norm_layer: Callable[..., nn.Module] | str | None = None,
+        drop_path_rate: float = 0.0,  # of the last block, rising linearly from 0
+        norm_layer: Callable[..., nn.Module] | str | None = None,  # None is `nn.LayerNorm` with eps 1e-5
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:

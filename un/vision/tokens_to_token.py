@@ -25,11 +25,6 @@ class TokenPerformer(nn.Module):
     """Token layer with linear attention over positive random features, (B, N, C) to (B, N, token_dim).
 
     The width changes, so the values take the place of the input in the first residual connection.
-
-    Args:
-        dim: C of the input.
-        token_dim: C of the output.
-        norm_layer: makes a norm from a number of channels.
     """
 
     def __init__(self, dim: int, token_dim: int, norm_layer: NormLayer = nn.LayerNorm) -> None:
@@ -91,7 +86,7 @@ class TokenAttention(nn.Module):
 
 
 class TokenTransformer(nn.Module):
-    """Token layer with softmax attention, (B, N, C) to (B, N, token_dim); arguments as in `TokenPerformer`."""
+    """Token layer with softmax attention, (B, N, C) to (B, N, token_dim)."""
 
     def __init__(self, dim: int, token_dim: int, norm_layer: NormLayer = nn.LayerNorm) -> None:
         super().__init__()
@@ -112,19 +107,7 @@ TOKEN_LAYERS: dict[str, type[TokenPerformer] | type[TokenTransformer]] = {
 
 
 class TokensToToken(nn.Module):
-    """Image (B, in_chans, H, W) to tokens (B, num_patches, embed_dim).
-
-    Args:
-        img_size: H and W in pixels; any size of at least 3, multiples of 16 lose no border.
-        in_chans: image channels.
-        embed_dim: C of the resulting tokens.
-        token_dim: C between the soft splits.
-        tokens_type: "performer" or "transformer".
-        norm_layer: makes a norm from a number of channels.
-
-    Raises:
-        ValueError: for an unknown `tokens_type`, or an image too small for the first split.
-    """
+    """Image (B, in_chans, H, W) to tokens (B, num_patches, embed_dim); multiples of 16 pixels lose no border."""
 
     def __init__(
         self,
@@ -162,11 +145,7 @@ def split_softly(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
 
 
 def measure_grids(img_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the rows and columns of tokens after each soft split of an image of `img_size` pixels.
-
-    Raises:
-        ValueError: where the image is smaller than the first split needs.
-    """
+    """Returns the rows and columns of tokens after each soft split of an image of `img_size` pixels."""
     smallest = SOFT_SPLITS[0][0] - 2 * SOFT_SPLITS[0][2]
     if min(img_size) < smallest:
         raise ValueError(f"img_size must be at least {smallest} pixels in both directions, got {tuple(img_size)}")

@@ -19,22 +19,15 @@ class BatchTransform:
     """Resizes, crops the zero-padded image at random, flips and normalises; one draw per image of the batch.
 
     Data with this transform are decoded once and kept in memory.
-
-    Args:
-        mean: mean per channel, on the scale 0 to 1.
-        std: standard deviation per channel, on the scale 0 to 1.
-        image_size: S; None keeps the stored size.
-        crop_padding: pixels of zero padding on each side before the random crop back to S x S; 0 is off.
-        flip: probability of a horizontal flip.
     """
 
     def __init__(
         self,
-        mean: Sequence[float],
+        mean: Sequence[float],  # per channel, on the scale 0 to 1
         std: Sequence[float],
-        image_size: int | None = None,
-        crop_padding: int = 0,
-        flip: float = 0.0,
+        image_size: int | None = None,  # S; None keeps the stored size
+        crop_padding: int = 0,  # pixels of zeros on each side before the random crop back to S x S; 0 is off
+        flip: float = 0.0,  # probability of a horizontal flip
     ) -> None:
         self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         if crop_padding < 0 or not 0 <= flip <= 1:
@@ -57,11 +50,7 @@ class BatchTransform:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> int:
-    """Returns the number of channels.
-
-    Raises:
-        ValueError: where they do not have a mean and a positive standard deviation each.
-    """
+    """Returns the number of channels; each has a mean and a positive standard deviation."""
     if not mean or len(mean) != len(std) or not all(value > 0 for value in std):
         raise ValueError(f"mean={list(mean)} and std={list(std)} must have a value per channel, std above 0")
     return len(mean)
@@ -77,29 +66,18 @@ def crop_at_random(images: Tensor, padding: int, generator: torch.Generator) -> 
 
 
 class ImageTransform:
-    """timm's training and evaluation transforms of one image, for sets too large to keep in memory.
-
-    Args:
-        image_size: S.
-        crop_pct: evaluation resizes the shorter side to floor(S / crop_pct), then crops S x S from the centre.
-        interpolation: of the evaluation resize.
-        train_interpolation: of the random resized crop and of RandAugment; `random` is bilinear or bicubic by chance.
-        mean: mean per channel, on the scale 0 to 1.
-        std: standard deviation per channel, on the scale 0 to 1.
-        re_after_mixing: leaves random erasing (`re_prob` and so on) to the task, see `task.random_erasing`.
-        **augmentation: any further argument of `timm.data.create_transform`, for training only.
-    """
+    """timm's training and evaluation transforms of one image, for sets too large to keep in memory."""
 
     def __init__(
         self,
-        image_size: int = 224,
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-        train_interpolation: str = "bicubic",
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_size: int = 224,  # S
+        crop_pct: float = 0.875,  # evaluation resizes the shorter side to floor(S / crop_pct), then crops the centre
+        interpolation: str = "bicubic",  # of the evaluation resize
+        train_interpolation: str = "bicubic",  # of crop and RandAugment; `random` is bilinear or bicubic by chance
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,  # per channel, on the scale 0 to 1
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
-        re_after_mixing: bool = False,
-        **augmentation: Any,
+        re_after_mixing: bool = False,  # leaves random erasing (`re_prob` and so on) to `task.random_erasing`
+        **augmentation: Any,  # of `timm.data.create_transform`, for training only
     ) -> None:
         self.num_channels, self.statistics = check_statistics(mean, std), (tuple(mean), tuple(std))
         common: dict[str, Any] = {"input_size": image_size, "mean": tuple(mean), "std": tuple(std)}
