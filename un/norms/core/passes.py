@@ -56,7 +56,7 @@ def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None) -> tuple[T
     same, dtype = g is x, statistics_dtype(x.dtype)
     x = x.to(dtype).contiguous()
     g = x if same else g.to(dtype).contiguous()
-    zeros = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
+    zeros = x.new_zeros(x.shape[-1])
     mean = zeros if mean is None else mean.to(dtype)
     wanted = [False, True, True]
     _, products, total = torch.ops.aten.native_batch_norm_backward(
