@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.core.autograd import LIBRARY, refuse_second_derivatives, refuse_transforms
+from un.norms.core.autograd import LIBRARY, refuse_second_derivatives
 from un.norms.core.base import Norm, statistics_dtype
 
 BUFFERS_REPLACED = (
@@ -136,7 +136,6 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_transforms(grad)
         with torch.no_grad():
             gradients = _differentiate(ctx, grad)
         return (*refuse_second_derivatives(*gradients), None, None, None, None)
