@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.norms.helpers import BUILDERS, STATISTICAL, C, advance, assert_same, copy_state, step
+from tests.norms.helpers import BUILDERS, C, advance, assert_same, copy_state, step
 from un.norms import UnifiedNorm
 
-OFFLINE = [name for name in STATISTICAL if name not in ("prepbn", "powernorm")]
 pytestmark = pytest.mark.filterwarnings("error")
 
 
@@ -108,20 +107,16 @@ def test_training_changes_exactly_the_documented_state_and_evaluation_none(name)
     assert changed == CHANGED_IN_TRAINING[name]
 
 
-@pytest.mark.parametrize("name", OFFLINE)
-def test_affine_is_the_inference_map(name):
-    norm = BUILDERS[name](C)
+def test_affine_is_the_inference_map_of_offline_norms(name, norm):
     advance(norm)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    scale, shift = norm.eval().affine()
-    x = torch.randn(4, 3, C)
-    assert torch.allclose(norm(x), scale * x + shift, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["powernorm", "rmsnorm", "dyt"])
-def test_norms_that_are_not_offline_have_no_affine_map(name):
-    assert BUILDERS[name](C).affine() is None
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    affine = norm.eval().affine()
+    if name in ("powernorm", "rmsnorm", "dyt"):
+        assert affine is None
+    else:
+        x = torch.randn(4, 3, C)
+        assert torch.allclose(norm(x), affine[0] * x + affine[1], atol=1e-6)
 
 
 class ForbidHostReads(TorchDispatchMode):
@@ -182,11 +177,6 @@ def test_bad_input_is_one_clear_line(norm, x, mask, words):
             norm.train(training)(x, mask)
 
 
-def test_bad_sizes_are_refused(name):
-    with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):
-        BUILDERS[name](0)
-
-
 def test_without_affine(name):
     x, grad = torch.randn(2, 4, 3, C)
     bare = step(BUILDERS[name](C, affine=False), x, grad)
@@ -217,7 +207,7 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 9))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(size=sizes, seed=st.integers(0, 10**6), padding=st.sampled_from([0.0, 0.3, 0.9]))
 def test_order_and_padding_of_random_batches(name, size, seed, padding):
     """Neither the order of the tokens nor what padded rows hold, even NaN, changes the other rows and the state."""

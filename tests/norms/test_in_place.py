@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.norms.helpers import BUILDERS, C, advance, assert_same
+from tests.norms.helpers import BUILDERS, C, assert_same
 
 
 def zero_first_token(y, z):
@@ -97,11 +97,3 @@ def test_what_a_gradient_needs_is_not_changed_silently(name, training, change):
     else:
         assert not training
         assert torch.equal(found, expected)
-
-
-def test_behind_a_strided_input(norm):
-    """The output is contiguous, as nn.LayerNorm's is, so that `view` works behind it, in training and evaluation."""
-    advance(norm, calls=1)
-    for training in (True, False):
-        y = norm.train(training)(torch.randn(3, 4, C).transpose(0, 1))
-        assert y.view(-1).shape == (12 * C,)

@@ -8,9 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
-from tests.configs.test_norm_configs import load
 from tests.norms.helpers import C, assert_same, step
 from un.norms import Switches, UnifiedNorm, UnifiedNormVariant
 
@@ -34,20 +32,6 @@ def test_a_switch_away_from_its_default_makes_a_variant(name):
     assert isinstance(norm, UnifiedNorm)
     assert norm.window == (2, 2)
     assert getattr(norm.switches, name) == change(name)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "kind"),
-    [
-        (["norm=un"], UnifiedNorm),
-        (["norm=un", "norm.sync=true"], UnifiedNormVariant),
-        (["norm=pn_v"], UnifiedNorm),
-        (["norm=un_paper"], UnifiedNormVariant),
-    ],
-    ids=str,
-)
-def test_what_a_config_builds(overrides, kind):
-    assert type(instantiate(load(*overrides).norm, _convert_="all")(C)) is kind
 
 
 @pytest.mark.parametrize("options", [{}, {"centering": "window"}])

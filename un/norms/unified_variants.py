@@ -25,7 +25,7 @@ from un.norms.core.updates import count_calls, merge_entry, push_entry, register
 from un.norms.core.window import average_geometrically, average_slots, choose, move_average, read_slot, write_slot
 from un.norms.unified import Call, UnifiedNorm
 
-PLAIN_OPTIONS: Any = UnifiedNorm.__init__.__kwdefaults__
+PLAIN_OPTIONS = ("num_features", *UnifiedNorm.__init__.__kwdefaults__)  # type: ignore[misc]
 ALWAYS = sys.maxsize  # calls
 
 
