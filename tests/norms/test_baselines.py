@@ -96,16 +96,6 @@ def test_progressive_counters_and_mixture(base):
     assert torch.allclose(norm.eval()(x), rep.eval()(x))
 
 
-def test_progressive_inference_is_rep_batchnorm_whatever_the_share():
-    norm = ProgressiveRepBatchNorm(C, steps=100, **DOUBLE)
-    x, _ = next(batches())
-    norm(x)
-    scale, shift = norm.eval().affine()
-    assert norm.source is norm.rep_norm.source
-    assert torch.allclose(norm(x), scale * x + shift)
-    assert not torch.allclose(norm(x), norm.base_norm(x))
-
-
 def test_progressive_counts_once_in_several_calls():
     norm = ProgressiveRepBatchNorm(C, steps=5, calls_per_step=2)
     seen = []
