@@ -93,6 +93,7 @@ def test_progressive_counters_and_mixture(base):
             assert torch.allclose(norm.rep_norm.running_var, rep.running_var)
         assert torch.allclose(y, expected, rtol=1e-12)
     assert norm.iter == 0
+    assert norm.source is norm.rep_norm.source
     assert torch.allclose(norm.eval()(x), rep.eval()(x))
 
 
