@@ -69,7 +69,7 @@ def test_rep_batchnorm_is_batchnorm_plus_a_multiple(eta):
 
 
 def test_rep_batchnorm_language_variant_starts_at_zero():
-    norm = RepBatchNorm(C, initial_eta=0.0, initial_weight=0.0)
+    norm = RepBatchNorm(C, initial_eta=0, initial_weight=0)
     assert (norm(torch.randn(B, N, C)) == 0).all()
     nn.init.ones_(norm.weight)
     norm.reset_parameters()
@@ -93,17 +93,8 @@ def test_progressive_counters_and_mixture(base):
             assert torch.allclose(norm.rep_norm.running_var, rep.running_var)
         assert torch.allclose(y, expected, rtol=1e-12)
     assert norm.iter == 0
-    assert torch.allclose(norm.eval()(x), rep.eval()(x))
-
-
-def test_progressive_inference_is_rep_batchnorm_whatever_the_share():
-    norm = ProgressiveRepBatchNorm(C, steps=100, **DOUBLE)
-    x, _ = next(batches())
-    norm(x)
-    scale, shift = norm.eval().affine()
     assert norm.source is norm.rep_norm.source
-    assert torch.allclose(norm(x), scale * x + shift)
-    assert not torch.allclose(norm(x), norm.base_norm(x))
+    assert torch.allclose(norm.eval()(x), rep.eval()(x))
 
 
 def test_progressive_counts_once_in_several_calls():
@@ -130,11 +121,11 @@ def test_rmsnorm_equals_torch_with_statistics_in_float32():
 
 
 def test_dynamic_tanh():
-    norm = DynamicTanh(C, initial_alpha=0.7, **DOUBLE)
+    norm = DynamicTanh(C, initial_alpha=2, **DOUBLE)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x, _ = next(batches())
-    assert torch.allclose(norm(x), norm.weight * torch.tanh(0.7 * x) + norm.bias)
+    assert torch.allclose(norm(x), norm.weight * torch.tanh(2 * x) + norm.bias)
     assert DynamicTanh(C, bias=False).bias is None
 
 
@@ -163,9 +154,3 @@ def test_calibration_needs_norms_and_batches():
         calibrate(nn.Linear(2, 2), [])
     with pytest.raises(ValueError, match="at least one batch"):
         calibrate(BatchNorm(C), [])
-
-
-def test_scalars_that_learn_may_start_at_whole_numbers():
-    """As `norm.initial_eta=0` gives them."""
-    for scalar in (RepBatchNorm(C, initial_eta=0).eta, DynamicTanh(C, initial_alpha=1).alpha):
-        assert (scalar.dtype, scalar.requires_grad) == (torch.float32, True)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.norms.helpers import BUILDERS, STATISTICAL, C, advance, assert_same, copy_state, step
+from tests.norms.helpers import BUILDERS, C, advance, assert_same, copy_state, step
 from un.norms import UnifiedNorm
 
-OFFLINE = [name for name in STATISTICAL if name not in ("prepbn", "powernorm")]
 pytestmark = pytest.mark.filterwarnings("error")
 
 
@@ -31,15 +30,15 @@ def test_any_rank_and_strides_equal_flattened_rows(name, shape):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str
 )
-@pytest.mark.parametrize("cast", [True, False])
-def test_types_in_and_out(name, dtype, tolerance, cast):
-    norm = BUILDERS[name](C, dtype=dtype if cast else torch.float32)
+def test_types_in_and_out(name, dtype, tolerance):
     x, grad = torch.randn(2, 4, 3, C).to(dtype)
-    y, x_grad, *_ = step(norm, x, grad)
-    assert y.dtype == x_grad.dtype == dtype
-    assert all(buffer.dtype in (torch.float32, torch.float64, torch.int64) for buffer in norm.buffers())
     reference = step(BUILDERS[name](C), x.float(), grad.float())[0]
-    assert torch.allclose(y.float(), reference, atol=tolerance, rtol=tolerance)
+    for parameter_type in (dtype, torch.float32):
+        norm = BUILDERS[name](C, dtype=parameter_type)
+        y, x_grad, *_ = step(norm, x, grad)
+        assert y.dtype == x_grad.dtype == dtype
+        assert all(buffer.dtype in (torch.float32, torch.float64, torch.int64) for buffer in norm.buffers())
+        assert torch.allclose(y.float(), reference, atol=tolerance, rtol=tolerance)
 
 
 def test_a_norm_cast_to_half_precision_keeps_its_statistics(norm):
@@ -83,45 +82,23 @@ def test_copies_continue_identically_mid_window(name, norm):
         assert_same(twin.state_dict(), norm.state_dict())
 
 
-CHANGED_IN_TRAINING = {
-    "un": {"running_var", "ema_gz", "buffer_x2", "buffer_gz", "iters", "skip_counter"},
-    "un_window_centered": {
-        *("running_var", "ema_gz", "buffer_x2", "buffer_gz", "iters", "running_mean", "buffer_mean"),
-    },
-    "batchnorm": {"running_mean", "running_var", "num_batches_tracked"},
-    "powernorm": {"running_phi", "ema_gz", "iters"},
-    "mabn": {"running_var", "buffer_x2", "buffer_gz", "iters"},
-    "rmsnorm": set(),
-    "dyt": set(),
-}
-
-
-@pytest.mark.parametrize("name", CHANGED_IN_TRAINING)
-def test_training_changes_exactly_the_documented_state_and_evaluation_none(name):
-    norm = BUILDERS[name](C)
-    advance(norm, calls=1)
+def test_evaluation_changes_no_state(norm):
+    advance(norm)
     before = copy_state(norm)
     norm.eval()(torch.randn(4, 3, C, requires_grad=True)).sum().backward()
     assert_same(norm.state_dict(), before)
-    advance(norm.train(), calls=1, seed=3)
-    changed = {key for key, value in norm.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == CHANGED_IN_TRAINING[name]
 
 
-@pytest.mark.parametrize("name", OFFLINE)
-def test_affine_is_the_inference_map(name):
-    norm = BUILDERS[name](C)
+def test_affine_is_the_inference_map_of_offline_norms(name, norm):
     advance(norm)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    scale, shift = norm.eval().affine()
-    x = torch.randn(4, 3, C)
-    assert torch.allclose(norm(x), scale * x + shift, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["powernorm", "rmsnorm", "dyt"])
-def test_norms_that_are_not_offline_have_no_affine_map(name):
-    assert BUILDERS[name](C).affine() is None
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    affine = norm.eval().affine()
+    if name in ("powernorm", "rmsnorm", "dyt"):
+        assert affine is None
+    else:
+        x = torch.randn(4, 3, C)
+        assert torch.allclose(norm(x), affine[0] * x + affine[1], atol=1e-6)
 
 
 class ForbidHostReads(TorchDispatchMode):
@@ -167,24 +144,19 @@ def test_saves_one_activation(name, dtype):
     assert sum(saved) <= x.nbytes + 8 * 64 * 8  # besides x only vectors
 
 
-@pytest.mark.parametrize(
-    ("x", "mask", "words"),
-    [
-        (torch.zeros(2, 3, C + 1), None, "expected input (..., 6), got shape (2, 3, 7)"),
-        (torch.zeros(()), None, "expected input (..., 6), got shape ()"),
-        (torch.zeros(2, 3, C), torch.zeros(3, 2, dtype=torch.bool), "pad_mask must have shape (2, 3), got (3, 2)"),
-        (torch.zeros(2, 3, C), torch.zeros(2, 3), "pad_mask must be boolean"),
-    ],
+BAD_INPUTS = (
+    (torch.zeros(2, 3, C + 1), None, "expected input (..., 6), got shape (2, 3, 7)"),
+    (torch.zeros(()), None, "expected input (..., 6), got shape ()"),
+    (torch.zeros(2, 3, C), torch.zeros(3, 2, dtype=torch.bool), "pad_mask must have shape (2, 3), got (3, 2)"),
+    (torch.zeros(2, 3, C), torch.zeros(2, 3), "pad_mask must be boolean"),
 )
-def test_bad_input_is_one_clear_line(norm, x, mask, words):
-    for training in (True, False):
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bad_input_is_one_clear_line(norm, training):
+    for x, mask, words in BAD_INPUTS:
         with pytest.raises(ValueError, match=f"^{re.escape(words)}.*$"):
             norm.train(training)(x, mask)
-
-
-def test_bad_sizes_are_refused(name):
-    with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):
-        BUILDERS[name](0)
 
 
 def test_without_affine(name):
@@ -217,7 +189,7 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 9))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(size=sizes, seed=st.integers(0, 10**6), padding=st.sampled_from([0.0, 0.3, 0.9]))
 def test_order_and_padding_of_random_batches(name, size, seed, padding):
     """Neither the order of the tokens nor what padded rows hold, even NaN, changes the other rows and the state."""

@@ -34,8 +34,8 @@ NORMS = {
     "un_unpadded": partial(make_unified, pad_gradient="excluded", backward_average="window"),
     "un_official_types": partial(make_unified, statistics_type="input", reject_nonfinite=False),
 }
-# Those that differ in what reaches the backward.
-FAST = ("powernorm", "prepbn", "un_filtration", "un_window_centered")
+# With `test_two_forwards_before_a_backward`, those that differ in what reaches the backward.
+FAST = ("powernorm", "un_window_centered")
 slow = pytest.mark.slow  # seconds each to compile
 
 
@@ -110,7 +110,10 @@ def test_two_forwards_before_a_backward() -> None:
         first, second = model(x, pad_mask).mul_(2).relu_(), model(x.flip(0), pad_mask)
         return (first * weight).mean() + (second * weight.square()).mean()
 
-    assert_compiled_training_agrees(build_block("un"), make_batches(8), compute, "aot_eager")
+    model = build_block("un_filtration")
+    model.masked = NORMS["un"](C).double()
+    assert_compiled_training_agrees(model, make_batches(12), compute, "aot_eager")
+    assert model.plain.skip_counter > 0
 
 
 def build_evaluated(name: str) -> Block:
@@ -121,7 +124,7 @@ def build_evaluated(name: str) -> Block:
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["un_centered", "powernorm", "prepbn", "rmsnorm", "dyt"])
+@pytest.mark.parametrize("name", ["un_centered", "powernorm", "prepbn"])
 def test_the_evaluation_model_is_exported(name: str) -> None:
     """Unfolded, at any batch size, with and without a mask; the graph changes no buffer."""
     model = build_evaluated(name)

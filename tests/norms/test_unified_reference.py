@@ -1,12 +1,12 @@
-"""UnifiedNorm against the step-by-step references of both presets."""
+"""UnifiedNorm against the step-by-step references of both presets, and its variant against it."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.norms.helpers import paper_options, relative_error, step
+from tests.norms.helpers import assert_same, paper_options, relative_error, step
 from tests.norms.reference import OfficialReference, PaperReference
-from un.norms import UnifiedNorm
+from un.norms import UnifiedNorm, UnifiedNormVariant
 
 TOLERANCE = 1e-11  # over 30 steps of gradient updates in float64; one step agrees to 1e-15
 B, N, C = 3, 5, 6
@@ -27,12 +27,16 @@ def make_batch(rng, index):
     return x, rng.standard_normal((B, N, C))
 
 
-def compare(norm, reference, padded):
+def compare(norm, reference, padded, twin=None):
+    """Compares a norm with a reference over 30 steps, and to the bit with a twin."""
     rng = np.random.default_rng(0)
     for index in range(30):
         x, grad = make_batch(rng, index)
         mask = rng.random((B, N)) < 0.3 if padded else None
-        ours = step(norm, torch.tensor(x), torch.tensor(grad), None if mask is None else torch.tensor(mask))
+        batch = torch.tensor(x), torch.tensor(grad), None if mask is None else torch.tensor(mask)
+        ours = step(norm, *batch)
+        if twin is not None:
+            assert all(map(torch.equal, step(twin, *batch), ours)), index
         theirs = (reference.forward(x, mask), *reference.backward(grad))
         for name, a, b in zip(("y", "gx", "gw", "gb"), ours, theirs, strict=True):
             assert relative_error(a, b) < TOLERANCE, (index, name)
@@ -53,11 +57,16 @@ def compare(norm, reference, padded):
 def test_official_steps(window, filtration, padded):
     skipped = 0
     for warmup, start in STARTS:
-        norm = UnifiedNorm(C, window=window, warmup_steps=warmup, filtration=filtration, dtype=torch.float64)
+        options = {"window": window, "warmup_steps": warmup, "filtration": filtration, "dtype": torch.float64}
+        norm, variant = UnifiedNorm(C, **options), UnifiedNormVariant(C, **options)
         reference = OfficialReference(C, window, warmup, filtration)
-        norm.iters.fill_(start)
+        for counter in (norm.iters, variant.iters):
+            counter.fill_(start)
         reference.t = start
-        compare(norm, reference, padded)
+        variant.weight, variant.bias = norm.weight, norm.bias
+        compare(norm, reference, padded, variant)
+        assert_same(variant.state_dict(), norm.state_dict())
+        assert_same(variant.watch(), norm.watch())
         skipped += reference.skipped
     assert (skipped > 0) == (filtration and norm.window[0] > 1)
 

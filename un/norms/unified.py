@@ -29,7 +29,7 @@ from un.norms.core.moments import divide, measure_moments
 from un.norms.core.options import check_at_least, check_flags, make_fractions, make_windows
 from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.transaction import Batch, take_batch, take_gradient
-from un.norms.core.window import average_geometrically, average_slots, move_average, write_slot
+from un.norms.core.window import average_geometrically, average_slots, choose, move_average, write_slot
 
 
 class Call(NamedTuple):
@@ -38,7 +38,8 @@ class Call(NamedTuple):
     scale: Tensor  # 1 / sqrt(s + ε)
     ratio: Tensor  # r
     number: Tensor  # t, from 1; 0 for a refused batch
-    dropped: Tensor  # whether smoothing is: for an outlier, and in every call with a window of 1
+    phase: Tensor  # t, but 0, before all phases, where smoothing is dropped
+    dropped: Tensor | None  # whether smoothing is: for an outlier, and in every call with a window of 1; None: never
     refused: Tensor  # whether the batch is
     gap: Tensor | None  # arithmetic - geometric mean of the window, a vector; None without filtration
     threshold: Tensor | None  # what makes an outlier of a larger gap
@@ -57,8 +58,7 @@ class UnifiedNorm(Norm):
         filtration: outlier filtration; officially off for language, on for vision.
         eps: ε.
         momentum: α, the weight of the OLD value in the running averages, or a (v, ψ) pair.
-        affine: learnable weight γ and bias β.
-        device, dtype: of parameters and buffers; these are float32 at least.
+        affine, device, dtype: as of `Norm`.
         **switches: see `un.norms.Switches`; with one away from its default the norm is a `UnifiedNormVariant`.
     """
 
@@ -93,9 +93,8 @@ class UnifiedNorm(Norm):
         self.register_counters("iters", "skip_counter", "nonfinite_counter")
         # The last calls before smoothing (forward, backward), filtration and compensation start.
         self.last_raw: tuple[int, ...] = tuple(max(size, warmup_steps - 1) for size in self.window)
-        self.last_unfiltered = max(warmup_steps - 1, 0)
-        self.last_uncompensated, self.ratio_limits = max(1000, warmup_steps), (0.2, 5.0)
-        self.always_dropped = self.window[0] == 1
+        self.last_unfiltered, self.last_uncompensated = max(warmup_steps - 1, 0), max(1000, warmup_steps)
+        self.ratio_limits, self.always_dropped = (0.2, 5.0), self.window[0] == 1
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""
@@ -110,20 +109,21 @@ class UnifiedNorm(Norm):
         """Takes q into the window and finds s, r and what the backward needs (F5, F7, F8, F10)."""
         q, number, running = batch.square, batch.number, self.running_var
         outlier, gap, threshold = self.push_moment(q, number)
-        dropped = torch.ones_like(outlier) if self.always_dropped else outlier
-        s = torch.where((number <= self.last_raw[0]) | dropped, q, self.average_window(self.buffer_x2))
+        dropped = torch.ones_like(number, dtype=torch.bool) if self.always_dropped else outlier
+        phase = number if dropped is None else number.masked_fill(dropped, 0)
+        s = torch.where(phase <= self.last_raw[0], q, self.average_window(self.buffer_x2))
         scale = (s + self.eps).rsqrt()
-        ratio = ((running + self.eps).rsqrt() / scale).clamp(*self.ratio_limits)
-        ratio = ratio.masked_fill((number <= self.last_uncompensated) | dropped, 1)
+        ratio = ((running + self.eps).rsqrt() / scale).clamp_(*self.ratio_limits)
+        ratio.masked_fill_(phase <= self.last_uncompensated, 1)
         move_average(running, s, self.momentum[0])
-        return Call(scale, ratio, number, dropped, batch.refused, gap, threshold)
+        return Call(scale, ratio, number, phase, dropped, batch.refused, gap, threshold)
 
-    def push_moment(self, q: Tensor, number: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def push_moment(self, q: Tensor, number: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Writes q into the window, or v in the place of an outlier; returns outlier, gap, threshold (F3, F4, F6)."""
         window, slot = self.buffer_x2, number % self.window[0]
         if not self.filtration:
             write_slot(window, slot, q)
-            return torch.zeros_like(number, dtype=torch.bool), None, None
+            return None, None, None
         threshold = len(window) * window.sqrt().var()  # of all entries, before q is one
         write_slot(window, slot, q)
         gap = average_slots(window) - average_geometrically(window)
@@ -143,7 +143,7 @@ class UnifiedNorm(Norm):
     def smooth_gradient(self, call: Call, p: Tensor) -> Tensor:
         """Takes p (C,) into the window and the running average ψ, and returns the one to correct by (B3 to B6)."""
         window, average = self.buffer_gz, self.ema_gz
-        write_slot(window, call.number % self.window[1], torch.where(call.dropped, average, p))
-        mean = torch.where((call.number <= self.last_raw[1]) | call.dropped, p, average_slots(window))
+        write_slot(window, call.number % self.window[1], choose(call.dropped, average, p))
+        mean = torch.where(call.phase <= self.last_raw[1], p, average_slots(window))
         move_average(average, mean, self.momentum[1])
-        return torch.where(call.dropped, mean, average)
+        return choose(call.dropped, mean, average)

@@ -22,10 +22,10 @@ from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.switches import Switches, build_switches
 from un.norms.core.transaction import BACKWARD, FORWARD, Batch, take_batch
 from un.norms.core.updates import count_calls, merge_entry, push_entry, register_count
-from un.norms.core.window import average_geometrically, average_slots, move_average, read_slot, write_slot
+from un.norms.core.window import average_geometrically, average_slots, choose, move_average, read_slot, write_slot
 from un.norms.unified import Call, UnifiedNorm
 
-PLAIN_OPTIONS: Any = UnifiedNorm.__init__.__kwdefaults__
+PLAIN_OPTIONS = ("num_features", *UnifiedNorm.__init__.__kwdefaults__)  # type: ignore[misc]
 ALWAYS = sys.maxsize  # calls
 
 
@@ -132,7 +132,7 @@ class UnifiedNormVariant(UnifiedNorm):
         before = self.running_var.clone() if frozen else None
         call = super().smooth_moment(batch)
         if before is not None:
-            self.running_var.copy_(torch.where(call.dropped, before, self.running_var))
+            self.running_var.copy_(choose(call.dropped, before, self.running_var))
         return VariantCall(*call, center, None)  # type: ignore[call-arg]  # mypy cannot see the fields
 
     def smooth_mean(self, mean: Tensor, batch: Batch) -> Center:
@@ -146,12 +146,12 @@ class UnifiedNormVariant(UnifiedNorm):
         move_average(self.running_mean, smooth, self.momentum[0])
         return Center(smooth, mean - smooth, derivative.masked_fill(batch.refused, 0))
 
-    def push_moment(self, q: Tensor, number: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def push_moment(self, q: Tensor, number: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Writes q into the window, or what outliers leave there; returns outlier, gap and threshold (S5 to S9)."""
         switches, window, slot = self.switches, self.buffer_x2, number % self.window[0]
         if not self.filtration:
             push_entry(self, FORWARD, window, slot, q)
-            return torch.zeros_like(number, dtype=torch.bool), None, None
+            return None, None, None
         old, entry = read_slot(window, slot), merge_entry(self, FORWARD, window, slot, q)
         threshold = measure_threshold(window, switches)
         write_slot(window, slot, entry)
@@ -191,18 +191,18 @@ class UnifiedNormVariant(UnifiedNorm):
             kept = p if switches.filtered_gradient == "batch" else read_slot(window, slot)
         if switches.filtered_gradient_average == "keep":
             replaced = average.clone()
-        push_entry(self, BACKWARD, window, slot, torch.where(dropped, kept, p))
-        raw, mean = call.number <= self.last_raw[1], p
+        push_entry(self, BACKWARD, window, slot, choose(dropped, kept, p))
+        raw, mean = call.phase <= self.last_raw[1], p
         if switches.backward_average in ("window_running", "window"):
-            mean = torch.where(raw | dropped, p, average_slots(window))
+            mean = torch.where(raw, p, average_slots(window))
         move_average(average, mean, self.momentum[1])
         if switches.warmup_gradient == "instant":
-            average.copy_(torch.where(raw & ~dropped, p, average))
+            average.copy_(torch.where(raw & (call.phase > 0), p, average))
         if switches.filtered_gradient_average != "update":
-            average.copy_(torch.where(dropped, replaced, average))
+            average.copy_(choose(dropped, replaced, average))
         if switches.backward_average in ("window", "instant"):
             return mean
-        return torch.where(dropped, mean, average)
+        return choose(dropped, mean, average)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + self.switches.describe_changes()

@@ -5,8 +5,9 @@
   default settings, backends aot_eager and inductor). `hold` prevents it.
 - Activation checkpointing (both kinds of torch.utils.checkpoint, and fairseq's) runs a forward again inside the
   backward. `CallNotes` gives such a call the decision of the first one, and the state stays.
-- Second derivatives, forward-mode differentiation, batched gradients and torch.func transforms are refused in
-  training. In evaluation norms are ordinary operations of torch, and everything works.
+- In training there is no second derivative, and `refuse_second_derivatives` says so. Forward-mode differentiation and
+  torch.func transforms are refused by torch itself, as are batched gradients where a backward moves state. In
+  evaluation norms are ordinary operations of torch, and everything works.
 """
 
 from __future__ import annotations
@@ -17,15 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 Values = TypeVar("Values")
 
-ONE_DERIVATIVE = (
-    "a norm in training mode moves its statistics and has one derivative, by backward() or autograd.grad(): no second "
-    "derivative, forward-mode differentiation, batched gradient or torch.func transform; call eval() on it first"
-)
 # Calls of one norm whose backward may be outstanding; bounds the memory of passes that never have one. Ours.
 NOTED_CALLS = 64
 # Largest difference of column sums, relative to the largest sum, between a call and its recomputation: kernels that add
@@ -114,26 +110,6 @@ def _sum_columns(rows: Tensor) -> Tensor:
     return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
-def refuse_transforms(*values: Tensor | None) -> None:
-    """Refuses a training step inside what it cannot go through, before it moves any state.
-
-    Raises:
-        RuntimeError: inside a transform of `torch.func`, or where a value has a tangent of forward-mode differentiation
-            or is a batch of gradients (is_grads_batched=True). The compiler refuses these by itself.
-    """
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(ONE_DERIVATIVE)
-    in_forward_mode = forward_ad._current_level >= 0
-    for value in values:
-        if value is None:
-            continue
-        tangent = forward_ad.unpack_dual(value).tangent if in_forward_mode else None
-        if tangent is not None or torch._C._functorch.is_legacy_batchedtensor(value):
-            raise RuntimeError(ONE_DERIVATIVE)
-
-
 def refuse_second_derivatives(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     """Returns the gradients; where they are part of a graph (create_graph=True), differentiating them is refused.
 
@@ -154,4 +130,4 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(ONE_DERIVATIVE)
+        raise RuntimeError("a norm in training mode has no second derivative; call eval() on it first")

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from un.norms.core.autograd import CallNotes, refuse_transforms
+from un.norms.core.autograd import CallNotes
 from un.norms.core.options import check_at_least
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -180,12 +180,9 @@ class Norm(nn.Module):
 
         Raises:
             ValueError: where x is not (..., C) or the mask is not a boolean (...).
-            RuntimeError: in training, see `refuse_transforms`.
         """
         if x.dim() == 0 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
-        if self.training and self._buffers:
-            refuse_transforms(x, self.weight, self.bias)
         pad_mask = self.shared_pad_mask if pad_mask is None else pad_mask
         if pad_mask is not None and pad_mask.dtype != torch.bool:
             raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from un.norms.core.base import Norm, flatten_rows
-from un.norms.core.moments import measure_moments
+
+Sums = tuple[int, Any, Any]  # the number of rows, and the sums of them and of their squares, (C,)
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def calibrate(
     norms = [m for m in model.modules() if isinstance(m, Norm) and m.read_running()[0] is not None]
     if not norms:
         raise ValueError("the model has no norm with running statistics to calibrate")
-    sums: dict[Norm, list[Tensor]] = {}
+    sums: dict[Norm, Sums] = {}
     handles = [norm.register_forward_pre_hook(partial(_add_call, sums), with_kwargs=True) for norm in norms]
     training = model.training
     model.eval()
@@ -52,7 +53,7 @@ def calibrate(
         raise ValueError("calibration needs at least one batch")
     for norm, (count, total, square) in sums.items():
         running_moment, running_mean = norm.read_running()  # views of the buffers
-        mean, moment = total / count.clamp_min(1), square / count.clamp_min(1)
+        mean, moment = total / max(count, 1), square / max(count, 1)
         if running_mean is not None:
             running_mean.copy_(mean)
             moment = (moment - mean.square()).clamp_min(0)
@@ -60,12 +61,10 @@ def calibrate(
     return len(sums)
 
 
-def _add_call(sums: dict[Norm, list[Tensor]], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Adds one call's count, sum and sum of squares, in float64."""
+def _add_call(sums: dict[Norm, Sums], norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Adds the rows of one call."""
     x, pad_mask = norm.check_input(args[0], kwargs.get("pad_mask", args[1] if len(args) > 1 else None))
     rows, mask = flatten_rows(norm.prepare(x).double(), pad_mask)
-    square, mean, num_rows = measure_moments(rows, mask, centered=True)
-    assert mean is not None  # centered moments have one
-    count = torch.as_tensor(num_rows, device=rows.device, dtype=rows.dtype)
-    added = [count, count * mean, count * (square + mean.square())]
-    sums[norm] = [a + b for a, b in zip(sums[norm], added, strict=True)] if norm in sums else added
+    rows = rows if mask is None else rows[~mask]
+    count, total, square = sums.get(norm, (0, 0, 0))
+    sums[norm] = (count + len(rows), total + rows.sum(0), square + rows.square().sum(0))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from un.norms.core.autograd import LIBRARY, refuse_second_derivatives, refuse_transforms
+from un.norms.core.autograd import LIBRARY, refuse_second_derivatives
 from un.norms.core.base import Norm, statistics_dtype
 
 BUFFERS_REPLACED = (
@@ -56,7 +56,7 @@ def reduce_products(g: Tensor, x: Tensor, mean: Tensor | None = None) -> tuple[T
     same, dtype = g is x, statistics_dtype(x.dtype)
     x = x.to(dtype).contiguous()
     g = x if same else g.to(dtype).contiguous()
-    zeros = torch.zeros(x.shape[-1], device=x.device, dtype=dtype)
+    zeros = x.new_zeros(x.shape[-1])
     mean = zeros if mean is None else mean.to(dtype)
     wanted = [False, True, True]
     _, products, total = torch.ops.aten.native_batch_norm_backward(
@@ -136,7 +136,6 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_transforms(grad)
         with torch.no_grad():
             gradients = _differentiate(ctx, grad)
         return (*refuse_second_derivatives(*gradients), None, None, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,11 @@ def average_geometrically(window: Tensor) -> Tensor:
     1 has no outliers.
     """
     return window.pow(1 / len(window)).prod(0)
+
+
+def choose(flag: Tensor | None, value: Tensor, otherwise: Tensor) -> Tensor:
+    """Returns the value where a flag is true, else the other; None is a flag that never is."""
+    return otherwise if flag is None else torch.where(flag, value, otherwise)
 
 
 def move_average(running: Tensor, value: Tensor, momentum: float) -> None:
