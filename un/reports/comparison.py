@@ -153,12 +153,12 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     """Returns a row for every measurement of the table's models; one without any shows what was published."""
     rows: list[Line] = []
     for row in table.rows:
-        found: list[Measurement | None] = [one for one in measurements if one.setting.model == row.model]
+        found: list[Measurement | None] = [one for one in measurements if one.model == row.model]
         rows += [_fill_line(table, row, one) for one in found or [None]]
-    measured, counts = {one.setting for one in measurements}, []
+    measured, counts = {one.file for one in measurements}, []
     for device in BATCHES:
         planned = plan_settings(table.models, device)
-        counts.append(f"{len(measured.intersection(planned))} of {len(planned)} on {device}")
+        counts.append(f"{sum(one.file in measured for one in planned)} of {len(planned)} on {device}")
     missing = (
         f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
     )
