@@ -81,14 +81,6 @@ def test_numbers_and_problems_are_shown(page: Reader) -> None:
     assert "+1.50 [−4.85, +7.85]" in page.texts
 
 
-def test_curves_of_a_table_are_not_drawn_again(page: Reader) -> None:
-    """The legend of the table's drawing has its label; that of all settings has the name of what is left alone."""
-    legends = [text for text in page.texts if text in ("M = 4, 16", "layernorm", "un,norm.window=4,16")]
-    assert "M = 4, 16" in legends
-    assert "layernorm" in legends
-    assert "un,norm.window=4,16" not in legends
-
-
 def test_filters_know_tasks_and_norms(page: Reader) -> None:
     options = page.texts[page.texts.index("task") : page.texts.index("norm") + 12]
     assert {"vision", "translation", "un", "layernorm"} <= set(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,16 +85,13 @@ def render_page(
     groups = [group for settings in experiments.values() for group in settings.values()]
     anchors = {run.folder: f"setting-{number}" for number, group in enumerate(groups) for run in group}
     pictures = [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
-    view = partial(_view, draw_curves)
-    table_entries = [view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
-    drawn = {run.folder for comparison in tables for cell in comparison.cells for run in cell.runs}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title,
-        tables=table_entries,
-        overview=[view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
+        tables=[_view(one, f"table-{one.name}", draw_curves) for one in tables],
+        overview=[_view(one, f"all-{one.name}", draw_curves) for one in compare_settings(runs)],
         runs=runs,
         experiments=experiments,
         settings=len(groups),
@@ -110,8 +107,7 @@ def render_page(
     )
 
 
-def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
-    """Prepares a comparison; the curves of the drawn run folders are left out."""
+def _view(comparison: Comparison, anchor: str, draw_curves: DrawCurves) -> Entry:
     columns, curves = [], []
     for index, (label, metric) in enumerate(zip(comparison.columns, comparison.metrics, strict=True)):
         cells = {row.label: row.cells[index] for row in comparison.rows}
@@ -122,10 +118,8 @@ def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: S
             ColumnView(label, metric, task, tuple(field for field in FIELDS if any(t[field] for t in texts)))
         )
         folders = {name: [run.folder for run in cell.runs] for name, cell in cells.items()}
-        new = {name: found for name, found in folders.items() if not found or set(found) - drawn}
-        shown = next((run.curve_metric for run in runs if run.main_metric and run.folder not in drawn), "val/loss")
-        svg = draw_curves(new, shown, f"{anchor}-{index}")
-        if svg:
+        shown = next((run.curve_metric for run in runs if run.main_metric), "val/loss")
+        if svg := draw_curves(folders, shown, f"{anchor}-{index}"):
             caption = f"{label or comparison.title}: mean over seeds, band from lowest to highest"
             curves.append({"svg": svg, "caption": caption, "task": task})
     return Entry(anchor, comparison, columns, curves)

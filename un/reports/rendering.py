@@ -17,8 +17,9 @@ MARK_NOTE = f"{MARK} our setting, not the paper's"
 SHOWN_DEPARTURES = 3
 DIFFERENCE_NOTE = "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t)."
 FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "minutes")
-# Characters that LaTeX fonts lack or that pandas does not escape.
-LATEX_TEXT = {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}  # which its fonts lack
 
 
 def describe_cell(cell: Cell, comparison: Comparison) -> dict[str, str]:
@@ -109,25 +110,21 @@ def _format_cell(value: object) -> str:
 
 def render_latex(comparison: Comparison) -> str:
     """Returns a table environment for the package booktabs, with the notes below the rows."""
-    frame = tabulate(comparison)
+    frame = tabulate(comparison).map(_escape).rename(index=_escape, columns=_escape)
     if len(comparison.columns) == 1:
-        frame.columns = pd.Index([key[1] for key in frame.columns])
-    style = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis="columns")
-    text = style.to_latex(
+        frame.columns = frame.columns.get_level_values(1)
+    text = frame.style.to_latex(
         hrules=True,
-        caption=_escape_latex(comparison.title),
+        caption=_escape(comparison.title),
         label=f"tab:{comparison.name}",
         position="ht",
         position_float="centering",
-        column_format="l" + "l" * len(frame.columns),
+        column_format="l" * (1 + len(frame.columns)),
         multicol_align="c",
     )
-    for symbol, replacement in LATEX_TEXT.items():
-        text = text.replace(symbol, replacement)
-    notes = " ".join(_escape_latex(note) for note in list_notes(comparison))
-    return text.replace(
-        "\\end{table}", f"\\par\\smallskip\\footnotesize {notes}\n\\end{{table}}" if notes else "\\end{table}"
-    )
+    notes = _escape(" ".join(list_notes(comparison)))
+    end = "\\end{table}"
+    return text.replace(end, f"\\par\\smallskip\\footnotesize {notes}\n{end}") if notes else text
 
 
 def list_rows(comparison: Comparison) -> pd.DataFrame:
@@ -198,9 +195,6 @@ def _explain_mark(comparison: Comparison) -> str:
     return f"{MARK_NOTE}: {'; '.join(found[:SHOWN_DEPARTURES])}{more}." if found else f"{MARK_NOTE}."
 
 
-def _escape_latex(text: str) -> str:
-    escaped = pd.DataFrame([[text]]).style.format(escape="latex").hide(axis="index").hide(axis="columns").to_latex()
-    body = escaped.splitlines()[1].removesuffix(" \\\\")
-    for symbol, replacement in LATEX_TEXT.items():
-        body = body.replace(symbol, replacement)
-    return body
+def _escape(text: str) -> str:
+    """Returns a text as LaTeX prints it."""
+    return "".join(LATEX.get(character, character) for character in text)
