@@ -8,7 +8,7 @@ import pytest
 
 from tests.reports.runs import make_run
 from un.reports.comparison import Comparison, Line, fill_cell
-from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown, replace_block
+from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown
 from un.reports.specification import Published
 
 
@@ -81,13 +81,3 @@ def test_several_columns(tmp_path: Path) -> None:
 
 def test_a_rounded_zero_has_no_sign() -> None:
     assert [format_signed(value, 1) for value in (-0.04, 0.04, -0.06, 1.0)] == ["0.0", "0.0", "−0.1", "+1.0"]
-
-
-def test_a_block_of_a_page_is_replaced(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    replace_block(page, "new")
-    assert page.read_text() == "before\n<!-- results -->\n\nnew\n<!-- end of results -->\nafter\n"
-    page.write_text("before")
-    with pytest.raises(ValueError, match="has no results block"):
-        replace_block(page, "new")
