@@ -70,6 +70,12 @@ def list_notes(comparison: Comparison) -> list[str]:
     return notes + [f"[{number}] {source}." for number, source in enumerate(comparison.sources, 1)]
 
 
+def list_fields(comparison: Comparison, column: int) -> list[str]:
+    """Returns the fields in which something stands in a column."""
+    texts = [describe_cell(row.cells[column], comparison) for row in comparison.rows]
+    return [field for field in FIELDS if any(text[field] for text in texts)]
+
+
 def tabulate(comparison: Comparison) -> pd.DataFrame:
     """Returns the texts: a row per row, columns (label, field) without those in which nothing stands."""
     columns: dict[tuple[str, str], list[str]] = {}
@@ -77,9 +83,7 @@ def tabulate(comparison: Comparison) -> pd.DataFrame:
     for index, column in enumerate(comparison.columns):
         texts = [describe_cell(row.cells[index], comparison) for row in comparison.rows]
         name = f"{column} {comparison.metrics[index]}".strip()
-        for field in FIELDS:
-            if any(text[field] for text in texts):
-                columns[name, field] = [text[field] for text in texts]
+        columns |= {(name, field): [text[field] for text in texts] for field in list_fields(comparison, index)}
     frame = pd.DataFrame(columns, index=pd.Index(labels))
     frame.columns = pd.MultiIndex.from_tuples(list(columns), names=[None, None])
     return frame
