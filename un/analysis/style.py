@@ -58,7 +58,7 @@ def color_depths(count: int) -> list[tuple[float, ...]]:
 
 
 def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    """Adds a bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
+    """Adds a bar beside the axes that shows which colour is which layer; the first is at the top, as in a table."""
     bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
     mappable = ScalarMappable(bounds, ListedColormap(color_depths(len(names))))
     shown = choose_spread(len(names), MAX_LABELS)

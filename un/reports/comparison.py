@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a comparison, with a cell per column; `norm` is empty where no run says it."""
+    """A row of a comparison, with a cell per column; `norm` is empty where no run names it."""
 
     label: str
     norm: str
@@ -138,7 +138,7 @@ def fill_cell(
 
 
 def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
-    """Returns a comparison per experiment with a row for every setting there is, whether or not a table asks for it."""
+    """Returns a comparison per experiment with a row for every setting, whether or not a table asks for it."""
     comparisons = []
     for experiment, settings in group_by_setting(runs).items():
         rows = [

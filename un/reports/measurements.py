@@ -1,4 +1,4 @@
-"""What `scripts/benchmark.py inference` measures: what is planned, what its files say, and what UN gains."""
+"""Measurements by `scripts/benchmark.py inference`: which are planned, what their files hold, and what UN gains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 BATCHES: dict[Device, tuple[int, ...]] = {"cpu": (1, 8), "cuda": (1, 64, 256)}  # by device
 LAYER_NORM, FOLDED = "layernorm", "un_folded"  # the arms that are compared
 METRICS = ("speed", "memory")
-FILE_CONFIG = ConfigDict(strict=True)  # a file says more than is read here
+FILE_CONFIG = ConfigDict(strict=True)  # a file holds more than is read here
 
 
 @dataclass(frozen=True, config=FILE_CONFIG)

@@ -23,7 +23,7 @@ MAX_PICTURES = 40  # embedded; a page of hundreds of megabytes helps nobody
 
 
 class ColumnView(NamedTuple):
-    """A column on the page: the fields in which something stands, and its curves where there are any."""
+    """A column on the page: its fields that are not empty, and its curves if there are any."""
 
     label: str
     metric: str

@@ -23,7 +23,7 @@ LATEX |= {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"} 
 
 
 def describe_cell(cell: Cell, comparison: Comparison) -> dict[str, str]:
-    """Returns the texts of a cell by field; empty where there is nothing to say."""
+    """Returns the texts of a cell by field, some of them empty."""
     digits = comparison.digits
     source = f" [{comparison.sources.index(cell.published.source) + 1}]" if cell.published else ""
     return {
@@ -61,7 +61,7 @@ def format_signed(value: float, digits: int) -> str:
 
 
 def list_notes(comparison: Comparison) -> list[str]:
-    """Returns what is to be said below a table: setting, marks, differences and sources."""
+    """Returns the notes below a table: setting, marks, differences and sources."""
     notes = [comparison.setting] if comparison.setting else []
     if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
         notes.append(_explain_mark(comparison))
@@ -71,13 +71,13 @@ def list_notes(comparison: Comparison) -> list[str]:
 
 
 def list_fields(comparison: Comparison, column: int) -> list[str]:
-    """Returns the fields in which something stands in a column."""
+    """Returns the fields of a column that are not empty."""
     texts = [describe_cell(row.cells[column], comparison) for row in comparison.rows]
     return [field for field in FIELDS if any(text[field] for text in texts)]
 
 
 def tabulate(comparison: Comparison) -> pd.DataFrame:
-    """Returns the texts: a row per row, columns (label, field) without those in which nothing stands."""
+    """Returns the texts with columns (label, field), empty columns left out."""
     columns: dict[tuple[str, str], list[str]] = {}
     labels = [row.label for row in comparison.rows]
     for index, column in enumerate(comparison.columns):
@@ -173,7 +173,7 @@ def render_csv(comparisons: Iterable[Comparison]) -> str:
 
 
 def replace_block(path: Path, content: str) -> None:
-    """Replaces what stands between the two comments of a Markdown file.
+    """Replaces what is between the two comments of a Markdown file.
 
     Raises:
         ValueError: it has no such block.
