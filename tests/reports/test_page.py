@@ -8,7 +8,7 @@ import pytest
 
 from tests.reports.runs import make_run, write_curve
 from un.analysis.curves import draw_svg
-from un.reports.comparison import Comparison, Line, fill_cell
+from un.reports.comparison import Cell, Comparison, Line
 from un.reports.page import MAX_PICTURES, render_page
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000049454e44ae426082")
@@ -49,7 +49,7 @@ def page(folder: Path) -> Reader:
         write_curve(run, [10.0, 20.0, 30.0 + run.result.seed])
     (runs[0].folder / "figures").mkdir()
     (runs[0].folder / "figures/outliers.png").write_bytes(PIXEL)
-    cells = (fill_cell(runs[:2], runs[2:4]), fill_cell(runs[-1:]))
+    cells = (Cell(runs[:2], runs[2:4]), Cell(runs[-1:]))
     table = Comparison("window", "Windows", ("images", "text"), (Line("M = 4, 16", "un", cells),))
     return Reader(render_page([table], runs, folder / "report", draw_svg, ["x/result.json: Invalid JSON"]))
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.reports.runs import make_run
-from un.reports.comparison import Comparison, Line, fill_cell
+from un.reports.comparison import Cell, Comparison, Line
 from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown
 from un.reports.specification import Published
 
@@ -18,10 +18,10 @@ def comparison(tmp_path: Path) -> Comparison:
     ours = [make_run(tmp_path, "norm=un", seed, 53.0 + 2 * seed) for seed in (0, 1)]
     diverged = [make_run(tmp_path, "norm=dyt", seed, None) for seed in (0, 1)]
     cells = {
-        "LayerNorm": fill_cell(layernorm, layernorm, published=Published(50.25, "source a")),
-        "UN & co": fill_cell(ours, layernorm, planned=3, published=Published(55, "source_b")),
-        "DyT": fill_cell(diverged, layernorm),
-        "MABN|x": fill_cell([], layernorm, planned=2),
+        "LayerNorm": Cell(layernorm, layernorm, published=Published(50.25, "source a")),
+        "UN & co": Cell(ours, layernorm, planned=3, published=Published(55, "source_b")),
+        "DyT": Cell(diverged, layernorm),
+        "MABN|x": Cell([], layernorm, planned=2),
     }
     rows = tuple(Line(label, "", (cell,)) for label, cell in cells.items())
     return Comparison("t", "A 5 % table", ("",), rows, setting="Small.")
@@ -65,7 +65,7 @@ def test_csv_holds_the_numbers_unrounded(comparison: Comparison) -> None:
 
 
 def test_several_columns(tmp_path: Path) -> None:
-    cells = (fill_cell([make_run(tmp_path)]), fill_cell([], planned=1, metric="test/bleu"))
+    cells = (Cell([make_run(tmp_path)]), Cell([], planned=1, metric="test/bleu"))
     comparison = Comparison("t", "T", ("a", "b"), (Line("UN", "un", cells),), shows_marks=False)
     header = render_markdown(comparison).splitlines()[2]
     assert "†" not in render_markdown(comparison)  # where no paper is in sight

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
 from un.command.overrides import quote_override
-from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements, fill_cell
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements
 from un.reports.measurements import Measurement
 from un.reports.result import read_result
 from un.reports.runs import Run
@@ -112,7 +112,7 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
     for row, groups, planned in zip(plan.rows, found, pairs, strict=True):
         cells: list[Cell] = []
         for index, column in enumerate(table.columns):
-            cell = fill_cell(
+            cell = Cell(
                 groups[index],
                 references[index],
                 planned=len(row.runs[index]),
