@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.vision.image_samples import draw_images, make_dataset
-from un.vision.data import ImageDataModule, measure_loader
+from un.vision.data import ImageDataModule
 from un.vision.sources import DIGITS, open_split
 from un.vision.transforms import BatchTransform, ImageTransform
 
@@ -194,7 +194,3 @@ def test_grey_images_become_coloured_and_back(make_data, tmp_path):
 def test_workers_without_use_are_mentioned(make_data):
     with pytest.warns(UserWarning, match=r"data.num_workers=2 has no effect"):
         make_data(num_workers=2)
-
-
-def test_loader_speed_is_measured_over_epochs(make_data):
-    assert measure_loader(make_data(limit=16), num_batches=5) > 0

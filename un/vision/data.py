@@ -1,12 +1,9 @@
 """Images for Lightning: splits, checks and resumable loaders, from config."""
 
-import itertools
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from datasets import DatasetDict
@@ -222,18 +219,3 @@ class ImageDataModule(ResumableDataModule):
         if isinstance(self.transform, BatchTransform):
             return MemoryBatches(split, self.transform, mode)
         return WorkerBatches(split, self.transform, mode, num_workers)
-
-
-def measure_loader(datamodule: ImageDataModule, num_batches: int) -> float:
-    """Returns the training images per second that the loader delivers, after one batch that is not timed."""
-    batches = repeat_epochs(datamodule.train_dataloader())
-    next(batches)
-    start = perf_counter()
-    num_images = sum(len(images) for images, _ in itertools.islice(batches, num_batches))
-    return num_images / (perf_counter() - start)
-
-
-def repeat_epochs(loader: BatchLoader) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
-        yield from loader
