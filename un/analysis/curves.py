@@ -17,8 +17,7 @@ from un.analysis.style import OPTIONS, is_wide, make_figure, thin_rows
 
 PREFIXES = ("train/", "val/")
 UNWANTED = ("train/lr",)
-COLUMNS, MOST_COLUMNS = 2, 3  # three panels fill one row, more fill rows of two
-LEGEND_COLUMN_LETTERS = 110  # of all entries of a legend's row
+COLUMNS = 2  # of panels
 AXIS_NAMES = {"loss": "loss (nats)", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)", "bleu": "BLEU"}
 PAGE_SIZE, PAGE_LINES, PAGE_LABEL = (7.6, 3.4), 12, 36  # inches, settings, and characters of one in the legend
 INK = "#123456"  # stands for the page's text colour, which is dark or light
@@ -37,7 +36,7 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
     """
     names = _choose_metrics(runs, metrics)
     groups = group_runs(runs)
-    columns = len(names) if len(names) <= MOST_COLUMNS else COLUMNS
+    columns = min(len(names), COLUMNS)
     rows = -(-len(names) // columns)
     title = ", ".join(dict.fromkeys(run.experiment for run in runs))
     title += ": mean over seeds, band from lowest to highest" if len(groups) < len(runs) else ""
@@ -52,8 +51,7 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
         axes.remove()
     handles, _ = panels[0].get_legend_handles_labels()
     labels = [f"{label} (n = {len(members)})" for label, members in groups.items()]
-    fitting = max(1, LEGEND_COLUMN_LETTERS // max(map(len, labels)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center")
     return figure
 
 
