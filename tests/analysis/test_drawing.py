@@ -154,6 +154,7 @@ def test_script_draws_runs_and_what_they_have_in_common(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run=/nowhere"], "run=/nowhere: no run folder there"),
         (["format=png"], "run is missing"),
         (["run=x", "format=gif"], "format=gif is unknown; allowed: png, pdf, svg"),
         (["run=x", "output=a", "output=b"], "output is given twice: a and b"),

@@ -33,6 +33,7 @@ def test_the_source_of_a_row_wins() -> None:
     ("change", "message"),
     [
         ({"rowz": []}, "there is no key rowz; did you mean 'rows'?"),
+        ({"name": "u"}, "there is no key name"),
         ({"rows": []}, "rows is [], Tuple should have at least 1 item"),
         ({"digits": 9}, "digits is 9, expected less than or equal to 6"),
         ({"runs": "seed=0"}, "runs is 'seed=0', expected a valid array"),
