@@ -36,28 +36,19 @@ def parse_options() -> argparse.Namespace:
     common.add_argument("--threads", type=read_count, default=2)
     common.add_argument("--output", type=Path, help="JSON file to write")
 
-    def add(what: str, text: str, rounds: int, timed: str, experiment: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(what, parents=[common], help=text)
-        command.add_argument("--rounds", type=read_count, default=rounds, help=f"timed {timed}")
-        if experiment:
-            command.add_argument("--experiment", default=experiment, help="whose model and data to take")
-            command.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
-        return command
+    def add(what: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(what, parents=[common], help=text)
 
-    add("layers", "every norm against nn.LayerNorm", 200, "calls of each arm")
-    add("loader", "images per second of a loader alone", 200, "batches", "cifar10_vit_tiny")
-    add("recorder", "training with callbacks=activation_stats", 40, "intervals between two records", "digits_vit")
-    add("translation", "train.py against fairseq-train", 3, "runs of each arm", "multi30k_small")
-    processes = add("processes", "training steps of processes under DDP", 100, "steps of each arm", "digits_vit")
+    layers = add("layers", "every norm against nn.LayerNorm")
+    layers.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
+    processes = add("processes", "training steps of processes under DDP")
+    processes.add_argument("--rounds", type=read_count, default=100, help="timed steps of each arm")
     processes.add_argument("--processes", type=read_count, default=4, help="on the CPU; they share --threads")
-
-    training = commands.add_parser("compile", parents=[common], help="training steps of norms, eager and compiled")
-    add_compile_options(training)
-
-    inference = commands.add_parser("inference", parents=[common], help="folded UN against LayerNorm in whole models")
-    add_inference_options(inference)
-
-    scaling = commands.add_parser("scaling", parents=[common], help="what UN costs on many GPUs, counted and predicted")
+    processes.add_argument("--experiment", default="digits_vit", help="whose model and data to take")
+    processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
+    add_compile_options(add("compile", "training steps of norms, eager and compiled"))
+    add_inference_options(add("inference", "folded UN against LayerNorm in whole models"))
+    scaling = add("scaling", "what UN costs on many GPUs, counted and predicted")
     scaling.add_argument("--update", type=Path, help="Markdown file whose results block is replaced by the tables")
     options = parser.parse_args()
     if hasattr(options, "overrides"):

@@ -39,7 +39,7 @@ def main() -> None:
         options = parse_options()
         from un.translation.preparation import archives, wmt14, wmt14_sources
 
-        fixed = ("recipe", "news_commentary", "merges") if options.google else ()
+        fixed: tuple[str, ...] = ("recipe", "news_commentary", "merges") if options.google else ()
         fixed = ("news_commentary",) if options.hub else fixed
         for name in fixed:
             if getattr(options, name) is not None:

@@ -25,6 +25,8 @@ from un.reports.rendering import render_csv, render_latex, render_markdown, repl
 from un.reports.runs import find_runs
 from un.sweeps.tables import compare_known
 
+TITLE = "Unified Normalization: results"
+
 
 def main() -> None:
     """Parses the command line, reads the runs and writes the reports."""
@@ -33,7 +35,6 @@ def main() -> None:
         "folders", nargs="*", type=Path, default=[Path("runs")], help="searched for results and measurements"
     )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
-    parser.add_argument("--title", default="Unified Normalization: results", help="of the page")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
     with end_on_mistake():
         options = parser.parse_args()
@@ -50,16 +51,16 @@ def main() -> None:
             replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
         else:
             tables = compare_known(runs, measurements)
-            page = render_page(tables, runs, options.output, draw_svg, problems, options.title)
-            write_reports([*tables, *overview], page, options.output, options.title)
+            page = render_page(tables, runs, options.output, draw_svg, problems, TITLE)
+            write_reports([*tables, *overview], page, options.output)
 
 
-def write_reports(comparisons: Sequence[Comparison], page: str, output: Path, title: str) -> None:
+def write_reports(comparisons: Sequence[Comparison], page: str, output: Path) -> None:
     """Writes index.html, RESULTS.md, tables.tex and results.csv."""
     output.mkdir(parents=True, exist_ok=True)
     contents = {
         "index.html": page,
-        "RESULTS.md": "\n".join([f"# {title}\n", *map(render_markdown, comparisons)]),
+        "RESULTS.md": "\n".join([f"# {TITLE}\n", *map(render_markdown, comparisons)]),
         "tables.tex": "\n".join(map(render_latex, comparisons)),
         "results.csv": render_csv(comparisons),
     }

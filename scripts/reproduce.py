@@ -105,7 +105,7 @@ def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path,
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     write_table(compare_measurements(table, measurements), output)
-    return len(set(settings) - {measurement.setting for measurement in measurements})
+    return len({setting.file for setting in settings} - {measurement.file for measurement in measurements})
 
 
 def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:

@@ -16,7 +16,7 @@ from un.command.errors import CONFIG_FOLDER
 # glibc's mallopt parameters (malloc.h) and a value that no benchmark reaches.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 1 << 30
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def keep_freed_memory() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Row
+from benchmarks.common import Row, make_dictionary
 from benchmarks.inference import compile_alone
 from benchmarks.inference_models import NUM_WORDS
 from un import norms
@@ -53,12 +53,9 @@ def build_model(name: str, norm: str) -> nn.Module:
         model = create_model("vit_small_patch16_224")
     else:
         from un.translation.encoder_graph import EncoderGraph
-        from un.translation.fairseq_library import Dictionary
         from un.translation.transformer import build_transformer
 
-        words = Dictionary()
-        for number in range(NUM_WORDS - len(words)):
-            words.add_symbol(f"word{number}")
+        words = make_dictionary(NUM_WORDS)
         form: dict[str, Any] = {"encoder_normalize_before": True, "share_all_embeddings": True, "dropout": 0.0}
         model = EncoderGraph(build_transformer(words, words, **form))
     factory = NORMS[norm](name == VIT)

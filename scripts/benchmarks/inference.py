@@ -1,18 +1,23 @@
 """Inference of whole models: folded UN against LayerNorm, and identity instead of every norm as the lower bound.
 
 Every combination of model, engine, device and batch is one JSON file in the folder, so the table can be measured piece
-by piece; the table and the figure show all files of the folder. Before arms are timed, folded and unfolded
-outputs are compared within the engine, and with those of eager PyTorch.
+by piece; it shows all files of the folder. Before arms are timed, folded and unfolded outputs are compared within the
+engine, and with those of eager PyTorch.
+
+LayerNorm is there twice. Native is torch's fused kernel in eager mode and the operator LayerNormalization in
+onnxruntime; elementary is nine kernels in eager mode, and fused by onnxruntime where it can. Inductor compiles both,
+and fuses them with what surrounds them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,22 +28,19 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Row
-from benchmarks.inference_models import IDENTITY, UNFOLDED, Workload, build_workload
-from benchmarks.inference_results import draw_figure, read_rows, render_table
+from benchmarks.inference_models import ARMS, IDENTITY, UNFOLDED, Workload, build_workload
 from un.command.cli import read_count
 from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
 from un.folding.verify import list_tensors, measure_difference
 from un.reports.measurements import BATCHES, ENGINES, FOLDED, FOLDER, LAYER_NORM, MODELS, Setting, find_obstacle
+from un.reports.rendering import format_table
 from un.reports.result import write_json
 from un.training.environment import describe_git, describe_hardware, list_packages
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}  # relative difference of outputs
-# What becomes of LayerNorm's arms in an engine: a speed-up says little without it.
-LAYER_NORMS = {
-    "eager": "native: torch's fused kernel; elementary: nine kernels",
-    "compile": "both compiled by inductor, which fuses them with what surrounds them",
-    "onnxruntime": "native: the operator LayerNormalization; elementary: fused into it by onnxruntime where it can",
-}
+RECORDED = ("device", "dtype", "rounds", "warmup", "threads", "length", "steps")  # options
+HEADER = ("model", "engine", "device", "dtype", "batch", *(f"{arm} ms" for arm in ARMS))
+HEADER += ("folded / layernorm", "identity / layernorm", "folded / identity")
 Call = Callable[[], Any]
 
 
@@ -53,10 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
     parser.add_argument("--warmup", type=int, default=50, help="calls of each arm before")
     parser.add_argument("--length", type=read_count, default=32, help="tokens of a source sentence")
-    parser.add_argument(
-        "--steps", type=read_count, default=32, help="tokens of a translation, end of sentence not counted"
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs") / FOLDER, help="of results and figure")
+    parser.add_argument("--steps", type=read_count, default=32, help="tokens of a translation without its end")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / FOLDER, help="of the results")
     parser.add_argument("--table", action="store_true", help="measure nothing, show what the folder holds")
 
 
@@ -79,10 +79,40 @@ def measure(options: argparse.Namespace) -> list[Row]:
     return read_rows(options.folder)
 
 
+def read_rows(folder: Path) -> list[Row]:
+    """Returns a row for every arm of every file.
+
+    Raises:
+        ValueError: there is no file.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*-batch=*.json"))]
+    if not results:
+        raise ValueError(f"{folder} holds no results: measure without --table first")
+    keys = ("model", "engine", "device", "dtype", "batch", "threads", "rounds")
+    return [
+        {**{key: result[key] for key in keys}, "arm": arm, **found}
+        for result in results
+        for arm, found in result["arms"].items()
+    ]
+
+
 def show(rows: list[Row], options: argparse.Namespace) -> None:
-    """Prints the table and draws the figure."""
     print(render_table(rows))
-    print(draw_figure(rows, options.folder / "inference.png"))
+
+
+def render_table(rows: Sequence[Row]) -> str:
+    """Returns folded UN against LayerNorm: median milliseconds, and medians of the ratios of adjacent calls."""
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        setting = tuple(row[key] for key in ("model", "engine", "device", "dtype", "batch"))
+        groups.setdefault(setting, {})[row["arm"]] = row
+    lines = []
+    for setting, arms in groups.items():
+        times = [f"{1e3 * arms[arm]['seconds']:.3g}" for arm in ARMS]
+        folded, identity = arms[FOLDED], arms[IDENTITY]
+        ratios = (folded["ratio_to_layernorm"], identity["ratio_to_layernorm"], folded["ratio_to_identity"])
+        lines.append([*setting, *times, *(f"{ratio:.3f}" for ratio in ratios)])
+    return format_table(HEADER, lines)
 
 
 def measure_engine(
@@ -109,22 +139,12 @@ def measure_engine(
             "ratio_to_layernorm": compare(values, seconds[LAYER_NORM]),
             "ratio_to_identity": compare(values, seconds[IDENTITY]),
             "operators": operators.get(arm),
-            "all_seconds": values,
         }
-    keys = [
-        "device",
-        "dtype",
-        "rounds",
-        "warmup",
-        "threads",
-        *(["length", "steps"] if name.startswith("iwslt") else []),
-    ]
     return {
         "model": name,
         "engine": engine,
         "batch": batch,
-        **{key: getattr(options, key) for key in keys},
-        "layernorm": LAYER_NORMS[engine],
+        **{key: getattr(options, key) for key in RECORDED},
         "checks": checks,
         "arms": arms,
         "hardware": describe_hardware(),

@@ -66,7 +66,7 @@ class Workload:
     models: Mapping[str, nn.Module]
     inputs: Mapping[str, Tensor]
     dynamic: Mapping[str, Mapping[int, str]] | None
-    run: Callable[[nn.Module], Any]
+    run: Callable[[Any], Any]
     finish: Callable[[str], Any]
     items: tuple[str, int]
 
@@ -89,12 +89,12 @@ def build_workload(name: str, batch: int, options: argparse.Namespace, device: t
         models = build_arms(partial(create_model, VISION[name]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
         inputs = {"images": images.to(device, dtype)}
         placed = {arm: model.to(device, dtype) for arm, model in models.items()}
+
+        def classify(model: Any) -> Tensor:
+            return model(*inputs.values())
+
         axes = {"images": {0: "batch"}}
-
-        def classify(arm: str) -> Tensor:
-            return placed[arm](*inputs.values())
-
-        return Workload(placed, inputs, axes, partial(_call, inputs=inputs), classify, ("images", batch))
+        return Workload(placed, inputs, axes, classify, lambda arm: classify(placed[arm]), ("images", batch))
     return _build_translation(name, batch, options, device, dtype)
 
 
@@ -129,7 +129,11 @@ def _build_translation(
     from un.translation.transformer import build_transformer
 
     words = make_dictionary(NUM_WORDS)
-    form = {"encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True}
+    form: dict[str, Any] = {
+        "encoder_normalize_before": True,
+        "decoder_normalize_before": True,
+        "share_all_embeddings": True,
+    }
     source = torch.randint(words.nspecial, len(words), (max(batch, FOLD_EXAMPLES), options.length))
     source[:, -1] = words.eos()
     lengths = torch.full((len(source),), options.length)
@@ -147,14 +151,11 @@ def _build_translation(
         def predict(arm: str) -> Tensor:
             return placed[arm](source, lengths, source)[0]
 
-        return Workload(encoders, inputs, axes, partial(_call, inputs=inputs), predict, ("tokens", source.numel()))
+        items = ("tokens", source.numel())
+        return Workload(encoders, inputs, axes, lambda model: model(source), predict, items)
     # Untrained models end at any length, and each arm at another: all search for as many steps here.
     search = BeamSearch(beam=BEAM, min_len=options.steps, max_len_b=options.steps)
     sample = {"id": torch.arange(batch), "net_input": {"src_tokens": source, "src_lengths": lengths}}
     translate = partial(search.translate, batch=sample)
     items = ("tokens", batch * options.steps)
     return Workload(placed, inputs, None, translate, lambda arm: translate(placed[arm]), items)
-
-
-def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    return model(*inputs.values())

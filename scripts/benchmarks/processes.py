@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,18 +36,19 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
     The processes of an arm start each step together; the arms take turns.
     """
+    configs = {name: compose_experiment(options.experiment, *own, *options.overrides) for name, own in ARMS.items()}
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (options, Path(folder)), nprocs=options.processes)
+        torch.multiprocessing.spawn(work, (options, configs, Path(folder)), nprocs=options.processes)
         rows: list[Row] = json.loads((Path(folder) / ROWS).read_text())
     return rows
 
 
-def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
+def work(rank: int, options: argparse.Namespace, configs: dict[str, DictConfig], folder: Path) -> None:
     """Measures in each process; the first writes the rows."""
     torch.set_num_threads(max(1, options.threads // options.processes))
     store = f"file://{folder / 'store'}"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=options.processes)
-    arms = {name: make_arm(options, overrides) for name, overrides in ARMS.items()}
+    arms = {name: make_arm(config) for name, config in configs.items()}
     traffic = {name: count_traffic(run) for name, run in arms.items()}
     seconds = time_interleaved(arms, options.rounds, WARMUP, measure_together)
     if rank == 0:
@@ -66,9 +68,8 @@ def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-def make_arm(options: argparse.Namespace, overrides: tuple[str, ...]) -> Callable[[], None]:
+def make_arm(config: DictConfig) -> Callable[[], None]:
     """Returns a training step of the experiment's model on one of its batches."""
-    config = compose_experiment(options.experiment, *overrides, *options.overrides)
     torch.manual_seed(0)
     data = build_part(config, "data")
     model = build_model(config, data.model_arguments(), build_norm_factory(config.norm))

@@ -1,7 +1,7 @@
 """What UN costs on many GPUs: counts of the models, and predictions for a cluster that is assumed, not measured.
 
-`--update docs/scaling.md` writes the tables into that file. Training steps of several processes are measured by
-`python scripts/benchmark.py processes --output results/scaling/processes.json`.
+`--update results/scaling/README.md` writes the tables into that file. Training steps of several processes are measured
+by `python scripts/benchmark.py processes --output results/scaling/processes.json`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def show(rows: list[Row], options: argparse.Namespace) -> None:
-    text = render_tables([Workload(**row) for row in rows])  # type: ignore[arg-type]
+    text = render_tables([Workload(**row) for row in rows])
     if options.update:
         replace_block(options.update, text)
     else:
@@ -120,13 +120,13 @@ def predict(one: Workload, gpus: int) -> dict[str, float]:
 def render_tables(workloads: list[Workload]) -> str:
     """Returns all tables in Markdown, each with a heading."""
     predictions = [
-        {"": f"{one.title}: {part}"} | {gpus: one.show_share(predict(one, gpus)[part]) for gpus in GPUS}
+        {"": f"{one.title}: {part}"} | {str(gpus): one.show_share(predict(one, gpus)[part]) for gpus in GPUS}
         for one in workloads
         for part in predict(one, 2)
     ]
     measured = json.loads(PROCESSES.read_text())["rows"]
     steps = [{key.replace("_", " "): row[key] for key in row if key != "ms_quartiles"} for row in measured]
-    tables = {
+    tables: dict[str, list[Row]] = {
         "What the models hold and send, and what more UN moves than LayerNorm": list(map(describe_model, workloads)),
         "Predicted: what norms send, by the number of GPUs": predictions,
         "Training steps of several processes on this machine": steps,

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from un.analysis.storage import StatisticsFiles
@@ -15,49 +14,32 @@ def make_rows(*steps: int) -> list[dict[str, object]]:
     ]
 
 
-def test_rows_come_back_whatever_the_state_of_the_files(tmp_path: Path) -> None:
-    files = StatisticsFiles(tmp_path)
-    assert not files.exists()
+@pytest.fixture
+def files(tmp_path: Path) -> StatisticsFiles:
+    return StatisticsFiles(tmp_path)
+
+
+def test_rows_come_back_and_later_ones_go(files: StatisticsFiles) -> None:
     files.append([])
     assert not files.exists()
-    files.append(make_rows(10, 20))
-    files.append(make_rows(30))
-    parts = files.read()
-    assert parts["step"].tolist() == [10, 10, 20, 20, 30, 30]
-    assert parts["site"].tolist() == list("ababab")
-    assert parts["peak"].dtype == np.float32
-    copies = {path.name: path.read_bytes() for path in files.parts.iterdir()}
-    files.join()
-    assert not files.parts.exists()
-    pd.testing.assert_frame_equal(files.read(), parts)
-    files.parts.mkdir()
-    for name, content in copies.items():  # killed after the whole file was written, before the parts were removed
-        (files.parts / name).write_bytes(content)
-    pd.testing.assert_frame_equal(files.read(), parts)
+    for steps in ((10, 20), (30,), (40, 50)):
+        files.append(make_rows(*steps))
+    table = files.read()
+    assert table["step"].tolist() == [10, 10, 20, 20, 30, 30, 40, 40, 50, 50]
+    assert table["site"].tolist() == list("ababababab")
+    assert table["peak"].dtype == np.float32
+    files.keep_until(30)
+    files.append(make_rows(35))
+    assert files.read()["step"].unique().tolist() == [10, 20, 30, 35]
+    files.keep_until(-1)
+    assert not files.exists()
 
 
-@pytest.mark.parametrize("joined", [False, True])
-@pytest.mark.parametrize(("until", "left"), [(-1, []), (10, [10]), (25, [10, 20]), (99, [10, 20, 30])])
-def test_later_rows_go(tmp_path: Path, joined: bool, until: int, left: list[int]) -> None:
-    files = StatisticsFiles(tmp_path)
-    files.append(make_rows(10, 20))
-    files.append(make_rows(30))
-    if joined:
-        files.join()
-    files.keep_until(until)
-    assert files.exists() == bool(left)
-    if left:
-        assert files.read()["step"].unique().tolist() == left
-        files.append(make_rows(40))
-        assert files.read()["step"].unique().tolist() == [*left, 40]
-
-
-def test_mistakes_name_the_file(tmp_path: Path) -> None:
-    files = StatisticsFiles(tmp_path)
+def test_mistakes_name_the_file(files: StatisticsFiles) -> None:
     with pytest.raises(ValueError, match=r"holds no activation_stats\.parquet: train with callbacks=activation_stats"):
         files.read()
     files.append(make_rows(10))
-    files.join()
-    files.whole.write_bytes(files.whole.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"activation_stats\.parquet is damaged"):
+    (path,) = files.folder.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"activation_stats\.parquet/000000010\.parquet is damaged"):
         files.read()

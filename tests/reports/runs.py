@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from un.reports.measurements import Measurement, Setting, read_measurement
-from un.reports.result import Result, write_json, write_result
+from un.reports.result import SCHEMA_VERSION, Result, write_json, write_result
 from un.reports.runs import Run
 
 RESULT = Result(
@@ -27,6 +27,9 @@ RESULT = Result(
     peak_memory_bytes=1,
     train_samples_per_second=1.0,
     git={"commit": "0123456789abcdef", "dirty": False},
+    packages={},
+    hardware={},
+    schema_version=SCHEMA_VERSION,
 )
 
 

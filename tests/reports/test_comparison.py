@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from tests.reports.runs import make_run
-from un.reports.comparison import compare_settings, fill_cell
+from un.reports.comparison import Cell, compare_settings
 from un.reports.specification import Published
 
 
 def test_cell_of_five_planned_runs(tmp_path: Path) -> None:
     layernorm = [make_run(tmp_path, "norm=layernorm", seed, 50.0 + seed) for seed in (0, 1)]
     ours = [make_run(tmp_path, "norm=un", seed, value) for seed, value in ((0, 52.0), (1, 52.0), (2, 56.0), (3, None))]
-    cell = fill_cell(ours, layernorm, planned=5, published=Published(54.0, "a paper"))
+    cell = Cell(ours, layernorm, planned=5, published=Published(54.0, "a paper"))
     assert (cell.ours.n, cell.diverged, cell.missing) == (3, 1, 1)
     assert cell.ours.mean is not None
     assert cell.to_published == cell.ours.mean - 54.0
@@ -18,16 +18,12 @@ def test_cell_of_five_planned_runs(tmp_path: Path) -> None:
     assert (cell.to_layernorm.mean, cell.to_layernorm.n) == (1.5, 2)
     assert cell.minutes == 2.0
     assert cell.is_marked
-    assert not fill_cell(ours, layernorm, paper_setting=True).is_marked
-
-
-def test_layernorm_is_not_compared_with_itself(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, "norm=layernorm", seed) for seed in (0, 1)]
-    assert fill_cell(runs, runs).to_layernorm is None
+    assert not Cell(ours, layernorm, paper_setting=True).is_marked
+    assert Cell(layernorm, layernorm).to_layernorm is None
 
 
 def test_nothing_gives_nothing() -> None:
-    cell = fill_cell([], planned=3, published=Published(1.0, "a paper"))
+    cell = Cell([], planned=3, published=Published(1.0, "a paper"))
     assert (cell.ours.mean, cell.to_published, cell.to_layernorm, cell.minutes) == (None, None, None, None)
     assert (cell.missing, cell.is_marked) == (3, False)
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.reports.runs import make_run
-from un.reports.comparison import Comparison, Line, fill_cell
-from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown, replace_block
+from un.reports.comparison import Cell, Comparison, Line
+from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown
 from un.reports.specification import Published
 
 
@@ -18,10 +18,10 @@ def comparison(tmp_path: Path) -> Comparison:
     ours = [make_run(tmp_path, "norm=un", seed, 53.0 + 2 * seed) for seed in (0, 1)]
     diverged = [make_run(tmp_path, "norm=dyt", seed, None) for seed in (0, 1)]
     cells = {
-        "LayerNorm": fill_cell(layernorm, layernorm, published=Published(50.25, "source a")),
-        "UN & co": fill_cell(ours, layernorm, planned=3, published=Published(55, "source_b")),
-        "DyT": fill_cell(diverged, layernorm),
-        "MABN|x": fill_cell([], layernorm, planned=2),
+        "LayerNorm": Cell(layernorm, layernorm, published=Published(50.25, "source a")),
+        "UN & co": Cell(ours, layernorm, planned=3, published=Published(55, "source_b")),
+        "DyT": Cell(diverged, layernorm),
+        "MABN|x": Cell([], layernorm, planned=2),
     }
     rows = tuple(Line(label, "", (cell,)) for label, cell in cells.items())
     return Comparison("t", "A 5 % table", ("",), rows, setting="Small.")
@@ -41,13 +41,6 @@ def test_markdown(comparison: Comparison) -> None:
     notes = [line.rstrip() for line in lines[9:]]
     assert [notes[0], notes[1]] == ["Small.", "† our setting, not the paper's."]
     assert notes[-2:] == ["[1] source a.", "[2] source_b."]
-
-
-def test_no_mark_where_no_paper_is_in_sight(tmp_path: Path) -> None:
-    cell = fill_cell([make_run(tmp_path)])
-    text = render_markdown(Comparison("t", "T", ("",), (Line("UN", "un", (cell,)),), shows_marks=False))
-    assert "50.00 |" in text
-    assert "†" not in text
 
 
 def test_latex_is_escaped(comparison: Comparison) -> None:
@@ -72,22 +65,13 @@ def test_csv_holds_the_numbers_unrounded(comparison: Comparison) -> None:
 
 
 def test_several_columns(tmp_path: Path) -> None:
-    cells = (fill_cell([make_run(tmp_path)]), fill_cell([], planned=1, metric="test/bleu"))
+    cells = (Cell([make_run(tmp_path)]), Cell([], planned=1, metric="test/bleu"))
     comparison = Comparison("t", "T", ("a", "b"), (Line("UN", "un", cells),), shows_marks=False)
     header = render_markdown(comparison).splitlines()[2]
+    assert "†" not in render_markdown(comparison)  # where no paper is in sight
     assert header == "|  | a test/acc1: ours | a test/acc1: runs | a test/acc1: minutes | b test/bleu: runs |"
     assert r"\multicolumn{3}{c}{a test/acc1}" in render_latex(comparison)
 
 
 def test_a_rounded_zero_has_no_sign() -> None:
     assert [format_signed(value, 1) for value in (-0.04, 0.04, -0.06, 1.0)] == ["0.0", "0.0", "−0.1", "+1.0"]
-
-
-def test_a_block_of_a_page_is_replaced(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    replace_block(page, "new")
-    assert page.read_text() == "before\n<!-- results -->\n\nnew\n<!-- end of results -->\nafter\n"
-    page.write_text("before")
-    with pytest.raises(ValueError, match="has no results block"):
-        replace_block(page, "new")

@@ -24,11 +24,8 @@ def test_difference_is_that_of_a_paired_t_test() -> None:
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_pairs_by_seed_and_not_by_order() -> None:
+def test_pairs_are_made_by_seed() -> None:
     difference = compare_paired({3: 10.0, 1: 20.0, 7: 99.0}, {1: 19.0, 2: -50.0, 3: 9.0})
     assert difference == Difference(1.0, 1.0, 1.0, 2)
-
-
-def test_one_pair_has_no_interval_and_none_no_difference() -> None:
     assert compare_paired({0: 3.0}, {0: 1.0, 1: 5.0}) == Difference(2.0, None, None, 1)
     assert compare_paired({0: 3.0}, {1: 1.0}) is None

@@ -1,4 +1,4 @@
-"""docs/scaling.md holds what the scaling benchmark computes; its counts agree with what the norms do."""
+"""results/scaling/README.md holds what the scaling benchmark computes; its counts agree with what the norms do."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from un.norms import UnifiedNorm
 
 pytestmark = pytest.mark.usefixtures("find_scripts")
-PAGE = Path(__file__).parents[2] / "docs/scaling.md"
+ROOT = Path(__file__).parents[2]
+PAGE, TABLES = ROOT / "docs/scaling.md", ROOT / "results/scaling/README.md"
 NUM_VALUES = 400 * 32  # of the activations; what has fewer is a weight or a statistic
 
 
@@ -46,7 +47,7 @@ def test_the_page_is_what_the_benchmark_writes_and_predictions_are_those_done_by
     from benchmarks.scaling import MODELS, count_model, predict, render_tables
 
     workloads = {name: count_model(name) for name in MODELS}
-    assert render_tables(list(workloads.values())) in PAGE.read_text(), "run scripts/benchmark.py scaling --update"
+    assert render_tables(list(workloads.values())) in TABLES.read_text(), "run scripts/benchmark.py scaling --update"
     vit = workloads["imagenet_deit_small"]
     assert vit.channels == [384] * 25
     assert vit.values == 128 * 197 * 384 * 25

@@ -13,12 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from un.analysis.runs import LoggedRun, read_run
-from un.analysis.style import OPTIONS, is_wide, make_figure, set_log_scale, thin_rows
+from un.analysis.style import OPTIONS, is_wide, make_figure, thin_rows
 
 PREFIXES = ("train/", "val/")
 UNWANTED = ("train/lr",)
-COLUMNS, MOST_COLUMNS = 2, 3  # three panels fill one row, more fill rows of two
-LEGEND_COLUMN_LETTERS = 110  # of all entries of a legend's row
+COLUMNS = 2  # of panels
 AXIS_NAMES = {"loss": "loss (nats)", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)", "bleu": "BLEU"}
 PAGE_SIZE, PAGE_LINES, PAGE_LABEL = (7.6, 3.4), 12, 36  # inches, settings, and characters of one in the legend
 INK = "#123456"  # stands for the page's text colour, which is dark or light
@@ -37,7 +36,7 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
     """
     names = _choose_metrics(runs, metrics)
     groups = group_runs(runs)
-    columns = len(names) if len(names) <= MOST_COLUMNS else COLUMNS
+    columns = min(len(names), COLUMNS)
     rows = -(-len(names) // columns)
     title = ", ".join(dict.fromkeys(run.experiment for run in runs))
     title += ": mean over seeds, band from lowest to highest" if len(groups) < len(runs) else ""
@@ -46,15 +45,13 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
     for axes, name in zip(panels, names, strict=False):
         draw_lines(axes, groups, name)
         axes.set_title(name)
-        values = [y for line in axes.lines for y in line.get_ydata()]
-        if name.endswith("loss") and is_wide(values):
-            set_log_scale(axes, values)
+        if name.endswith("loss") and is_wide([y for line in axes.lines for y in line.get_ydata()]):
+            axes.set_yscale("log")
     for axes in panels[len(names) :]:
         axes.remove()
     handles, _ = panels[0].get_legend_handles_labels()
     labels = [f"{label} (n = {len(members)})" for label, members in groups.items()]
-    fitting = max(1, LEGEND_COLUMN_LETTERS // max(map(len, labels)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center")
     return figure
 
 
@@ -69,16 +66,18 @@ def draw_svg(groups: Mapping[str, Sequence[Path]], metric: str, identifier: str)
     Returns:
         An SVG element whose ink is the text colour of the page around it; None where no run has the metric.
     """
-    found = {label: list(_read_with(folders, metric)) for label, folders in groups.items()}
-    shown = [label for label, runs in found.items() if runs][:PAGE_LINES]
+    found: dict[str, list[LoggedRun]] = {}  # empty where nothing is shown, so that a setting keeps its look on a page
+    for label, folders in groups.items():
+        is_full = sum(map(bool, found.values())) == PAGE_LINES
+        found[label] = [] if is_full else list(_read_with(folders, metric))
+    shown = [label for label, runs in found.items() if runs]
     if not shown:
         return None
     style = {**OPTIONS, **dict.fromkeys(INKED, INK), "svg.fonttype": "none", "svg.hashsalt": identifier}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=PAGE_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        # What is not shown is an empty line, so that a setting has one look in all columns of a table.
-        draw_lines(axes, {label: runs if label in shown else [] for label, runs in found.items()}, metric)
+        draw_lines(axes, found, metric)
         handles = [line for line in axes.lines if line.get_label() in shown]
         title = f"{len(shown)} of {len(groups)} settings" if len(shown) < len(groups) else None
         figure.legend(handles, map(_shorten, shown), loc="outside right upper", fontsize="small", title=title)
@@ -125,7 +124,7 @@ def _read_with(folders: Iterable[Path], metric: str) -> Iterable[LoggedRun]:
     for folder in folders:
         try:
             run = read_run(folder)
-        except ValueError:
+        except (ValueError, OSError):
             continue
         if len(run.read(metric)):
             yield run

@@ -1,4 +1,4 @@
-"""Draws figures into folders; the one door for scripts and for the end of a run."""
+"""Draws figures into folders, for scripts and at the end of a run."""
 
 from __future__ import annotations
 

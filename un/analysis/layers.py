@@ -20,7 +20,6 @@ from un.analysis.style import (
     color_depths,
     is_wide,
     make_figure,
-    set_log_scale,
     thin_rows,
 )
 
@@ -41,7 +40,7 @@ def draw_fluctuation(frame: pd.DataFrame) -> Figure:
         _draw_by_depth(axes, table)
         axes.set(title=title, ylabel=r"$|\,\ln\, q_t / q_{t-1}|$")
         if is_wide(table):
-            set_log_scale(axes, table)
+            axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
     panels[-1].set_xlabel(STEP_LABEL)
@@ -83,7 +82,7 @@ def draw_moments(frame: pd.DataFrame) -> Figure:
         for (_, row), color, line in zip(rows.iterrows(), COLORS, LINES, strict=False):
             label = f"step {row['step']}"
             axes.hist(spread_channels(row), edges, histtype="step", color=color, linestyle=line, lw=1.5, label=label)
-        set_log_scale(axes, edges, "x")
+        axes.set_xscale("log")
 
     return _draw_panels(frame, "Channels by their second moment", draw, ("second moment of the input", "channels"))
 
@@ -128,7 +127,7 @@ def draw_running(frame: pd.DataFrame) -> Figure | None:
         median = _take(rows, "running_ratio_p50")
         axes.plot(median.index, median, color=COLORS[0], label="median")
         axes.axhline(1, color="black", linestyle="--", linewidth=1)
-        set_log_scale(axes, frame[["running_ratio_p0", "running_ratio_p100"]])
+        axes.set_yscale("log")
 
     title = "Batch against running statistic: second moment q of the batch over the running v"
     return _draw_panels(frame, title, draw, (STEP_LABEL, r"$q\,/\,v$"))

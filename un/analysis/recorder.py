@@ -1,6 +1,6 @@
-"""Looks at the inputs of a model's norms through hooks, and sums up what it sees in one row per norm and step.
+"""Observes the inputs of a model's norms through hooks, and summarises them in one row per norm and step.
 
-A recorded step also needs the second moments of the call before, for the fluctuation; that call is looked at more
+A recorded step also needs the second moments of the call before, for the fluctuation; that call is observed more
 cheaply. In all other steps no hook is attached, so they cost nothing. Each process sees its own batches.
 """
 
@@ -50,7 +50,7 @@ class Recorder:
         self._seen: dict[str, tuple[Observation, Tensor]] = {}
 
     def attach(self, full: bool) -> None:
-        """Looks at every call until `detach`; a later call of a norm replaces an earlier one.
+        """Observes every call until `detach`; a later call of a norm replaces an earlier one.
 
         Args:
             full: measure all; False takes only the moments that the next call is compared with.
@@ -79,7 +79,7 @@ class Recorder:
         return [_name_values(step, *found) for found in zip(seen, channels, values, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns the moments of the last call looked at, by site, so that a resumed run records the same."""
+        """Returns the moments of the last observed call, by site, so that a resumed run records the same."""
         return dict(self._previous)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

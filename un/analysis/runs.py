@@ -65,17 +65,13 @@ def read_run(folder: Path) -> LoggedRun:
     """Reads a run, finished or not.
 
     Raises:
-        ValueError: metrics.csv is missing or a file is damaged.
+        FileNotFoundError: metrics.csv is missing.
+        ValueError: a file is damaged.
     """
-    path = folder / "metrics.csv"
     try:
-        metrics = pd.read_csv(path, dtype=float).replace([np.inf, -np.inf], np.nan)
+        metrics = pd.read_csv(folder / "metrics.csv", dtype=float).replace([np.inf, -np.inf], np.nan)
         result = folder / "result.json"
         diverged_step = json.loads(result.read_text())["diverged_step"] if result.exists() else None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} is empty: nothing was logged yet") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from None
     return LoggedRun(folder, metrics, diverged_step)

@@ -1,13 +1,12 @@
 """The recorder's Parquet files in a run folder.
 
-Parquet cannot be appended to. While a run trains, its rows go to parts, `activation_stats/<first step>.parquet`; at its
-end they become one file, `activation_stats.parquet`. Columns: step, layer, site, channels, and those of
+A Parquet file cannot be appended to, so `activation_stats.parquet` is a folder with a file for each time that rows were
+written, which pandas and pyarrow read as one table. Columns: step, layer, site, channels, and those of
 `un.analysis.recorder`; missing values are null.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,60 +28,43 @@ class StatisticsFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts = folder / NAME
-        self.whole = folder / f"{NAME}.parquet"
+        self.folder = folder / f"{NAME}.parquet"
 
     def append(self, rows: Sequence[StatisticsRow]) -> None:
-        """Writes rows as a part of their own."""
-        if rows:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            _write(make_frame(rows), self.parts / f"{rows[0]['step']:09d}.parquet")
+        """Writes rows as a file of their own, named by their first step."""
+        if not rows:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(self.folder / f"{rows[0]['step']:09d}.parquet", binary=True) as file:
+            make_frame(rows).to_parquet(file, index=False)
 
     def exists(self) -> bool:
         return bool(self._list())
 
     def keep_until(self, step: int) -> None:
-        """Drops the rows of later steps, which a run that resumes there will write again."""
-        if not self.exists():
-            return
-        frame = self.read()
-        if frame["step"].max() <= step:
-            return
-        kept = frame[frame["step"] <= step]
-        if kept.empty:
-            self.whole.unlink(missing_ok=True)
-        else:
-            _write(kept, self.whole)
-        shutil.rmtree(self.parts, ignore_errors=True)
-
-    def join(self) -> None:
-        """Makes one file of all parts."""
-        if self.parts.is_dir():
-            _write(self.read(), self.whole)
-            shutil.rmtree(self.parts)
+        """Drops the files that begin after a step at which rows were written: a run that resumes there repeats them."""
+        for path in self._list():
+            if int(path.stem) > step:
+                path.unlink()
 
     def read(self) -> pd.DataFrame:
-        """Returns all rows by step and layer; one step's rows once, even after a kill between the halves of `join`.
+        """Returns all rows by step and layer.
 
         Raises:
             ValueError: there are none, or a file is damaged.
         """
-        paths = self._list()
-        if not paths:
-            raise ValueError(f"{self.folder} holds no {NAME}.parquet: train with callbacks={NAME}")
         frames = []
-        for path in paths:
+        for path in self._list():
             try:
                 frames.append(pd.read_parquet(path))
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{path} is damaged: {error}") from None
-        frame = pd.concat(frames, ignore_index=True)
-        return frame.drop_duplicates(["step", "layer"]).sort_values(["step", "layer"], ignore_index=True)
+        if not frames:
+            raise ValueError(f"{self.folder.parent} holds no {self.folder.name}: train with callbacks={NAME}")
+        return pd.concat(frames, ignore_index=True)
 
     def _list(self) -> list[Path]:
-        whole = [self.whole] if self.whole.exists() else []
-        return [*whole, *sorted(self.parts.glob("*.parquet"))]
+        return sorted(self.folder.glob("*.parquet"))
 
 
 def make_frame(rows: Sequence[StatisticsRow]) -> pd.DataFrame:
@@ -90,8 +72,3 @@ def make_frame(rows: Sequence[StatisticsRow]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     numbers = [name for name in frame.columns if name not in {*INTEGERS, "site"}]
     return frame.astype({**INTEGERS, **dict.fromkeys(numbers, "float32")})
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    with replace_file(path, binary=True) as file:
-        frame.to_parquet(file, index=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black and the yellow that white swallows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -24,7 +23,6 @@ HEAT_MAP = "cividis"
 MAX_POINTS = 400  # of one line; more are averaged
 MAX_LABELS = 14  # of one axis with names
 LOG_RATIO = 20.0  # an axis whose values span more is logarithmic
-FEW_DECADES = 1e3  # below, ticks at powers of ten alone would be too few
 DPI = 150
 OPTIONS: Any = {
     "font.size": 9,
@@ -60,7 +58,7 @@ def color_depths(count: int) -> list[tuple[float, ...]]:
 
 
 def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    """Adds a bar beside the axes that tells which colour is which layer; the first is at the top, as in a table."""
+    """Adds a bar beside the axes that shows which colour is which layer; the first is at the top, as in a table."""
     bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
     mappable = ScalarMappable(bounds, ListedColormap(color_depths(len(names))))
     shown = choose_spread(len(names), MAX_LABELS)
@@ -78,25 +76,9 @@ def choose_spread(count: int, most: int) -> list[int]:
 
 def is_wide(values: Any) -> bool:
     """Returns whether all values are positive and span so much that a logarithmic axis shows them better."""
-    numbers = _select_positive(values)
-    return numbers.size > 0 and bool(numbers.max() / numbers.min() > LOG_RATIO) and bool(np.nanmin(values) > 0)
-
-
-def set_log_scale(axes: Axes, values: Any, which: Literal["x", "y"] = "y") -> None:
-    """Makes an axis logarithmic, with ticks that can be read off where the values span little."""
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    numbers = _select_positive(values)
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if numbers.size and numbers.max() / numbers.min() < FEW_DECADES:
-        subs = (1, 2, 5) if numbers.max() / numbers.min() > LOG_RATIO / 2 else (1, 1.5, 2, 3, 5, 7)
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _select_positive(values: Any) -> np.ndarray:
     numbers = np.asarray(values, dtype=float)
-    return numbers[np.isfinite(numbers) & (numbers > 0)]
+    numbers = numbers[np.isfinite(numbers)]
+    return numbers.size > 0 and bool(numbers.min() > 0 and numbers.max() / numbers.min() > LOG_RATIO)
 
 
 def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:

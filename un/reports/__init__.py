@@ -1,1 +1,1 @@
-"""What runs leave behind, as data: the result schema. Nothing here imports torch."""
+"""Results of runs and measurements, and the tables and the page made of them. Nothing here imports torch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from un.reports.measurements import BATCHES, Measurement, plan_settings
 from un.reports.runs import Run, group_by_setting, name_reference
@@ -15,27 +16,40 @@ LAYERNORM = "layernorm"
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of one experiment.
+    """One setting of one experiment, or one measurement.
 
     Attributes:
         runs: those that ended.
-        planned: how many the table asks for.
+        reference: those with LayerNorm.
+        planned: how many runs the table asks for.
         metric: shown; None for the main one.
         published: the figure to compare with.
-        paper_setting: whether the runs follow the recipe behind the published figures.
+        paper_setting: whether the runs are meant to follow the recipe behind the published figures.
         departures: where they do not follow it.
-        ours: over the runs that finished with a number.
-        to_layernorm: difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing.
+        measured: the value, where it is not that of runs.
     """
 
-    runs: tuple[Run, ...]
-    planned: int
-    metric: str | None
-    published: Published | None
-    paper_setting: bool
-    ours: Summary
-    to_layernorm: Difference | None
-    departures: tuple[str, ...] = ()
+    runs: Sequence[Run] = ()
+    reference: Sequence[Run] = ()
+    planned: int = 0
+    metric: str | None = None
+    published: Published | None = None
+    paper_setting: bool = False
+    departures: Sequence[str] = ()
+    measured: float | None = None
+
+    @cached_property
+    def ours(self) -> Summary:
+        """Over the runs that finished with a number."""
+        values = list(_by_seed(self.runs, self.metric).values())
+        return summarise(values if self.measured is None else [self.measured])
+
+    @cached_property
+    def to_layernorm(self) -> Difference | None:
+        """Difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing."""
+        if all(run.norm == LAYERNORM for run in self.runs):
+            return None
+        return compare_paired(_by_seed(self.runs, self.metric), _by_seed(self.reference, self.metric))
 
     @property
     def diverged(self) -> int:
@@ -57,14 +71,18 @@ class Cell:
         return summarise([run.result.wall_time_seconds / 60 for run in self.runs]).mean
 
     @property
+    def follows_paper(self) -> bool:
+        return self.paper_setting and not self.departures
+
+    @property
     def is_marked(self) -> bool:
         """Whether there is a number of ours whose setting is not the paper's."""
-        return self.ours.n > 0 and not self.paper_setting
+        return self.ours.n > 0 and not self.follows_paper
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a comparison, with a cell per column; `norm` is empty where no run says it."""
+    """A row of a comparison, with a cell per column; `norm` is empty where no run names it."""
 
     label: str
     norm: str
@@ -113,36 +131,12 @@ class Comparison:
         return tuple(names)
 
 
-def fill_cell(
-    runs: Sequence[Run],
-    reference: Sequence[Run] = (),
-    *,
-    planned: int | None = None,
-    metric: str | None = None,
-    published: Published | None = None,
-    paper_setting: bool = False,
-    departures: Sequence[str] = (),
-) -> Cell:
-    """Computes a cell; `reference` are the runs with LayerNorm, `planned` is the number of `runs` by default.
-
-    `paper_setting` says whether the runs are meant to follow the recipe behind the published figures, and `departures`
-    where they do not.
-    """
-    values = _by_seed(runs, metric)
-    is_reference = bool(runs) and all(run.norm == LAYERNORM for run in runs)
-    difference = None if is_reference else compare_paired(values, _by_seed(reference, metric))
-    count = len(runs) if planned is None else planned
-    summary = summarise(list(values.values()))
-    follows = paper_setting and not departures
-    return Cell(tuple(runs), count, metric, published, follows, summary, difference, tuple(departures))
-
-
 def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
-    """Returns a comparison per experiment with a row for every setting there is, whether or not a table asks for it."""
+    """Returns a comparison per experiment with a row for every setting, whether or not a table asks for it."""
     comparisons = []
     for experiment, settings in group_by_setting(runs).items():
         rows = [
-            Line(setting, group[0].norm, (fill_cell(group, settings.get(name_reference(setting), ())),))
+            Line(setting, group[0].norm, (Cell(group, settings.get(name_reference(setting), ())),))
             for setting, group in settings.items()
         ]
         comparisons.append(Comparison(experiment, experiment, ("",), tuple(rows), shows_marks=False))
@@ -153,12 +147,12 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     """Returns a row for every measurement of the table's models; one without any shows what was published."""
     rows: list[Line] = []
     for row in table.rows:
-        found: list[Measurement | None] = [one for one in measurements if one.setting.model == row.model]
+        found: list[Measurement | None] = [one for one in measurements if one.model == row.model]
         rows += [_fill_line(table, row, one) for one in found or [None]]
-    measured, counts = {one.setting for one in measurements}, []
+    measured, counts = {one.file for one in measurements}, []
     for device in BATCHES:
         planned = plan_settings(table.models, device)
-        counts.append(f"{len(measured.intersection(planned))} of {len(planned)} on {device}")
+        counts.append(f"{sum(one.file in measured for one in planned)} of {len(planned)} on {device}")
     missing = (
         f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
     )
@@ -168,15 +162,19 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
 
 
 def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:
-    cells = []
-    for column, published in zip(table.columns, row.published, strict=True):
-        gain = found.get_gain(str(column.metric)) if found else None
-        summary = summarise([] if gain is None else [gain])
-        cells.append(Cell((), 0, column.metric, published, table.paper_setting, summary, None))
+    cells = tuple(
+        Cell(
+            metric=column.metric,
+            published=published,
+            paper_setting=table.paper_setting,
+            measured=found.get_gain(str(column.metric)) if found else None,
+        )
+        for column, published in zip(table.columns, row.published, strict=True)
+    )
     if found is None:
-        return Line(str(row.label), "un", tuple(cells))
+        return Line(str(row.label), "un", cells)
     dtype = "" if found.dtype == "float32" else f" {found.dtype}"
-    return Line(f"{row.label}, {found.engine}{dtype}, batch {found.batch}, {found.place}", "un", tuple(cells))
+    return Line(f"{row.label}, {found.engine}{dtype}, batch {found.batch}, {found.place}", "un", cells)
 
 
 def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:

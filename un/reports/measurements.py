@@ -1,8 +1,7 @@
-"""What `scripts/benchmark.py inference` measures: what is planned, what its files say, and what UN gains."""
+"""Measurements by `scripts/benchmark.py inference`: which are planned, what their files hold, and what UN gains."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -17,21 +16,22 @@ from un.reports.validation import parse
 FOLDER = "benchmark_inference"  # below the folder of runs
 Model = Literal["swin_tiny", "vit_small", "t2t_vit_14", "iwslt_encoder", "iwslt_beam5"]
 Engine = Literal["eager", "compile", "onnxruntime"]
+Device = Literal["cpu", "cuda"]
 MODELS: tuple[Model, ...] = get_args(Model)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-BATCHES = {"cpu": (1, 8), "cuda": (1, 64, 256)}  # by device
+BATCHES: dict[Device, tuple[int, ...]] = {"cpu": (1, 8), "cuda": (1, 64, 256)}  # by device
 LAYER_NORM, FOLDED = "layernorm", "un_folded"  # the arms that are compared
 METRICS = ("speed", "memory")
-FILE_CONFIG = ConfigDict(strict=True)  # a file says more than is read here
+FILE_CONFIG = ConfigDict(strict=True)  # a file holds more than is read here
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, config=FILE_CONFIG)
 class Setting:
     """What is measured in one file."""
 
     model: Model
     engine: Engine
-    device: str
+    device: Device
     dtype: str
     batch: int
 
@@ -57,57 +57,44 @@ class Arm:
 
 @dataclass(frozen=True, config=FILE_CONFIG)
 class Arms:
-    """LayerNorm and folded UN."""
-
     layernorm: Arm
     un_folded: Arm
 
 
 @dataclass(frozen=True, config=FILE_CONFIG)
 class Hardware:
-    """The machine; `gpu` is empty without one."""
-
     cpu: str
     gpu: list[str]
 
 
 @dataclass(frozen=True, config=FILE_CONFIG)
-class Measurement:
+class Measurement(Setting):
     """A file of the benchmark."""
 
-    model: Model
-    engine: Engine
-    device: Literal["cpu", "cuda"]
-    dtype: str
-    batch: int
     threads: int
     hardware: Hardware
     arms: Arms
 
     @property
-    def setting(self) -> Setting:
-        return Setting(self.model, self.engine, self.device, self.dtype, self.batch)
-
-    @property
     def place(self) -> str:
         """The hardware, e.g. "NVIDIA A100-SXM4-40GB"."""
-        if self.device == "cuda" and self.hardware.gpu:
-            return self.hardware.gpu[0]
-        return f"{self.hardware.cpu} ({self.threads} threads)"
+        return self.hardware.gpu[0] if self.device == "cuda" else f"{self.hardware.cpu} ({self.threads} threads)"
 
     def get_gain(self, metric: str) -> float | None:
         """Returns the percent by which folded UN is faster (in calls per second) or needs less memory than LayerNorm.
 
         Args:
-            metric: "speed" or "memory".
+            metric: one of METRICS.
 
         Returns:
             The gain; None where it was not measured.
         """
+        before, after = self.arms.layernorm, self.arms.un_folded
         if metric == "speed":
-            return 100 * (self.arms.layernorm.seconds / self.arms.un_folded.seconds - 1)
-        before, after = self.arms.layernorm.peak_megabytes, self.arms.un_folded.peak_megabytes
-        return None if before is None or after is None else 100 * (1 - after / before)
+            return 100 * (before.seconds / after.seconds - 1)
+        if before.peak_megabytes is None or after.peak_megabytes is None:
+            return None
+        return 100 * (1 - after.peak_megabytes / before.peak_megabytes)
 
 
 def find_obstacle(model: str, engine: str, device: str, dtype: str) -> str:
@@ -121,7 +108,7 @@ def find_obstacle(model: str, engine: str, device: str, dtype: str) -> str:
     return ""
 
 
-def plan_settings(models: Iterable[Model], device: str) -> list[Setting]:
+def plan_settings(models: Iterable[Model], device: Device) -> list[Setting]:
     """Lists what the benchmark measures of these models unless told otherwise."""
     choices = product(models, ENGINES, BATCHES[device])
     return [
@@ -132,15 +119,13 @@ def plan_settings(models: Iterable[Model], device: str) -> list[Setting]:
 
 
 def find_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
-    """Reads all measurements below the folders, run folders left out.
+    """Reads all measurements below the folders.
 
     Returns:
         The measurements in the order of their models, and one line for each file that could not be read.
     """
-    found, problems = read_below(folders, _walk, read_measurement)
-    found.sort(
-        key=lambda one: (MODELS.index(one.setting.model), ENGINES.index(one.setting.engine), one.setting, one.place)
-    )
+    found, problems = read_below(folders, lambda root: root.rglob("*-batch=*.json"), read_measurement)
+    found.sort(key=lambda one: (MODELS.index(one.model), ENGINES.index(one.engine), one.device, one.dtype, one.batch))
     return found, problems
 
 
@@ -151,11 +136,3 @@ def read_measurement(path: Path) -> Measurement:
         ValueError: it is something else, or of an unknown model or engine.
     """
     return parse(Measurement, path.read_bytes(), f"{path} is not a measurement of inference")
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    for folder, subfolders, files in os.walk(root):
-        if "result.json" in files:
-            subfolders.clear()
-        else:
-            yield from (Path(folder) / name for name in files if "-batch=" in name and name.endswith(".json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,39 +13,31 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from un.reports.comparison import Comparison, compare_settings
-from un.reports.rendering import FIELDS, describe_cell, list_notes
+from un.reports.rendering import describe_cell, list_fields, list_notes
 from un.reports.runs import Run, group_by_setting
 
 DrawCurves = Callable[[Mapping[str, Sequence[Path]], str, str], str | None]
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("result.json", "metrics.csv", "train.log", "config.yaml")
-MAX_NARROW_LABEL = 40  # characters
 MAX_PICTURES = 40  # embedded; a page of hundreds of megabytes helps nobody
 
 
 class ColumnView(NamedTuple):
-    """A column of a comparison on the page; `fields` are those in which something stands."""
+    """A column on the page: its fields that are not empty, and its curves if there are any."""
 
     label: str
     metric: str
     task: str
-    fields: tuple[str, ...]
+    fields: Sequence[str]
+    svg: str | None
 
 
 class Entry(NamedTuple):
-    """A comparison on the page.
-
-    Attributes:
-        anchor: where links to it lead.
-        comparison: itself.
-        columns: with the fields that are shown.
-        curves: one per column with curves; each has `svg`, `caption` and `task`.
-    """
+    """A comparison on the page; `anchor` is where links to it lead."""
 
     anchor: str
     comparison: Comparison
     columns: Sequence[ColumnView]
-    curves: Sequence[Mapping[str, str]]
 
     @property
     def notes(self) -> list[str]:
@@ -55,12 +47,6 @@ class Entry(NamedTuple):
     def tasks(self) -> str:
         """Separated by blanks, for the page's filter."""
         return " ".join(sorted({column.task for column in self.columns} - {""}))
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether the table leaves no room for a drawing beside it."""
-        has_long_label = any(len(row.label) > MAX_NARROW_LABEL for row in self.comparison.rows)
-        return len(self.columns) > 1 or "published" in self.columns[0].fields or has_long_label or not self.curves
 
 
 def render_page(
@@ -85,16 +71,13 @@ def render_page(
     groups = [group for settings in experiments.values() for group in settings.values()]
     anchors = {run.folder: f"setting-{number}" for number, group in enumerate(groups) for run in group}
     pictures = [(run, path) for run in runs for path in sorted((run.folder / "figures").glob("*.png"))]
-    view = partial(_view, draw_curves)
-    table_entries = [view(comparison, f"table-{comparison.name}", set()) for comparison in tables]
-    drawn = {run.folder for comparison in tables for cell in comparison.cells for run in cell.runs}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title,
-        tables=table_entries,
-        overview=[view(comparison, f"all-{comparison.name}", drawn) for comparison in compare_settings(runs)],
+        tables=[_view(one, f"table-{one.name}", draw_curves) for one in tables],
+        overview=[_view(one, f"all-{one.name}", draw_curves) for one in compare_settings(runs)],
         runs=runs,
         experiments=experiments,
         settings=len(groups),
@@ -110,25 +93,16 @@ def render_page(
     )
 
 
-def _view(draw_curves: DrawCurves, comparison: Comparison, anchor: str, drawn: Set[Path]) -> Entry:
-    """Prepares a comparison; the curves of the drawn run folders are left out."""
-    columns, curves = [], []
+def _view(comparison: Comparison, anchor: str, draw_curves: DrawCurves) -> Entry:
+    columns = []
     for index, (label, metric) in enumerate(zip(comparison.columns, comparison.metrics, strict=True)):
-        cells = {row.label: row.cells[index] for row in comparison.rows}
-        texts = [describe_cell(cell, comparison) for cell in cells.values()]
-        runs = [run for cell in cells.values() for run in cell.runs]
+        folders = {row.label: [run.folder for run in row.cells[index].runs] for row in comparison.rows}
+        runs = [run for row in comparison.rows for run in row.cells[index].runs]
         task = runs[0].task if runs else ""
-        columns.append(
-            ColumnView(label, metric, task, tuple(field for field in FIELDS if any(t[field] for t in texts)))
-        )
-        folders = {name: [run.folder for run in cell.runs] for name, cell in cells.items()}
-        new = {name: found for name, found in folders.items() if not found or set(found) - drawn}
-        shown = next((run.curve_metric for run in runs if run.main_metric and run.folder not in drawn), "val/loss")
-        svg = draw_curves(new, shown, f"{anchor}-{index}")
-        if svg:
-            caption = f"{label or comparison.title}: mean over seeds, band from lowest to highest"
-            curves.append({"svg": svg, "caption": caption, "task": task})
-    return Entry(anchor, comparison, columns, curves)
+        shown = next((run.curve_metric for run in runs if run.main_metric), "val/loss")
+        svg = draw_curves(folders, shown, f"{anchor}-{index}")
+        columns.append(ColumnView(label, metric, task, list_fields(comparison, index), svg))
+    return Entry(anchor, comparison, columns)
 
 
 def _list_files(page: Path, run: Run) -> list[tuple[str, str]]:

@@ -17,12 +17,13 @@ MARK_NOTE = f"{MARK} our setting, not the paper's"
 SHOWN_DEPARTURES = 3
 DIFFERENCE_NOTE = "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t)."
 FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "minutes")
-# Characters that LaTeX fonts lack or that pandas does not escape.
-LATEX_TEXT = {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}  # which its fonts lack
 
 
 def describe_cell(cell: Cell, comparison: Comparison) -> dict[str, str]:
-    """Returns the texts of a cell by field; empty where there is nothing to say."""
+    """Returns the texts of a cell by field, some of them empty."""
     digits = comparison.digits
     source = f" [{comparison.sources.index(cell.published.source) + 1}]" if cell.published else ""
     return {
@@ -60,7 +61,7 @@ def format_signed(value: float, digits: int) -> str:
 
 
 def list_notes(comparison: Comparison) -> list[str]:
-    """Returns what is to be said below a table: setting, marks, differences and sources."""
+    """Returns the notes below a table: setting, marks, differences and sources."""
     notes = [comparison.setting] if comparison.setting else []
     if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
         notes.append(_explain_mark(comparison))
@@ -69,16 +70,20 @@ def list_notes(comparison: Comparison) -> list[str]:
     return notes + [f"[{number}] {source}." for number, source in enumerate(comparison.sources, 1)]
 
 
+def list_fields(comparison: Comparison, column: int) -> list[str]:
+    """Returns the fields of a column that are not empty."""
+    texts = [describe_cell(row.cells[column], comparison) for row in comparison.rows]
+    return [field for field in FIELDS if any(text[field] for text in texts)]
+
+
 def tabulate(comparison: Comparison) -> pd.DataFrame:
-    """Returns the texts: a row per row, columns (label, field) without those in which nothing stands."""
+    """Returns the texts with columns (label, field), empty columns left out."""
     columns: dict[tuple[str, str], list[str]] = {}
     labels = [row.label for row in comparison.rows]
     for index, column in enumerate(comparison.columns):
         texts = [describe_cell(row.cells[index], comparison) for row in comparison.rows]
         name = f"{column} {comparison.metrics[index]}".strip()
-        for field in FIELDS:
-            if any(text[field] for text in texts):
-                columns[name, field] = [text[field] for text in texts]
+        columns |= {(name, field): [text[field] for text in texts] for field in list_fields(comparison, index)}
     frame = pd.DataFrame(columns, index=pd.Index(labels))
     frame.columns = pd.MultiIndex.from_tuples(list(columns), names=[None, None])
     return frame
@@ -109,25 +114,21 @@ def _format_cell(value: object) -> str:
 
 def render_latex(comparison: Comparison) -> str:
     """Returns a table environment for the package booktabs, with the notes below the rows."""
-    frame = tabulate(comparison)
+    frame = tabulate(comparison).map(_escape).rename(index=_escape, columns=_escape)
     if len(comparison.columns) == 1:
-        frame.columns = pd.Index([key[1] for key in frame.columns])
-    style = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis="columns")
-    text = style.to_latex(
+        frame.columns = frame.columns.get_level_values(1)
+    text = frame.style.to_latex(
         hrules=True,
-        caption=_escape_latex(comparison.title),
+        caption=_escape(comparison.title),
         label=f"tab:{comparison.name}",
         position="ht",
         position_float="centering",
-        column_format="l" + "l" * len(frame.columns),
+        column_format="l" * (1 + len(frame.columns)),
         multicol_align="c",
     )
-    for symbol, replacement in LATEX_TEXT.items():
-        text = text.replace(symbol, replacement)
-    notes = " ".join(_escape_latex(note) for note in list_notes(comparison))
-    return text.replace(
-        "\\end{table}", f"\\par\\smallskip\\footnotesize {notes}\n\\end{{table}}" if notes else "\\end{table}"
-    )
+    notes = _escape(" ".join(list_notes(comparison)))
+    end = "\\end{table}"
+    return text.replace(end, f"\\par\\smallskip\\footnotesize {notes}\n{end}") if notes else text
 
 
 def list_rows(comparison: Comparison) -> pd.DataFrame:
@@ -146,12 +147,12 @@ def list_rows(comparison: Comparison) -> pd.DataFrame:
                     "metric": metric,
                     "published": cell.published.value if cell.published else None,
                     "source": cell.published.source if cell.published else None,
-                    "paper_setting": cell.paper_setting,
+                    "paper_setting": cell.follows_paper,
                     "mean": cell.ours.mean,
                     "std": cell.ours.std,
                     "n": cell.ours.n,
                     "runs": len(cell.runs),
-                    "planned": cell.planned,
+                    "planned": max(cell.planned, len(cell.runs)),
                     "diverged": cell.diverged,
                     "to_published": cell.to_published,
                     "to_layernorm": difference.mean if difference else None,
@@ -172,7 +173,7 @@ def render_csv(comparisons: Iterable[Comparison]) -> str:
 
 
 def replace_block(path: Path, content: str) -> None:
-    """Replaces what stands between the two comments of a Markdown file.
+    """Replaces what is between the two comments of a Markdown file.
 
     Raises:
         ValueError: it has no such block.
@@ -198,9 +199,6 @@ def _explain_mark(comparison: Comparison) -> str:
     return f"{MARK_NOTE}: {'; '.join(found[:SHOWN_DEPARTURES])}{more}." if found else f"{MARK_NOTE}."
 
 
-def _escape_latex(text: str) -> str:
-    escaped = pd.DataFrame([[text]]).style.format(escape="latex").hide(axis="index").hide(axis="columns").to_latex()
-    body = escaped.splitlines()[1].removesuffix(" \\\\")
-    for symbol, replacement in LATEX_TEXT.items():
-        body = body.replace(symbol, replacement)
-    return body
+def _escape(text: str) -> str:
+    """Returns a text as LaTeX prints it."""
+    return "".join(LATEX.get(character, character) for character in text)

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from un.files import replace_file
 from un.reports.validation import STRICT, parse
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[1] = 1  # of the format of result.json
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,13 +44,13 @@ class Result:
         git: {"commit": hash or None, "dirty": bool or None}.
         packages: distribution -> version.
         hardware: {"cpu": name, "threads": int, "gpu": names}.
+        schema_version: of this file format.
         metric_details: metric -> what it is where a name does not say it, e.g. kind and signature of a BLEU; "test/*"
             names the checkpoints that were averaged. Missing in files of early runs.
         execution: {"processes", "batch_size" of one of them, "accumulate_grad_batches", "global_batch_size": their
             product, "precision", "norm": its options that follow from the accumulation}. Empty in files of early runs.
         diverged_layer: the first norm that counted a non-finite statistic at that step, or the first layer with weights
             that were not finite; None where neither is known, and in files of early runs.
-        schema_version: of this file format.
     """
 
     status: Literal["finished", "diverged"]
@@ -70,20 +70,15 @@ class Result:
     parameters: int
     peak_memory_bytes: int
     train_samples_per_second: float | None
-    git: dict[str, Any] = field(default_factory=dict)
-    packages: dict[str, str] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any]
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    schema_version: Literal[1]
     metric_details: dict[str, str] = field(default_factory=dict)
     execution: dict[str, Any] = field(default_factory=dict)
     diverged_layer: str | None = None
-    schema_version: Literal[1] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Checks what types cannot say.
-
-        Raises:
-            ValueError: a diverged run without its step, or a finished one with it.
-        """
         if (self.status == "diverged") != (self.diverged_step is not None):
             raise ValueError(f"status is {self.status!r} with diverged_step {self.diverged_step}")
 

@@ -1,4 +1,4 @@
-"""Run folders as the reports see them: result, setting and seed."""
+"""Run folders as reports see them: result, setting and seed."""
 
 from __future__ import annotations
 

@@ -96,7 +96,8 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     """Checks and converts the content of a table file.
 
     Raises:
-        ValueError: one line with the table, the key and what is allowed; also for a published figure without a source.
+        ValueError: one line with the table, the key and what is allowed, for instance where a published figure has no
+            source.
     """
     where = f"table {name}"
     if "name" in content:

@@ -1,4 +1,4 @@
-"""Checks what a file holds against a dataclass, and tells the first mistake in one line."""
+"""Checks the content of a file against a dataclass and reports the first mistake in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Content = TypeVar("Content")
 
 
 def parse(kind: type[Content], text: str | bytes, where: str, parts: Mapping[str, type] | None = None) -> Content:
-    """Makes a dataclass of JSON.
+    """Parses JSON into a dataclass.
 
     Args:
         kind: a dataclass of pydantic.

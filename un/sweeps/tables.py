@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
 from un.command.overrides import quote_override
-from un.reports.comparison import LAYERNORM, Comparison, Line, compare_measurements, fill_cell
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements
 from un.reports.measurements import Measurement
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Table, TableRow, parse_table
@@ -109,7 +109,7 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
     lines = []
     for row, groups in zip(plan.rows, found, strict=True):
         cells = [
-            fill_cell(
+            Cell(
                 groups[index],
                 references[index],
                 planned=len(row.runs[index]),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from un.command import signals
 from un.command.console import quiet_libraries
 from un.command.errors import UserError
-from un.reports.result import Result, write_result
+from un.reports.result import SCHEMA_VERSION, Result, write_result
 from un.training import environment
 from un.training.assembly import build, build_trainer
 from un.training.averaging import load_tested
@@ -146,6 +146,7 @@ def _describe_place(module: Any, execution: Execution) -> dict[str, Any]:
         "git": environment.describe_git(),
         "packages": environment.list_packages(),
         "hardware": environment.describe_hardware(),
+        "schema_version": SCHEMA_VERSION,
     }
 
 

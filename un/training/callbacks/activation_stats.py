@@ -78,7 +78,7 @@ class ActivationStats(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish()
         if self.draw_figures and self._files is not None:
-            self._draw(self._files.folder)
+            self._draw(Path(trainer.default_root_dir))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keeps what was recorded until a training diverged or was interrupted."""
@@ -99,8 +99,6 @@ class ActivationStats(Callback):
     def _finish(self) -> None:
         self._recorder.detach()
         self._flush()
-        if self._files is not None:
-            self._files.join()
 
     def _draw(self, folder: Path) -> None:
         try:
