@@ -54,7 +54,7 @@ class StatisticsFiles:
             ValueError: there are none, or a file is damaged.
         """
         frames = []
-        for path in self._list():
+        for path in [self.folder] if self.folder.is_file() else self._list():  # one file in runs of early versions
             try:
                 frames.append(pd.read_parquet(path))
             except (pa.ArrowException, OSError) as error:

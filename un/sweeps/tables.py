@@ -145,7 +145,7 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     comparisons, measured = [], []
     for name in list_tables():
         table = read_table(name)
-        if any(measurement.setting.model in table.models for measurement in measurements):
+        if any(measurement.model in table.models for measurement in measurements):
             measured.append(compare_measurements(table, measurements))
         table = _keep_columns(table, experiments)
         if table.columns:
