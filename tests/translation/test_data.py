@@ -164,10 +164,9 @@ def test_long_sentences_are_left_out_of_training_and_refused_in_evaluation(own_f
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("test.en", b"one\ntwo\n", "test.de has 11 lines and test.en 2; line n of one must translate"),
-        ("train.en", b"", "train.en is empty"),
-        ("valid.de", b"gut\nsch\xf6n\n", r"valid.de is not UTF-8: byte 0xf6 at offset 7 \(line 2\); convert"),
-        ("valid.en", None, "valid.en: no such file; the folder holds test.de, test.en, tr"),
+        ("test.en", b"one\ntwo\n", "unequal numbers of lines: .*test.de 11, .*test.en 2"),
+        ("valid.de", b"gut\nsch\xf6n\n", "valid.de is not UTF-8: byte 0xf6 in line 2; convert"),
+        ("valid.en", None, "no file .*valid.en"),
     ],
 )
 def test_bad_files_are_reported_in_one_line(own_folder, name, content, message):

@@ -15,8 +15,15 @@ from tests.translation.published_archives import join, make_sentences, write_arc
 from un.translation.fairseq_library import Dictionary, data_utils
 from un.translation.preparation.lines import read_lines
 from un.translation.preparation.sentences import Limits
-from un.translation.preparation.wmt14 import FAIRSEQ, POWERNORM, list_archives, prepare
-from un.translation.preparation.wmt14_sources import GOOGLE_RECIPE, prepare_google, prepare_hub
+from un.translation.preparation.wmt14 import (
+    FAIRSEQ,
+    GOOGLE_RECIPE,
+    POWERNORM,
+    list_archives,
+    prepare,
+    prepare_google,
+    prepare_hub,
+)
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_wmt14.py"
 LANGUAGES = ("en", "de")

@@ -100,7 +100,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
             assert preprocessor.detokenize(words) == texts.reference[number].lower()
             seen.append(number)
     assert sorted(seen) == [0, 1]
-    write(folder / "raw" / "test.de", ["one"])
+    for language in RAW:
+        write(folder / "raw" / f"test.{language}", ["one"])
     with pytest.raises(ValueError, match=r"raw/test.de has 1 lines, the binary files of test 5"):
         make_data(folder).texts("test")
 

@@ -14,9 +14,9 @@ from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
 from un.translation.preprocessor import TextPreprocessor
-from un.translation.sources import ParallelText, draw_rows, generate_texts, read_texts
+from un.translation.sources import ParallelText, draw_rows, generate_texts, read_text
 from un.translation.text import check_language
-from un.translation.vocabulary import encode_text, encode_texts
+from un.translation.vocabulary import encode_text, encode_words, learn_preprocessor, split_sides
 
 GENERATED_PAIRS = 64  # ours: of each split for `path: null`, where `limit` gives none
 NUM_EXAMPLES, EXAMPLE_LENGTH = 8, 12  # ours: pairs of an example batch, and most tokens of each side
@@ -108,18 +108,21 @@ class TranslationDataModule(ResumableDataModule):
         """Reads, checks and encodes all splits, once; if a vocabulary was given, each split when it is asked for."""
         if self._preprocessor is not None:
             return
-        prepared = self._find_prepared()
-        if prepared is not None:
-            self._preprocessor = prepared.read_preprocessor(self.lowercase)
-            self._splits = {name: self._read_split(name) for name in self.split_names}
-            return
-        self._preprocessor, self._splits = encode_texts(
-            self._read_texts(*self.split_names),
-            self.languages,
-            lowercase=self.lowercase,
-            merges=self.bpe_merges,
-            joined=self.joined_dictionary,
-        )
+        if self._prepared is not None:
+            self._preprocessor = self._prepared.read_preprocessor(self.lowercase)
+        else:
+            text = self._read_text("train")
+            words = split_sides(text, self.languages, lowercase=self.lowercase)
+            self._preprocessor = learn_preprocessor(
+                words,
+                self.languages,
+                lowercase=self.lowercase,
+                merges=self.bpe_merges,
+                joined=self.joined_dictionary,
+            )
+            self._splits["train"] = encode_words(text, words, self._preprocessor)
+        for name in self.split_names:
+            self.open_split(name)
 
     @property
     def preprocessor(self) -> TextPreprocessor:
@@ -134,30 +137,26 @@ class TranslationDataModule(ResumableDataModule):
 
     def open_split(self, name: str) -> Split:
         """Returns `train`, `val` or `test`, encoded."""
-        self.setup()
         if name not in self._splits:
-            self._splits[name] = self._read_split(name)
+            preprocessor = self.preprocessor
+            if self._prepared is not None:
+                self._splits[name] = self._prepared.open_split(name, preprocessor, self.limit, self.split_seed)
+            else:
+                self._splits[name] = encode_text(self._read_text(name), preprocessor)
         return self._splits[name]
 
-    def _read_split(self, name: str) -> Split:
-        prepared = self._find_prepared()
-        if prepared is not None:
-            return prepared.open_split(name, self.preprocessor, self.limit, self.split_seed)
-        return encode_text(self._read_texts(name)[name], self.preprocessor)
-
-    def _find_prepared(self) -> PreparedFolder | None:
+    @property
+    def _prepared(self) -> PreparedFolder | None:
         if self.path is not None and is_prepared(self.path, self.languages):
             return PreparedFolder(Path(self.path), self.languages)
         return None
 
-    def _read_texts(self, *names: str) -> dict[str, ParallelText]:
+    def _read_text(self, name: str) -> ParallelText:
         if self.path is None:
-            texts = generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))
-            return {name: texts[name] for name in names}
-        texts = read_texts(self.path, self.languages, {name: self.split_names[name] for name in names})
-        if "train" in names:
-            texts["train"] = texts["train"].drop_empty()
-        return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.split_seed)) for name in names}
+            return generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))[name]
+        text = read_text(self.path, self.languages, name, self.split_names[name])
+        text = text.drop_empty() if name == "train" else text
+        return text.select(draw_rows(len(text), self.limit, self.split_seed))
 
     def model_arguments(self) -> dict[str, Any]:
         """Returns what the data decide about a model."""

@@ -2,17 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from un.translation.corpus import Split, SplitTexts, make_dataset, spell_out
+from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import LanguagePairDataset, data_utils, indexed_dataset
-from un.translation.preparation.lines import RAW
+from un.translation.preparation.lines import RAW, name_files, read_rows
 from un.translation.preprocessor import SETTINGS, TextPreprocessor, name_dictionary
-from un.translation.sources import draw_rows, read_lines
-from un.translation.text import SEPARATOR
+from un.translation.sources import draw_rows
+from un.translation.text import detokenize, join_pieces
 
 FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
@@ -42,9 +41,7 @@ class PreparedFolder:
         Raises:
             ValueError: A file is missing or damaged.
         """
-        preprocessor = TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
-        has_pieces = any(symbol.endswith(SEPARATOR) for symbol in preprocessor.source_dictionary.symbols)
-        return replace(preprocessor, takes_text=preprocessor.codes is not None or not has_pieces)
+        return TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
 
     def open_split(self, name: str, preprocessor: TextPreprocessor, limit: int | None, seed: int) -> Split:
         """Opens a split; sentences stay on disk until they are needed, unless there is a limit.
@@ -100,18 +97,19 @@ class PreparedFolder:
         dataset: LanguagePairDataset,
         preprocessor: TextPreprocessor,
     ) -> SplitTexts:
-        """Returns the texts of a split: the untokenised ones where the preparation kept them."""
-        spelled = spell_out(dataset, preprocessor)
-        paths = [self.folder / RAW / f"{split}.{language}" for language in self.languages]
+        """Returns the untokenised texts of a split where the preparation kept them, otherwise what the ids tell."""
+        source, target = (
+            [join_pieces(dictionary, tokens, escape_unknown=True) for tokens in side]
+            for side, dictionary in zip((dataset.src, dataset.tgt), preprocessor.dictionaries, strict=True)
+        )
+        paths = name_files(self.folder / RAW, split, self.languages)
         if not all(path.is_file() for path in paths):
-            return spelled
-        sides = []
-        for path in paths:
-            lines = read_lines(path)
-            if len(lines) != num_rows:
-                raise ValueError(f"{path} has {len(lines)} lines, the binary files of {split} {num_rows}")
-            sides.append([lines[row] for row in rows])
-        return SplitTexts(sides[0], sides[1], spelled.tokenized_reference)
+            readable = [detokenize(line, self.languages[0]) for line in source]
+            return SplitTexts(readable, [preprocessor.detokenize(line) for line in target], target)
+        raw = list(read_rows(*paths))
+        if len(raw) != num_rows:
+            raise ValueError(f"{paths[0]} has {len(raw)} lines, the binary files of {split} {num_rows}")
+        return SplitTexts([raw[row][0] for row in rows], [raw[row][1] for row in rows], target)
 
 
 def open_side(path: str) -> Any:

@@ -1,8 +1,11 @@
-"""From parallel text to ids: words, subwords and dictionaries learned on the training split."""
+"""From parallel text to ids: words, subwords and dictionaries learned on the training split. Shapes: T length."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from un.translation.corpus import Split, SplitTexts, encode_pieces, make_dataset
+import torch
+from torch import Tensor
+
+from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.preparation.steps import CODES
 from un.translation.preprocessor import TextPreprocessor
@@ -11,43 +14,6 @@ from un.translation.text import Subwords, count_words, learn_codes, tokenize
 
 PADDING_FACTOR = 8  # fairseq's: dictionaries are filled up to a multiple of it
 Sides = tuple[list[str], list[str]]  # source and target sentences, words joined by spaces
-
-
-def encode_texts(
-    texts: Mapping[str, ParallelText],
-    languages: tuple[str, str],
-    *,
-    lowercase: bool,
-    merges: int | None,
-    joined: bool,
-) -> tuple[TextPreprocessor, dict[str, Split]]:
-    """Learns subwords and dictionaries on `train`, and encodes all splits.
-
-    Args:
-        texts: `train`, `val` and `test`.
-        languages: Codes of source and target.
-        lowercase: Whether words are lower-cased.
-        merges: Of byte-pair encoding, learned on both sides together; null leaves words whole.
-        joined: Whether both sides share one dictionary.
-    """
-    words = {name: split_sides(text, languages, lowercase=lowercase) for name, text in texts.items()}
-    preprocessor = learn_preprocessor(words["train"], languages, lowercase=lowercase, merges=merges, joined=joined)
-    return preprocessor, {name: encode_words(text, words[name], preprocessor) for name, text in texts.items()}
-
-
-def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
-    """Encodes a split with a vocabulary that is there.
-
-    Raises:
-        ValueError: The vocabulary is of subwords, and came without codes.
-    """
-    if not preprocessor.takes_text:
-        raise ValueError(
-            f"the vocabulary is of subwords but came without {CODES}, so that text cannot be split into them; give a "
-            "folder that fairseq-preprocess made with this vocabulary"
-        )
-    settings = {"split_hyphens": preprocessor.split_hyphens, "lowercase": preprocessor.lowercase}
-    return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
 
 
 def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
@@ -59,7 +25,15 @@ def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool
 def learn_preprocessor(
     words: Sides, languages: tuple[str, str], *, lowercase: bool, merges: int | None, joined: bool
 ) -> TextPreprocessor:
-    """Learns subwords and dictionaries on the words of a training split; arguments as of `encode_texts`."""
+    """Learns subwords and dictionaries on the words of a training split.
+
+    Args:
+        words: Of `split_sides`.
+        languages: Codes of source and target.
+        lowercase: Whether the words are lower-cased.
+        merges: Of byte-pair encoding, learned on both sides together; null leaves words whole.
+        joined: Whether both sides share one dictionary.
+    """
     source, target = (count_words(side) for side in words)
     both = count_words([*words[0], *words[1]])
     codes = None if merges is None else learn_codes(both, merges)
@@ -79,6 +53,21 @@ def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None
     return dictionary
 
 
+def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
+    """Encodes a split with a vocabulary that is there.
+
+    Raises:
+        ValueError: The vocabulary is of subwords, and came without codes.
+    """
+    if not preprocessor.takes_text:
+        raise ValueError(
+            f"the vocabulary is of subwords but came without {CODES}, so that text cannot be split into them; give a "
+            "folder that fairseq-preprocess made with this vocabulary"
+        )
+    settings = {"split_hyphens": preprocessor.split_hyphens, "lowercase": preprocessor.lowercase}
+    return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
+
+
 def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocessor) -> Split:
     """Encodes a split whose words are known already."""
     source, target = (
@@ -87,3 +76,9 @@ def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocesso
     )
     texts = SplitTexts(text.source, text.target, words[1])
     return Split(text.title, make_dataset(source, target, *preprocessor.dictionaries), lambda: texts, text.rows)
+
+
+def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
+    """Returns the ids (T,) of pieces and of the end of sentence."""
+    unknown, indices = dictionary.unk(), dictionary.indices
+    return torch.tensor([*(indices.get(piece, unknown) for piece in pieces), dictionary.eos()])
