@@ -31,6 +31,7 @@ class SplitTexts:
     tokenized_reference: Sequence[str]
 
 
+@dataclass(eq=False)
 class Split:
     """Sentence pairs of one split.
 
@@ -41,15 +42,14 @@ class Split:
         rows: Number of each pair in the data as they came; the first is 0.
     """
 
-    def __init__(
-        self, title: str, dataset: LanguagePairDataset, make_texts: Callable[[], SplitTexts], rows: Sequence[int]
-    ) -> None:
-        self.title, self.dataset, self.rows = title, dataset, rows
-        self._make_texts = make_texts
+    title: str
+    dataset: LanguagePairDataset
+    make_texts: Callable[[], SplitTexts]
+    rows: Sequence[int]
 
     @cached_property
     def texts(self) -> SplitTexts:
-        return self._make_texts()
+        return self.make_texts()
 
     def list_fitting(self, most_source: int, most_target: int, max_tokens: int, training: bool) -> NDArray[np.int64]:
         """Returns the numbers of the pairs that a model and a batch can hold.

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def is_prepared(path: str, languages: tuple[str, str]) -> bool:
     return any(name_dictionary(Path(path), language).is_file() for language in languages)
 
 
+@dataclass(frozen=True)
 class PreparedFolder:
     """A folder with `dict.<language>.txt` and `<split>.<source>-<target>.<language>.bin` and `.idx`.
 
@@ -29,8 +31,8 @@ class PreparedFolder:
         languages: Codes of source and target.
     """
 
-    def __init__(self, folder: Path, languages: tuple[str, str]) -> None:
-        self.folder, self.languages = folder, languages
+    folder: Path
+    languages: tuple[str, str]
 
     def read_preprocessor(self, lowercase: bool) -> TextPreprocessor:
         """Returns the vocabulary that the sentences were made with.
