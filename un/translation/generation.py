@@ -43,8 +43,6 @@ class BeamSearch:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"task.{name}={value} must be a whole number of at least {least}")
-        if self.max_len_a < 0:
-            raise ValueError(f"task.max_len_a={self.max_len_a} must be at least 0")
         if int(self.max_len_a + self.max_len_b) < max(self.min_len, 1):
             raise ValueError(f"task.max_len_b={self.max_len_b} leaves no room for task.min_len={self.min_len} tokens")
 

@@ -1,7 +1,7 @@
 """Translation as a LightningModule. Shapes: T length of a translation."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Translation(lightning.LightningModule):
             so with other values of the five.
 
     Raises:
-        ValueError: A value is out of range, or a name in `val_bleu` is unknown.
+        ValueError: A value is out of range.
+        TypeError: A name in `val_bleu` is unknown.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Translation(lightning.LightningModule):
         search = BeamSearch(beam, length_penalty, max_len_a, max_len_b, min_len)
         self.searches = {"test": search}
         if val_bleu is not False:
-            self.searches["val"] = _change(search, {} if val_bleu is True else val_bleu)
+            self.searches["val"] = replace(search, **({} if val_bleu is True else val_bleu))
         self.monitor, self.monitor_mode = ("val/bleu", "max") if "val" in self.searches else ("val/loss", "min")
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})  # weighted by target tokens
         self._hypotheses: dict[int, Tensor] = {}  # sentence -> (T,) on the CPU
@@ -207,11 +208,3 @@ class Translation(lightning.LightningModule):
         if not isinstance(scheduler, LRScheduler):
             raise ValueError(f"scheduler makes a {type(scheduler).__name__}, translation takes scheduler=inverse_sqrt")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _change(search: BeamSearch, values: Mapping[str, Any]) -> BeamSearch:
-    names = [field.name for field in fields(search)]
-    for name in values:
-        if name not in names:
-            raise ValueError(f"task.val_bleu has no option {name!r}; it takes {', '.join(names)}")
-    return replace(search, **values)

@@ -43,13 +43,19 @@ def learn_preprocessor(
     return TextPreprocessor(languages, source_dictionary, target_dictionary, codes, lowercase)
 
 
-def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None) -> Dictionary:
-    """Returns fairseq's dictionary of the pieces of words, given how often these occur; frequent pieces come first."""
+def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None, words: int = -1) -> Dictionary:
+    """Returns fairseq's dictionary of the pieces of words, the most frequent first.
+
+    Args:
+        counts: How often each word occurs.
+        subwords: Split the words; null leaves them whole.
+        words: Most entries, special symbols included; -1 for no limit.
+    """
     dictionary = Dictionary()
     for word, count in counts.items():
         for piece in (word if subwords is None else subwords.segment(word)).split():
             dictionary.add_symbol(piece, n=count)
-    dictionary.finalize(padding_factor=PADDING_FACTOR)
+    dictionary.finalize(nwords=words, padding_factor=PADDING_FACTOR)
     return dictionary
 
 

@@ -8,8 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from subword_nmt.learn_bpe import learn_bpe
-
 from un.translation.preparation.lines import (
     RAW,
     SPLITS,
@@ -23,7 +21,7 @@ from un.translation.preparation.lines import (
 )
 from un.translation.preparation.sentences import Limits, map_apostrophe, normalize, tokenize
 from un.translation.preparation.steps import CODES, Counts, Steps
-from un.translation.text import Subwords
+from un.translation.text import Subwords, count_words, learn_codes
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -193,12 +191,8 @@ def write_evaluation(output: Path, split: str, languages: Languages, rows: Rows)
 
 def learn_merges(texts: Sequence[Path], output: Path, merges: int) -> Counts:
     """Learns byte-pair merges on several files together, as `learn_bpe.py -s <merges>` on their concatenation."""
-    with output.open("w", encoding="utf-8", newline="\n") as file:
-        try:
-            learn_bpe(chain.from_iterable(map(read_lines, texts)), file, merges)
-        except ValueError as error:  # max() of nothing: no word has two characters
-            raise ValueError(f"nothing to learn merges from in {', '.join(map(str, texts))}") from error
-    return {"merges": sum(1 for _ in read_lines(output)) - 1}  # the first line names the format
+    codes = learn_codes(count_words(chain.from_iterable(map(read_lines, texts))), merges)
+    return {"merges": write_lines(output, codes.splitlines()) - 1}  # the first line names the format
 
 
 def split_text(text: Path, codes: Path, output: Path, languages: Languages, workers: int) -> Counts:
