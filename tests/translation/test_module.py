@@ -80,7 +80,7 @@ def assert_close(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3])
 def test_gradients_are_of_the_mean_over_target_tokens(data, size):
     batches, recorder = list(data.train_dataloader())[:4], Recorder()
     limits = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 0}
