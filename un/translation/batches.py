@@ -107,11 +107,7 @@ def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, mul
 
 
 def spread(counts: Sequence[int], world_size: int) -> list[int]:
-    """Halves the largest batches until every process gets the same number of them.
-
-    Raises:
-        ValueError: There are too few pairs.
-    """
+    """Halves the largest batches until every process gets the same number of them."""
     counts = list(counts)
     while len(counts) % world_size:
         largest = int(np.argmax(counts))

@@ -39,9 +39,6 @@ class PreparedFolder:
 
         Args:
             lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
-
-        Raises:
-            ValueError: A file is missing or damaged.
         """
         return TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
 
@@ -115,11 +112,7 @@ class PreparedFolder:
 
 
 def open_side(path: str) -> Any:
-    """Returns the sentences of `<path>.bin` and `.idx`, on disk.
-
-    Raises:
-        ValueError: One of the two is cut short or of another kind.
-    """
+    """Returns the sentences of `<path>.bin` and `.idx`, on disk."""
     hook, problem = sys.unraisablehook, None
     sys.unraisablehook = lambda _: None  # fairseq's half-opened files complain when they are closed
     try:

@@ -34,9 +34,6 @@ class TextPreprocessor:
         codes: Text of the file of BPE merges; null leaves words whole.
         lowercase: Whether text is lower-cased.
         split_hyphens: See `tokenize`.
-
-    Raises:
-        ValueError: The codes hold something other than merges.
     """
 
     languages: tuple[str, str]
@@ -155,11 +152,7 @@ def name_dictionary(folder: Path, language: str) -> Path:
 
 
 def read_dictionary(path: Path) -> Dictionary:
-    """Returns fairseq's dictionary of a file.
-
-    Raises:
-        ValueError: The file is missing or holds something else.
-    """
+    """Returns fairseq's dictionary of a file."""
     try:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises OSError, ValueError, RuntimeError or plain Exception

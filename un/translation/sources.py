@@ -29,9 +29,6 @@ class ParallelText:
         source: Sentences as a reader sees them.
         target: Their translations.
         rows: Number of each pair in the data as they came; the first is 0.
-
-    Raises:
-        ValueError: There is no sentence.
     """
 
     title: str
@@ -103,11 +100,7 @@ def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dic
 
 
 def read_files(folder: Path, split: str, languages: tuple[str, str]) -> ParallelText:
-    r"""Returns the lines of `<split>.<language>` of both languages; they end in \n or \r\n, and nowhere else.
-
-    Raises:
-        ValueError: A file is missing or not UTF-8, or their numbers of lines differ.
-    """
+    r"""Returns the lines of `<split>.<language>` of both languages; they end in \n or \r\n, and nowhere else."""
     rows = list(read_rows(*name_files(folder, split, languages)))
     source, target = ([row[side].removesuffix("\r") for row in rows] for side in (0, 1))
     for side in (source, target):
@@ -116,11 +109,7 @@ def read_files(folder: Path, split: str, languages: tuple[str, str]) -> Parallel
 
 
 def read_columns(path: str, languages: tuple[str, str], split: str) -> ParallelText:
-    """Returns columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`.
-
-    Raises:
-        ValueError: There is no such data set, split or column, or a column holds something other than text.
-    """
+    """Returns columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`."""
     try:
         source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
     except ValueError as error:
@@ -132,11 +121,7 @@ def read_columns(path: str, languages: tuple[str, str], split: str) -> ParallelT
 
 
 def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[str]:
-    """Returns the sentences of a language: a column, or the values of that key in a column of dictionaries.
-
-    Raises:
-        ValueError: There is no such column, or it holds something other than text.
-    """
+    """Returns the sentences of a language: a column, or the values of that key in a column of dictionaries."""
     if language in dataset.column_names:
         column, sentences = language, list(dataset[language])
     else:
@@ -150,11 +135,7 @@ def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[st
 
 
 def find_dictionaries(dataset: datasets.Dataset, key: str, title: str) -> str:
-    """Returns the name of the column of dictionaries in which a key occurs.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Returns the name of the column of dictionaries in which a key occurs."""
     listed = []
     for name in dataset.column_names:
         keys = {key for pair in dataset[name] if isinstance(pair, Mapping) for key in pair}

@@ -102,9 +102,6 @@ class Subwords:
 
     Args:
         codes: Text of a file of merges, as `subword-nmt learn-bpe` writes it.
-
-    Raises:
-        ValueError: The text holds something else than merges.
     """
 
     def __init__(self, codes: str) -> None:

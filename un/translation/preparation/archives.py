@@ -16,11 +16,7 @@ from un.translation.preparation.steps import Counts
 
 
 def download(url: str, path: Path) -> Path:
-    """Downloads a file unless it is there already; an interrupted download starts again.
-
-    Raises:
-        ValueError: The server does not deliver the file, or cuts it short.
-    """
+    """Downloads a file unless it is there already; an interrupted download starts again."""
     if path.is_file():
         print(f"{path}: already downloaded")
         return path
@@ -37,11 +33,7 @@ def download(url: str, path: Path) -> Path:
 
 
 def fetch_from_hub(repository: str, name: str) -> Path:
-    """Downloads one file of a data set repository of the Hugging Face hub, through its cache.
-
-    Raises:
-        ValueError: The hub does not deliver it.
-    """
+    """Downloads one file of a data set repository of the Hugging Face hub, through its cache."""
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except Exception as error:

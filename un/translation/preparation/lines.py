@@ -26,11 +26,7 @@ def name_files(folder: Path, split: str, languages: Languages) -> list[Path]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file without their line feeds.
-
-    Raises:
-        ValueError: The file is missing or not UTF-8.
-    """
+    """Yields the lines of a UTF-8 file without their line feeds."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
     with path.open("rb") as file:

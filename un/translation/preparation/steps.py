@@ -77,11 +77,7 @@ def compute_fingerprint(before: str, name: str, settings: dict[str, Any]) -> str
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the record of a folder; it is empty where there is none.
-
-    Raises:
-        ValueError: The record is damaged.
-    """
+    """Returns the record of a folder; it is empty where there is none."""
     path = folder / RECORD
     if not path.is_file():
         return {}
