@@ -24,12 +24,12 @@ class TokenSampler:
     Args:
         sizes: Tokens of source and target, (N, 2).
         indices: Numbers of the pairs to take.
-        max_tokens: Most tokens of a batch, padding included, of the longer side.
-        batch_size: Most pairs of a batch; null is no limit.
-        training: See above.
-        seed: Of the order.
+        max_tokens: Maximum number of tokens of a batch, padding included, on the longer side.
+        batch_size: Maximum number of pairs of a batch; null sets no limit.
+        training: Selects one of the two behaviours above.
+        seed: Decides the order in training.
         multiple: Batches have fewer pairs than this, or a multiple of it; the last may have any number.
-        rank: Of this process.
+        rank: Number of this process.
         world_size: Number of processes.
 
     Raises:

@@ -21,8 +21,8 @@ class SplitTexts:
     """Texts of a split by the `id` that batches carry.
 
     Args:
-        source: As a reader sees it.
-        reference: As a reader sees it.
+        source: Sentences as a reader sees them.
+        reference: Their translations as a reader sees them.
         tokenized_reference: The words that a translation is compared with, lower-cased if the data are.
     """
 

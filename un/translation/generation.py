@@ -24,9 +24,9 @@ class BeamSearch:
         beam: Hypotheses kept; 1 is greedy.
         length_penalty: Power of the length by which log-probabilities are divided; a larger one favours longer
             translations.
-        max_len_a: See above.
-        max_len_b: See above.
-        min_len: Fewest tokens, end of sentence not counted.
+        max_len_a: Tokens per source token, as above.
+        max_len_b: Tokens in addition, as above.
+        min_len: Minimum number of tokens, not counting the end of sentence.
 
     Raises:
         ValueError: The beam or the lengths leave nothing to find.
@@ -58,7 +58,7 @@ class BeamSearch:
 
         Args:
             model: On the device of the batch.
-            batch: Of `LanguagePairDataset.collater`; its target is not looked at.
+            batch: Comes from `LanguagePairDataset.collater`; its target is not read.
         """
         with keep_state(model):
             generator = SequenceGenerator(

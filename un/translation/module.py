@@ -42,12 +42,12 @@ class Translation(lightning.LightningModule):
         optimizer: Makes the optimizer from the model.
         scheduler: Makes a torch scheduler from optimizer, number of updates and updates per epoch, to be stepped after
             every update; null keeps the rate.
-        label_smoothing: As fairseq counts it, see `sum_cross_entropy`.
-        beam: See `BeamSearch` for this and the next four.
+        label_smoothing: As fairseq defines it, see `sum_cross_entropy`.
+        beam: Number of hypotheses; see `BeamSearch` for this and the next four.
         length_penalty: Power of the length by which scores are divided.
         max_len_a: The longest translation of n tokens has max_len_a n + max_len_b tokens.
         max_len_b: See `max_len_a`.
-        min_len: Fewest tokens.
+        min_len: Minimum number of tokens of a translation.
         val_bleu: Whether to translate in validation, too, and monitor `val/bleu` instead of `val/loss`; a mapping does
             so with other values of the five.
 

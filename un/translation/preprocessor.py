@@ -29,8 +29,8 @@ class TextPreprocessor:
 
     Args:
         languages: Codes of source and target.
-        source_dictionary: Of the source ids.
-        target_dictionary: Of the target ids; the same object if both sides share one.
+        source_dictionary: Maps pieces of the source to ids.
+        target_dictionary: The same for the target; the same object if both sides share one.
         codes: Text of the file of BPE merges; null leaves words whole.
         lowercase: Whether text is lower-cased.
         split_hyphens: See `tokenize`.

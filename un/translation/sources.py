@@ -70,7 +70,7 @@ def read_text(path: str, languages: tuple[str, str], name: str, split: str) -> P
 
     Args:
         path: `phrasebook`, a folder with two files per split, or what `load_dataset` takes.
-        languages: Of source and target: the endings of file names and the names of columns.
+        languages: Codes of source and target: the suffixes of files and the names of columns.
         name: `train`, `val` or `test`.
         split: Its name in the data.
 

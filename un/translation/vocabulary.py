@@ -28,10 +28,10 @@ def learn_preprocessor(
     """Learns subwords and dictionaries on the words of a training split.
 
     Args:
-        words: Of `split_sides`.
+        words: Both sides, as `split_sides` returns them.
         languages: Codes of source and target.
         lowercase: Whether the words are lower-cased.
-        merges: Of byte-pair encoding, learned on both sides together; null leaves words whole.
+        merges: Number of byte-pair merges, learned on both sides together; null leaves words whole.
         joined: Whether both sides share one dictionary.
     """
     source, target = (count_words(side) for side in words)
@@ -49,7 +49,7 @@ def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None
     Args:
         counts: How often each word occurs.
         subwords: Split the words; null leaves them whole.
-        words: Most entries, special symbols included; -1 for no limit.
+        words: Maximum number of entries, special symbols included; -1 sets no limit.
     """
     dictionary = Dictionary()
     for word, count in counts.items():

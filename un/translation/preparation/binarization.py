@@ -20,7 +20,7 @@ def binarize(
         output: Receives the files.
         languages: Source and target.
         joined: Whether both sides share one dictionary, which sharing all embeddings needs.
-        words: Most entries of a dictionary, special symbols included; -1 for no limit.
+        words: Maximum number of entries of a dictionary, special symbols included; -1 sets no limit.
         workers: Processes; the result does not depend on them.
 
     Raises:
