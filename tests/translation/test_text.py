@@ -78,6 +78,7 @@ def test_unknown_words_of_a_reference_match_no_translation():
     ("code", "message"),
     [
         ("xx", "data.source_lang='xx' is not a language code, as de"),
+        ("", "data.source_lang='' is not a language code"),
         ("german", "data.source_lang='german' is not a language code; did you mean 'de'"),
     ],
 )
