@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import runpy
-import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 from sacremoses import MosesTokenizer
 from subword_nmt.learn_bpe import learn_bpe
 
-from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
+from tests.translation.published_archives import join, make_sentences, run_script, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
 from un.translation.preparation import pipeline
 from un.translation.preparation.binarization import binarize
@@ -20,7 +18,6 @@ from un.translation.preparation.iwslt14 import RECIPE, prepare
 from un.translation.preparation.lines import read_lines
 from un.translation.prepared import PreparedFolder
 
-SCRIPT = Path(__file__).parents[2] / "scripts/prepare_iwslt14.py"
 SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 LANGUAGES = RECIPE.languages
 MERGES = 60
@@ -60,11 +57,6 @@ def archive(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(archive) -> Path:
     return prepare(archive, archive.with_name("prepared"), replace(RECIPE, merges=MERGES))
-
-
-def run_program(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def read_step(prepared: Path, step: str, name: str) -> list[str]:
@@ -145,7 +137,7 @@ def test_the_record_says_what_a_reader_needs(prepared):
 
 def test_the_program_takes_the_options_of_other_recipes(archive, tmp_path, monkeypatch, capsys):
     options = ["--merges", 10, "--apostrophes", "keep", "--dictionary", "separate"]
-    run_program(monkeypatch, "--archive", archive, "--output", tmp_path / "prepared", *options)
+    run_script(monkeypatch, "prepare_iwslt14.py", "--archive", archive, "--output", tmp_path / "prepared", *options)
     assert list(read_lines(tmp_path / "prepared/raw/test.en"))[3] == "TED.dev2010 ends’s here"
     german, english = ((tmp_path / f"prepared/dict.{language}.txt").read_bytes() for language in LANGUAGES)
     assert german != english
@@ -197,7 +189,7 @@ def test_a_folder_of_somebody_else_is_not_replaced(archive, tmp_path):
 
 def test_the_program_reports_errors_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_program(monkeypatch, "--archive", "nothing.tgz")
+        run_script(monkeypatch, "prepare_iwslt14.py", "--archive", "nothing.tgz")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no archive nothing.tgz; get https://dl.fbaipublicfiles.com")
 

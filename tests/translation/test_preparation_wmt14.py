@@ -1,8 +1,6 @@
 """WMT14 from small archives of the published layout, checked against the recipes written out here once more."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from subword_nmt.apply_bpe import BPE
 
-from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
+from tests.translation.published_archives import join, make_sentences, run_script, write_archive, write_segments
 from un.translation.fairseq_library import Dictionary, data_utils
 from un.translation.preparation.lines import read_lines
 from un.translation.preparation.wmt14 import (
@@ -23,7 +21,6 @@ from un.translation.preparation.wmt14 import (
     prepare_hub,
 )
 
-SCRIPT = Path(__file__).parents[2] / "scripts/prepare_wmt14.py"
 LANGUAGES = ("en", "de")
 CORPORA = {"europarl-v7": 120, "commoncrawl": 90, "news-commentary-v12": 60, "news-commentary-v9": 40}  # their sizes
 TESTS = {2012: 6, 2013: 6, 2014: 5}
@@ -183,11 +180,6 @@ def test_a_data_set_without_a_split_is_refused(tmp_path):
         prepare_hub(str(tmp_path / "rows"), tmp_path / "product")
 
 
-def run_program(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -199,14 +191,14 @@ def run_program(monkeypatch, *arguments: object) -> None:
 )
 def test_the_program_reports_errors_in_one_line(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
-        run_program(monkeypatch, *arguments)
+        run_script(monkeypatch, "prepare_wmt14.py", *arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
 
 
 def test_the_program_prepares_and_prints_checksums(tmp_path, monkeypatch, capsys, published, powernorm):
     options = ["--recipe", "powernorm", "--news-commentary", "v9", "--merges", 80]
-    run_program(monkeypatch, "--archives", published, "--output", tmp_path / "powernorm", *options)
+    run_script(monkeypatch, "prepare_wmt14.py", "--archives", published, "--output", tmp_path / "powernorm", *options)
     record = json.loads((powernorm / "preparation.json").read_text())
     assert record == json.loads((tmp_path / "powernorm/preparation.json").read_text())
     assert f"  {record['files']['dict.de.txt']['sha256']}  dict.de.txt" in capsys.readouterr().out
