@@ -37,7 +37,7 @@ def main() -> None:
     """Finds the source and runs the steps."""
     with end_on_mistake():
         options = parse_options()
-        from un.translation.preparation import archives, wmt14, wmt14_sources
+        from un.translation.preparation import archives, wmt14
 
         fixed: tuple[str, ...] = ("recipe", "news_commentary", "merges") if options.google else ()
         fixed = ("news_commentary",) if options.hub else fixed
@@ -48,9 +48,9 @@ def main() -> None:
         recipe, version = wmt14.RECIPES[options.recipe or "fairseq"], options.news_commentary or "v12"
         recipe = replace(recipe, merges=options.merges or recipe.merges)
         if options.google:
-            wmt14_sources.prepare_google(options.google, options.output, workers=options.workers)
+            wmt14.prepare_google(options.google, options.output, workers=options.workers)
         elif options.hub:
-            wmt14_sources.prepare_hub(options.hub, options.output, recipe, options.workers)
+            wmt14.prepare_hub(options.hub, options.output, recipe, options.workers)
         else:
             folder = options.archives or options.output.with_name(f"{options.output.name}.archives")
             if options.download:

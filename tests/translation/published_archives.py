@@ -1,10 +1,15 @@
-"""Small archives with the layout of the published ones."""
+"""Small archives with the layout of the published ones, and the programs that prepare them."""
 
 import io
 import random
+import runpy
+import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 GERMAN = "der die das Haus Baum Straße über grüne Käfer läuft schnell heute Morgen sieben Äpfel kaufen wollen"
 ENGLISH = "the a house tree street over green beetle runs quickly today morning seven apples buy want have"
 WORDS = {"de": GERMAN.split(" "), "en": ENGLISH.split(" ")}
@@ -35,3 +40,8 @@ def write_segments(sentences: list[str]) -> str:
     """An evaluation file: XML or SGML with one <seg> per sentence."""
     segments = [f'<seg id="{number}"> {sentence} </seg>' for number, sentence in enumerate(sentences, 1)]
     return join(['<?xml version="1.0"?>', '<doc docid="1">', "<title>a title</title>", *segments, "</doc>"])
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(SCRIPTS / name), run_name="__main__")

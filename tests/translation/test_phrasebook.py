@@ -1,16 +1,11 @@
-import os
 import string
-import subprocess
-import sys
 from random import Random
 
 import pytest
 
 from un.translation import phrasebook, sources
 from un.translation.phrasebook import ENGLISH, GERMAN, SENTENCES, SLOTS, generate_pairs
-from un.translation.sources import PHRASEBOOK_COUNTS, generate_texts, read_texts
-
-SPLITS = {name: name for name in ("train", "val", "test")}
+from un.translation.sources import PHRASEBOOK_COUNTS, generate_texts, read_text
 
 
 def list_slots(sentence):
@@ -39,16 +34,16 @@ def test_facts_agree():
         assert float(german.replace(".", "").replace(",", ".")) == float(english.replace(",", "")) == fact
 
 
-@pytest.mark.parametrize("scale", [10, pytest.param(1, marks=pytest.mark.slow)])  # all are many to generate
+@pytest.mark.parametrize("scale", [20, pytest.param(1, marks=pytest.mark.slow)])  # all are many to generate
 def test_embedded_splits_share_no_sentence_and_are_large_enough(monkeypatch, scale):
     counts = {"test": 1000 // scale, "val": 1000 // scale, "train": 20_000 // scale}
     monkeypatch.setattr(sources, "PHRASEBOOK_COUNTS", {name: n // scale for name, n in PHRASEBOOK_COUNTS.items()})
-    texts = read_texts("phrasebook", ("de", "en"), SPLITS)
+    texts = {name: read_text("phrasebook", ("de", "en"), name, name) for name in counts}
     assert {name: len(text) for name, text in texts.items()} == counts
     for side in ("source", "target"):
         sentences = [sentence for text in texts.values() for sentence in getattr(text, side)]
         assert len(sentences) == len(set(sentences))
-    assert all("\u00a0" not in sentence and "\u202f" not in sentence for sentence in sentences)
+        assert all("\u00a0" not in sentence and "\u202f" not in sentence for sentence in sentences)
 
 
 def test_english_source_turns_the_sentences_round():
@@ -59,10 +54,6 @@ def test_english_source_turns_the_sentences_round():
 def test_sentences_depend_on_the_seed_only():
     assert generate_pairs(30, 1) == generate_pairs(50, 1)[:30]
     assert generate_pairs(30, 1) != generate_pairs(30, 2)
-    program = "from un.translation.phrasebook import generate_pairs; print(ascii(generate_pairs(30, 1)))"
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
-    output = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True)
-    assert output.stdout.decode().strip() == ascii(generate_pairs(30, 1))
 
 
 def test_exhausted_phrasebook(monkeypatch):

@@ -103,38 +103,21 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def check_run(folder, log, translations):
-    """What the commands printed and left: two epochs, a third one after resuming, three translations."""
+def test_trains_resumes_and_generates(corpus):
+    """Two epochs, a third one after resuming, and three translations."""
+    lines = "\n".join(" ".join(f"{tool} {arguments}".split()) for tool, arguments in COMMANDS)
+    command = [sys.executable, "-c", IN_TURN]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=corpus, timeout=500, check=False)
+    log = done.stderr
+    assert done.returncode == 0, log[-2000:]
     assert "warmup_steps=3" in log
     starts = [log.index(f"begin training epoch {epoch}") for epoch in (1, 2, 3)]
     assert starts[1] < log.index("Loaded checkpoint") < starts[2]
     assert [log.count(f"begin training epoch {epoch}") for epoch in (1, 2, 3)] == [1, 1, 1]
-    state = torch.load(folder / "checkpoints" / "checkpoint_last.pt", weights_only=False)["model"]
+    state = torch.load(corpus / "checkpoints" / "checkpoint_last.pt", weights_only=False)["model"]
     (num_calls,) = {int(value) for name, value in state.items() if name.endswith(".iters")}
-    early = torch.load(folder / "checkpoints" / "checkpoint2.pt", weights_only=False)["model"]
+    early = torch.load(corpus / "checkpoints" / "checkpoint2.pt", weights_only=False)["model"]
     assert num_calls * 2 == 3 * int(early["encoder.layer_norm.iters"])
-    lines = translations.splitlines()
-    assert sum(line.startswith("H-") for line in lines) == 3
-    assert any(line.startswith("Generate test with beam=2: BLEU4") for line in lines)
-
-
-def run(command, folder, text=""):
-    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=folder, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, done.stderr
-
-
-def test_trains_resumes_and_generates(corpus):
-    lines = "\n".join(" ".join(f"{tool} {arguments}".split()) for tool, arguments in COMMANDS)
-    translations, log = run([sys.executable, "-c", IN_TURN], corpus, lines)
-    check_run(corpus, log, translations)
-
-
-@pytest.mark.slow  # four commands, each of which imports fairseq
-def test_the_commands_train_resume_and_generate(corpus):
-    outputs = []
-    for tool, arguments in COMMANDS:
-        command = [str(Path(sys.executable).with_name(f"fairseq-{tool}")), *arguments.split()]
-        outputs.append("".join(run(command, corpus)))
-    _, first, second, translations = outputs
-    check_run(corpus, first + second, translations)
+    translations = done.stdout.splitlines()
+    assert sum(line.startswith("H-") for line in translations) == 3
+    assert any(line.startswith("Generate test with beam=2: BLEU4") for line in translations)

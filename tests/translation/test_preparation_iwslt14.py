@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import runpy
-import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,15 +10,14 @@ import pytest
 from sacremoses import MosesTokenizer
 from subword_nmt.learn_bpe import learn_bpe
 
-from tests.translation.published_archives import join, make_sentences, write_archive, write_segments
+from tests.translation.published_archives import join, make_sentences, run_script, write_archive, write_segments
 from un.translation.fairseq_library import restore_global_state
 from un.translation.preparation import pipeline
+from un.translation.preparation.binarization import binarize
 from un.translation.preparation.iwslt14 import RECIPE, prepare
 from un.translation.preparation.lines import read_lines
-from un.translation.preparation.sentences import Limits
 from un.translation.prepared import PreparedFolder
 
-SCRIPT = Path(__file__).parents[2] / "scripts/prepare_iwslt14.py"
 SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 LANGUAGES = RECIPE.languages
 MERGES = 60
@@ -60,11 +57,6 @@ def archive(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(archive) -> Path:
     return prepare(archive, archive.with_name("prepared"), replace(RECIPE, merges=MERGES))
-
-
-def run_program(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def read_step(prepared: Path, step: str, name: str) -> list[str]:
@@ -113,7 +105,7 @@ def test_merges_come_from_the_training_text_of_both_sides(prepared):
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, archive, tmp_path, monkeypatch, capsys, joined):
+def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, tmp_path, joined):
     with restore_global_state():
         from fairseq import options
         from fairseq_cli import preprocess
@@ -125,13 +117,9 @@ def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, archive, tmp
         preprocess.main(options.get_preprocessing_parser().parse_args(arguments))
     theirs = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir() if path.suffix != ".log"}
     assert len(theirs) == 2 + 3 * 2 * 2
-    ours = prepared
-    if not joined:
-        ours = tmp_path / "data/ours"
-        options = ["--dictionary", "separate", "--merges", MERGES, "--workers", 2]
-        run_program(monkeypatch, "--archive", archive, "--output", ours, *options)
-        digest = hashlib.sha256(theirs["dict.en.txt"]).hexdigest()
-        assert f"  {digest}  dict.en.txt" in capsys.readouterr().out
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    binarize(text, ours, LANGUAGES, joined=joined, workers=2)
     assert {name: (ours / name).read_bytes() for name in theirs} == theirs
     assert (theirs["dict.de.txt"] == theirs["dict.en.txt"]) is joined
 
@@ -147,15 +135,13 @@ def test_the_record_says_what_a_reader_needs(prepared):
     assert "raw/test.en" in record["files"]
 
 
-def test_the_official_script_keeps_the_apostrophe_of_the_test_text(archive, tmp_path, monkeypatch):
-    options = ["--output", tmp_path / "prepared", "--merges", 10, "--apostrophes", "keep"]
-    run_program(monkeypatch, "--archive", archive, *options)
+def test_the_program_takes_the_options_of_other_recipes(archive, tmp_path, monkeypatch, capsys):
+    options = ["--merges", 10, "--apostrophes", "keep", "--dictionary", "separate"]
+    run_script(monkeypatch, "prepare_iwslt14.py", "--archive", archive, "--output", tmp_path / "prepared", *options)
     assert list(read_lines(tmp_path / "prepared/raw/test.en"))[3] == "TED.dev2010 ends’s here"
-
-
-def test_defaults_are_the_numbers_of_the_recipe():
-    assert RECIPE.word_limits == Limits(shortest=1, longest=175, ratio=1.5)
-    assert (RECIPE.merges, RECIPE.every, RECIPE.joined, RECIPE.lowercase) == (10000, 23, True, True)
+    german, english = ((tmp_path / f"prepared/dict.{language}.txt").read_bytes() for language in LANGUAGES)
+    assert german != english
+    assert f"  {hashlib.sha256(english).hexdigest()}  dict.en.txt" in capsys.readouterr().out
 
 
 def test_a_damaged_archive_stops_the_preparation(tmp_path):
@@ -168,9 +154,9 @@ def test_a_damaged_archive_stops_the_preparation(tmp_path):
         prepare(write_archive(tmp_path / "de-en.tgz", members), tmp_path / "prepared")
 
 
-def test_only_what_is_missing_or_was_changed_is_done_again(archive, tmp_path, monkeypatch, capsys):
+def test_only_what_is_missing_or_was_changed_is_repeated(archive, tmp_path, monkeypatch, capsys):
     def run(merges=MERGES):
-        """Names of the steps that were not finished before."""
+        """Names of the steps that ran."""
         capsys.readouterr()
         prepare(archive, tmp_path / "prepared", replace(RECIPE, merges=merges))
         lines = capsys.readouterr().out.splitlines()
@@ -201,19 +187,11 @@ def test_a_folder_of_somebody_else_is_not_replaced(archive, tmp_path):
     assert (tmp_path / "prepared/thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "no archive nothing.tgz; get https://dl.fbaipublicfiles.com"),
-        (["--apostrophes", "drop"], "argument --apostrophes: invalid choice: 'drop' (choose from 'map', 'keep')"),
-        (["--merges", "0"], "argument --merges: '0' must be a whole number of at least 1"),
-    ],
-)
-def test_the_program_reports_errors_in_one_line(monkeypatch, capsys, arguments, message):
+def test_the_program_reports_errors_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_program(monkeypatch, "--archive", "nothing.tgz", *arguments)
+        run_script(monkeypatch, "prepare_iwslt14.py", "--archive", "nothing.tgz")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {message}")
+    assert line.startswith("error: no archive nothing.tgz; get https://dl.fbaipublicfiles.com")
 
 
 def test_the_data_module_reads_what_was_prepared(prepared):

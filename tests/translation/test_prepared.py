@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from un.translation.data import TranslationDataModule
-from un.translation.fairseq_library import Dictionary, restore_global_state
+from un.translation.fairseq_library import restore_global_state
 from un.translation.text import tokenize
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
@@ -67,13 +67,12 @@ def test_any_folder_of_fairseq_preprocess_works(fairseqs_folder):
     assert texts.source[1] == "die katze schläft."
     assert texts.tokenized_reference[2:] == ["the dog sleeps .", "this is &quot; new &quot; ."]
     assert data.texts("test").tokenized_reference[-1] == "<<unk>> <<unk>> ."
-    for loader, split, count in ((data.train_dataloader(), "train", 4), (data.test_dataloader(), "test", 5)):
-        batches = list(loader)
-        assert sorted(torch.cat([batch["id"] for batch in batches]).tolist()) == list(range(count))
-        for batch in batches:
-            for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
-                expected = data.texts(split).tokenized_reference[number].replace("<<unk>>", "<unk>")
-                assert data.preprocessor.decode(target) == expected
+    batches = list(data.test_dataloader())
+    assert sorted(torch.cat([batch["id"] for batch in batches]).tolist()) == list(range(5))
+    for batch in batches:
+        for number, target in zip(batch["id"].tolist(), batch["target"], strict=True):
+            expected = data.texts("test").tokenized_reference[number].replace("<<unk>>", "<unk>")
+            assert data.preprocessor.decode(target) == expected
     turned = make_data(fairseqs_folder, source_lang="en", target_lang="de").texts("val")
     assert (turned.source[1], turned.reference[1]) == ("the cat sleeps.", "die katze schläft.")
 
@@ -100,7 +99,8 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
             assert preprocessor.detokenize(words) == texts.reference[number].lower()
             seen.append(number)
     assert sorted(seen) == [0, 1]
-    write(folder / "raw" / "test.de", ["one"])
+    for language in RAW:
+        write(folder / "raw" / f"test.{language}", ["one"])
     with pytest.raises(ValueError, match=r"raw/test.de has 1 lines, the binary files of test 5"):
         make_data(folder).texts("test")
 
@@ -118,7 +118,6 @@ def copy_test_over_train(folder):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "dict.en.txt").unlink(), r"dict.en.txt is not a dictionary of fairseq \(.*No such"),
-        (cut_short("dict.en.txt"), "dict.en.txt is not a dictionary of fairseq"),
         (lambda folder: (folder / "valid.de-en.en.bin").unlink(), "no split valid: neither valid.de-en.* nor valid"),
         (cut_short("train.de-en.de.idx"), "train.de-en.de.bin or .idx is damaged"),
         (cut_short("train.de-en.de.bin"), "train.de-en.de.bin or .idx is damaged"),
@@ -147,22 +146,12 @@ def test_a_given_vocabulary_reads_other_sentences_in_the_same_words(folder):
         data.train_dataloader()
 
 
-@pytest.mark.parametrize(
-    ("change", "difference"),
-    [
-        ({"lowercase": True}, "lowercase=False instead of True"),
-        ({"codes": "#version: 0.2\nh o\n"}, "BPE codes: 'h u' in place 1 instead of 'h o'"),
-        ({"source_dictionary": Dictionary()}, "source dictionary: '.' in place 4 instead"),
-    ],
-)
-def test_sentences_in_other_words_are_refused(folder, change, difference):
+def test_sentences_in_other_words_are_refused(folder):
     keep_codes(folder, lowercase=False)
     data = make_data(folder)
-    data.use_preprocessor(replace(make_data(folder).preprocessor, **change))
-    with pytest.raises(ValueError, match="was prepared with another vocabulary than the model's") as caught:
+    data.use_preprocessor(replace(data.preprocessor, lowercase=True))
+    with pytest.raises(ValueError, match=r"with another vocabulary than the model's \(lowercase=False instead of True"):
         data.test_dataloader()
-    assert difference in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_subwords_of_unknown_merges_are_not_made_of_text(fairseqs_folder, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from un.translation.fairseq_library import Dictionary
-from un.translation.preprocessor import TextPreprocessor, read_dictionary, write_dictionary
+from un.translation.preprocessor import TextPreprocessor
 from un.translation.vocabulary import learn_preprocessor
 
 GERMAN = ["Der kleine Hund läuft .", "Die #fairseq:overwrite 3 Katze madeupword0000", "das ＠＠ und x@@ und <pad> 😀"]
@@ -31,7 +31,7 @@ def save(preprocessor, folder):
 @pytest.mark.parametrize("merges", [None, 5])
 @pytest.mark.parametrize("joined", [True, False])
 def test_what_is_read_is_what_was_written(tmp_path, merges, joined):
-    written = replace(learn(merges=merges, joined=joined), split_hyphens=True, takes_text=False)
+    written = replace(learn(merges=merges, joined=joined), split_hyphens=True)
     folder = save(written, tmp_path / "preprocessor")
     read = TextPreprocessor.load(folder)
     assert read.explain_difference(written) == written.explain_difference(read) == ""
@@ -39,28 +39,17 @@ def test_what_is_read_is_what_was_written(tmp_path, merges, joined):
     assert read.target_dictionary.symbols == written.target_dictionary.symbols
     assert (read.source_dictionary is read.target_dictionary) == joined
     assert (read.languages, read.lowercase, read.split_hyphens) == (("de", "en"), True, True)
-    assert (read.codes, read.takes_text) == (written.codes, False)
+    assert (read.codes, read.takes_text) == (written.codes, written.takes_text)
     assert read.split_pieces("der hund <pad> x@@") == written.split_pieces("der hund <pad> x@@")
     for language, dictionary in zip(("de", "en"), written.dictionaries, strict=True):
         assert Dictionary.load(str(folder / f"dict.{language}.txt")) == dictionary
-
-
-def test_entries_that_overwrite_others_stay_where_they_are(tmp_path):
-    """As in dictionaries for CamemBERT, which name <pad> again."""
-    lines = ["<pad> 1 #fairseq:overwrite", "dog 4", "cat 3", "dog 2 #fairseq:overwrite"]
-    (tmp_path / "dict.txt").write_text("".join(f"{line}\n" for line in lines))
-    dictionary = read_dictionary(tmp_path / "dict.txt")
-    write_dictionary(dictionary, tmp_path / "again.txt")
-    again = read_dictionary(tmp_path / "again.txt")
-    assert (again.symbols, again.indices) == (dictionary.symbols, dictionary.indices)
-    assert again.index("dog") == 7
 
 
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
         ({"split_hyphens": True}, "split_hyphens=True instead of False"),
-        ({"codes": None}, "no BPE codes instead of some"),
+        ({"codes": None}, "BPE codes: nothing in place 0 instead of '#version"),
         ({"codes": "#version: 0.2\nq q\n"}, "BPE codes: 'q q' in place 1 instead of "),
         ({"target_dictionary": Dictionary()}, "target dictionary: nothing in place 4 instead of "),
     ],
@@ -69,8 +58,11 @@ def test_differences_are_named(learned, change, difference):
     assert replace(learned, **change).explain_difference(learned).startswith(difference)
 
 
-def test_codes_where_there_were_none_are_a_difference(learned):
-    assert learned.explain_difference(replace(learned, codes=None)) == "BPE codes instead of none"
+def test_subwords_without_their_codes_take_no_text(learned, tmp_path):
+    folder = save(learned, tmp_path / "preprocessor")
+    (folder / "bpe.codes").unlink()
+    assert learned.takes_text
+    assert not TextPreprocessor.load(folder).takes_text
 
 
 def test_weights_of_another_dictionary_are_no_start(learned):
@@ -93,7 +85,6 @@ def write(name, text):
     ("spoil", "message"),
     [
         (remove("dict.en.txt"), "dict.en.txt is not a dictionary of fairseq"),
-        (remove("bpe.codes"), "bpe.codes: no such file, but the vocabulary was made with it"),
         (remove("preparation.json"), "preparation.json does not say languages, lowercase, split_hyphens"),
         (write("preparation.json", "{"), "preparation.json is damaged"),
         (write("preparation.json", "[]"), r"preparation.json is damaged \(it holds a list\)"),

@@ -53,7 +53,7 @@ def uninterrupted(folder):
     return fit(folder)
 
 
-@pytest.mark.parametrize("step", [1, 4, 7])
+@pytest.mark.parametrize("step", [3, 7])
 def test_resumed_run_sees_the_same_batches_and_ends_the_same(folder, uninterrupted, step, tmp_path):
     assert len(uninterrupted.seen) > 7 > len(uninterrupted.seen) // NUM_EPOCHS
     resumed = fit(tmp_path, folder / f"step={step}.ckpt")

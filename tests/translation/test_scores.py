@@ -1,10 +1,8 @@
-import csv
-
 import pytest
 import sacrebleu
 
 from tests.translation.tiny import make_dictionary
-from un.translation.scores import SentencePair, score_translations, write_translations
+from un.translation.scores import SentencePair, score_translations
 
 REFERENCES = ["Two dogs play in the snow.", "A man, in a red hat, walks along the street.", "It &c. ends"]
 HYPOTHESES = ["Two dogs play in snow.", "A man in a red hat walks down the street.", "It &c. ends"]
@@ -56,13 +54,3 @@ def test_case_counts_unless_translations_are_lower_cased():
         assert scores[False][name].value < 99
     assert "lower-cased Moses tokens" in scores[True]["bleu"].details
     assert "case:lc" in scores[True]["sacrebleu"].details
-
-
-def test_the_file_can_be_read_back(tmp_path):
-    pairs = [SentencePair(3, 'A "quoted"\ttab', "B", "C\nD"), SentencePair(4, "ä", "", "NA")]
-    path = tmp_path / "translations" / "test.tsv"
-    write_translations(pairs, path)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, dialect="excel-tab"))
-    assert rows[0] == ["id", "source", "reference", "hypothesis"]
-    assert rows[1:] == [["3", 'A "quoted"\ttab', "B", "C\nD"], ["4", "ä", "", "NA"]]

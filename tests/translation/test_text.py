@@ -32,7 +32,7 @@ def test_hyphens_are_split_on_demand():
     assert tokenize("well-known", "en", split_hyphens=True) == "well @-@ known"
 
 
-@pytest.mark.parametrize("merges", [None, 20, 1000])
+@pytest.mark.parametrize("merges", [None, 20])
 def test_pieces_become_the_words_they_came_from(merges):
     words = [tokenize(line, "en") for line in LINES]
     preprocessor = learn_preprocessor((words, words), ("de", "en"), lowercase=False, merges=merges, joined=True)
@@ -44,7 +44,7 @@ def test_pieces_become_the_words_they_came_from(merges):
         assert preprocessor.decode(ids) == line
 
 
-@pytest.mark.parametrize("word", ["@@", "x@@", "@@@@", "@@x", "@"])
+@pytest.mark.parametrize("word", ["@@", "x@@", "@@x"])
 def test_words_that_look_like_pieces_survive(word):
     subwords = learn([f"{word} and {word}"] * 5, 100)
     pieces = subwords.segment(f"{word} and {word}")
@@ -78,8 +78,8 @@ def test_unknown_words_of_a_reference_match_no_translation():
     ("code", "message"),
     [
         ("xx", "data.source_lang='xx' is not a language code, as de"),
-        ("german", "data.source_lang='german' is not a language code; did you mean 'de'"),
         ("", "data.source_lang='' is not a language code"),
+        ("german", "data.source_lang='german' is not a language code; did you mean 'de'"),
     ],
 )
 def test_unknown_language(code, message):

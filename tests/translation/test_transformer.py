@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -62,22 +60,6 @@ def test_sizes_come_from_arch_and_options_and_the_decoder_follows_the_encoder():
     assert (big.decoder.layers[5].fc1.out_features, big.encoder.layers[5].self_attn.num_heads) == (4096, 16)
 
 
-def test_norms_stand_where_the_config_says():
-    assert len(list_norms(make_model(), nn.LayerNorm)) == 12
-    post_norm = make_model(encoder_normalize_before=False)
-    assert len(list_norms(post_norm, nn.LayerNorm)) == 10
-    assert not post_norm.decoder.layers[0].normalize_before
-
-
-def test_embeddings_are_one():
-    model = make_model()
-    weight = model.encoder.embed_tokens.weight
-    assert model.decoder.embed_tokens.weight is weight
-    assert model.decoder.output_projection.weight is weight
-    separate = make_model(share_all_embeddings=False)
-    assert separate.decoder.output_projection.weight is not separate.encoder.embed_tokens.weight
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -94,11 +76,6 @@ def test_wrong_values_are_one_line(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_model(**options)
     assert "\n" not in str(caught.value)
-
-
-def test_two_dictionaries_share_no_embedding():
-    with pytest.raises(ValueError, match="requires a joined dictionary"):
-        build_transformer(make_dictionary(), make_dictionary(30), share_all_embeddings=True)
 
 
 def test_checkpointed_activations_change_nothing():
@@ -143,9 +120,8 @@ def test_padding_changes_the_statistics_of_every_norm_unless_they_get_the_mask(o
     torch.testing.assert_close(run(True, whole), run(False, whole))
 
 
-@pytest.mark.parametrize("options", FORMS)
-def test_decoding_step_by_step_gives_the_logits_of_the_whole(options):
-    model = make_model(make_unified, True, **options).train()
+def test_decoding_step_by_step_gives_the_logits_of_the_whole():
+    model = make_model(make_unified, True, layernorm_embedding=True).train()
     batch = make_batch(SENTENCES)
     for _ in range(4):
         compute_logits(model, batch)
@@ -160,7 +136,7 @@ def test_decoding_step_by_step_gives_the_logits_of_the_whole(options):
     torch.testing.assert_close(torch.cat(steps, 1)[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
-def test_training_goes_on_after_longer_sentences_in_inference_mode():
+def test_training_continues_after_longer_sentences_in_inference_mode():
     model = make_model()
     with torch.inference_mode():
         compute_logits(model.eval(), make_batch([[1, 2, 3, 4, 5, 6]]))
@@ -191,17 +167,3 @@ def test_norms_get_masks_of_their_layout_in_training_evaluation_and_decoding():
     model.decoder(previous[:, :4], model.encoder(source), {})
     assert torch.equal(seen[model.decoder.layer_norm], previous[:, 3:4].eq(1).t())
     assert all(norm.shared_pad_mask is None for norm in norms)
-
-
-def test_copies_and_loaded_weights_compute_the_same_and_are_independent():
-    model, batch = make_model(make_unified, True).train(), make_batch(SENTENCES)
-    compute_logits(model, make_batch(draw_sentences(4)))
-    twin, other = copy.deepcopy(model), make_model(make_unified, True)
-    state = copy.deepcopy(model.state_dict())
-    assert {"encoder.version", "decoder.version"} <= state.keys()
-    other.load_state_dict(state)
-    expected = compute_logits(model.eval(), batch)
-    assert torch.equal(compute_logits(other.eval(), batch), expected)
-    assert torch.equal(compute_logits(twin.eval(), batch), expected)
-    compute_logits(twin.train(), batch)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -24,12 +24,12 @@ class TokenSampler:
     Args:
         sizes: Tokens of source and target, (N, 2).
         indices: Numbers of the pairs to take.
-        max_tokens: Most tokens of a batch, padding included, of the longer side.
-        batch_size: Most pairs of a batch; null is no limit.
-        training: See above.
-        seed: Of the order.
+        max_tokens: Maximum number of tokens of a batch, padding included, on the longer side.
+        batch_size: Maximum number of pairs of a batch; null sets no limit.
+        training: Selects one of the two behaviours above.
+        seed: Decides the order in training.
         multiple: Batches have fewer pairs than this, or a multiple of it; the last may have any number.
-        rank: Of this process.
+        rank: Number of this process.
         world_size: Number of processes.
 
     Raises:
@@ -107,11 +107,7 @@ def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, mul
 
 
 def spread(counts: Sequence[int], world_size: int) -> list[int]:
-    """Halves the largest batches until every process gets the same number of them.
-
-    Raises:
-        ValueError: There are too few pairs.
-    """
+    """Halves the largest batches until every process gets the same number of them."""
     counts = list(counts)
     while len(counts) % world_size:
         largest = int(np.argmax(counts))

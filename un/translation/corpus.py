@@ -1,4 +1,4 @@
-"""Data ready for batches: ids for the model, and texts to score against. Shapes: T length."""
+"""Data ready for batches: ids for the model, and texts to score against."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary, LanguagePairDataset
-from un.translation.preprocessor import TextPreprocessor
-from un.translation.text import detokenize, join_pieces
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +21,8 @@ class SplitTexts:
     """Texts of a split by the `id` that batches carry.
 
     Args:
-        source: As a reader sees it.
-        reference: As a reader sees it.
+        source: Sentences as a reader sees them.
+        reference: Their translations as a reader sees them.
         tokenized_reference: The words that a translation is compared with, lower-cased if the data are.
     """
 
@@ -34,6 +31,7 @@ class SplitTexts:
     tokenized_reference: Sequence[str]
 
 
+@dataclass(eq=False)
 class Split:
     """Sentence pairs of one split.
 
@@ -44,15 +42,14 @@ class Split:
         rows: Number of each pair in the data as they came; the first is 0.
     """
 
-    def __init__(
-        self, title: str, dataset: LanguagePairDataset, make_texts: Callable[[], SplitTexts], rows: Sequence[int]
-    ) -> None:
-        self.title, self.dataset, self.rows = title, dataset, rows
-        self._make_texts = make_texts
+    title: str
+    dataset: LanguagePairDataset
+    make_texts: Callable[[], SplitTexts]
+    rows: Sequence[int]
 
     @cached_property
     def texts(self) -> SplitTexts:
-        return self._make_texts()
+        return self.make_texts()
 
     def list_fitting(self, most_source: int, most_target: int, max_tokens: int, training: bool) -> NDArray[np.int64]:
         """Returns the numbers of the pairs that a model and a batch can hold.
@@ -84,25 +81,9 @@ class Split:
         return np.setdiff1d(np.arange(len(self.dataset)), long)
 
 
-def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
-    """Returns the ids (T,) of pieces and of the end of sentence."""
-    unknown, indices = dictionary.unk(), dictionary.indices
-    return torch.tensor([*(indices.get(piece, unknown) for piece in pieces), dictionary.eos()])
-
-
 def make_dataset(
     source: Sequence[Tensor], target: Sequence[Tensor], source_dictionary: Dictionary, target_dictionary: Dictionary
 ) -> LanguagePairDataset:
     """Returns fairseq's data set of sentences in memory; sources are padded on the left, targets on the right."""
     sizes = [np.array([len(sentence) for sentence in side]) for side in (source, target)]
     return LanguagePairDataset(source, sizes[0], source_dictionary, target, sizes[1], target_dictionary, shuffle=False)
-
-
-def spell_out(dataset: LanguagePairDataset, preprocessor: TextPreprocessor) -> SplitTexts:
-    """Returns the texts as far as the ids alone tell them."""
-    source, target = (
-        [join_pieces(dictionary, tokens, escape_unknown=True) for tokens in side]
-        for side, dictionary in zip((dataset.src, dataset.tgt), preprocessor.dictionaries, strict=True)
-    )
-    raw_source = [detokenize(line, preprocessor.languages[0]) for line in source]
-    return SplitTexts(raw_source, [preprocessor.detokenize(line) for line in target], target)

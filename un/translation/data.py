@@ -1,5 +1,6 @@
 """Parallel text for Lightning: splits, checks and resumable batches."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,93 +15,71 @@ from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
 from un.translation.preprocessor import TextPreprocessor
-from un.translation.sources import ParallelText, draw_rows, generate_texts, read_texts
+from un.translation.sources import ParallelText, draw_rows, generate_texts, read_text
 from un.translation.text import check_language
-from un.translation.vocabulary import encode_text, encode_texts
+from un.translation.vocabulary import encode_text, encode_words, learn_preprocessor, split_sides
 
 GENERATED_PAIRS = 64  # ours: of each split for `path: null`, where `limit` gives none
+LEAST = {  # values of arguments
+    "max_tokens": 1,
+    "batch_size": 1,
+    "batch_size_multiple": 1,
+    "bpe_merges": 1,
+    "max_source_positions": 1,
+    "max_target_positions": 1,
+    "limit": 1,
+    "split_seed": 0,
+}
 NUM_EXAMPLES, EXAMPLE_LENGTH = 8, 12  # ours: pairs of an example batch, and most tokens of each side
 
 
+@dataclass(eq=False)
 class TranslationDataModule(ResumableDataModule):
     """Loads sentence pairs to train, validate and test on.
 
-    Args:
-        path: `phrasebook`, a hub id, or a local folder: of fairseq's binary files (then words and subwords are as they
-            were made), of two text files per split, or of a data set with a column per language. Null stands for a few
-            sentences of the phrasebook.
-        source_lang: Code of the language to translate from.
-        target_lang: Code of the language to translate into.
-        max_tokens: Most tokens of a batch and process, padding included, of the longer side.
-        batch_size: Most pairs of a batch; null is no limit.
-        batch_size_multiple: In training, batches have fewer pairs than this, or a multiple of it.
-        lowercase: Whether text is lower-cased.
-        bpe_merges: Merges of byte-pair encoding, learned on the training split; null leaves words whole.
-        joined_dictionary: Whether both languages share one dictionary, which sharing all embeddings needs.
-        max_source_positions: Most tokens of a source; training leaves longer ones out.
-        max_target_positions: The same of a target.
-        train_split: Name of the split to train on, in data with names of their own.
-        val_split: Name of the split to validate on.
-        test_split: Name of the split to test on.
-        limit: At most this many pairs per split, drawn by `split_seed`; null is all.
-        num_workers: Worker processes that read and pad.
-        seed: Of the order.
-        split_seed: Of `limit`; null is `seed`.
+    The path is `phrasebook`, a hub id, or a local folder: of fairseq's binary files (words and subwords are then as
+    they were made), of two text files per split, or of a data set with a column per language. Null stands for a few
+    sentences of the phrasebook.
 
     Raises:
         ValueError: A value is out of range or a language unknown; from `setup`, the data are bad.
     """
 
+    path: str | None
+    source_lang: str  # code of the language to translate from
+    target_lang: str
+    max_tokens: int  # of a batch and process, padding included, of the longer side
+    batch_size: int | None = None  # most pairs of a batch; None is no limit
+    batch_size_multiple: int = 1  # in training, batches have fewer pairs than this, or a multiple of it
+    lowercase: bool = False
+    bpe_merges: int | None = None  # of byte-pair encoding, learned on the training split; None leaves words whole
+    joined_dictionary: bool = True  # of both languages, which sharing all embeddings needs
+    max_source_positions: int = 1024  # most tokens of a source; training leaves longer ones out
+    max_target_positions: int = 1024
+    train_split: str = "train"  # name in data with names of their own, as the next two
+    val_split: str = "validation"
+    test_split: str = "test"
+    limit: int | None = None  # at most this many pairs per split, drawn by `split_seed`; None is all
+    num_workers: int = 0  # processes that read and pad
+    seed: int = 0  # of the order
+    split_seed: int | None = None  # of `limit`; None is `seed`
+
     preprocessor_class = TextPreprocessor
     fixed_arguments = ("source_lang", "target_lang", "lowercase", "bpe_merges", "joined_dictionary")
 
-    def __init__(
-        self,
-        path: str | None,
-        source_lang: str,
-        target_lang: str,
-        max_tokens: int,
-        batch_size: int | None = None,
-        batch_size_multiple: int = 1,
-        lowercase: bool = False,
-        bpe_merges: int | None = None,
-        joined_dictionary: bool = True,
-        max_source_positions: int = 1024,
-        max_target_positions: int = 1024,
-        train_split: str = "train",
-        val_split: str = "validation",
-        test_split: str = "test",
-        limit: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        split_seed: int | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        at_least_one = {
-            "max_tokens": max_tokens,
-            "batch_size": batch_size,
-            "batch_size_multiple": batch_size_multiple,
-            "bpe_merges": bpe_merges,
-            "max_source_positions": max_source_positions,
-            "max_target_positions": max_target_positions,
-            "limit": limit,
-        }
-        for name, value in at_least_one.items():
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name}={value} must be at least 1")
-        if split_seed is not None and split_seed < 0:
-            raise ValueError(f"data.split_seed={split_seed} must be at least 0")
-        for name, code in {"source_lang": source_lang, "target_lang": target_lang}.items():
-            check_language(code, f"data.{name}")
-        if source_lang == target_lang:
-            raise ValueError(f"data.source_lang and data.target_lang are both {source_lang!r}")
-        self.path, self.languages = path, (source_lang, target_lang)
-        self.max_tokens, self.batch_size, self.batch_size_multiple = max_tokens, batch_size, batch_size_multiple
-        self.lowercase, self.bpe_merges, self.joined_dictionary = lowercase, bpe_merges, joined_dictionary
-        self.max_source_positions, self.max_target_positions = max_source_positions, max_target_positions
-        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.limit, self.num_workers = limit, num_workers
-        self.seed, self.split_seed = seed, seed if split_seed is None else split_seed
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name}={value} must be at least {least}")
+        for name in ("source_lang", "target_lang"):
+            check_language(getattr(self, name), f"data.{name}")
+        if self.source_lang == self.target_lang:
+            raise ValueError(f"data.source_lang and data.target_lang are both {self.source_lang!r}")
+        self.languages = (self.source_lang, self.target_lang)
+        self.split_names = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
+        self.draw_seed = self.seed if self.split_seed is None else self.split_seed
         self._preprocessor: TextPreprocessor | None = None
         self._splits: dict[str, Split] = {}
 
@@ -108,18 +87,21 @@ class TranslationDataModule(ResumableDataModule):
         """Reads, checks and encodes all splits, once; if a vocabulary was given, each split when it is asked for."""
         if self._preprocessor is not None:
             return
-        prepared = self._find_prepared()
-        if prepared is not None:
-            self._preprocessor = prepared.read_preprocessor(self.lowercase)
-            self._splits = {name: self._read_split(name) for name in self.split_names}
-            return
-        self._preprocessor, self._splits = encode_texts(
-            self._read_texts(*self.split_names),
-            self.languages,
-            lowercase=self.lowercase,
-            merges=self.bpe_merges,
-            joined=self.joined_dictionary,
-        )
+        if self._prepared is not None:
+            self._preprocessor = self._prepared.read_preprocessor(self.lowercase)
+        else:
+            text = self._read_text("train")
+            words = split_sides(text, self.languages, lowercase=self.lowercase)
+            self._preprocessor = learn_preprocessor(
+                words,
+                self.languages,
+                lowercase=self.lowercase,
+                merges=self.bpe_merges,
+                joined=self.joined_dictionary,
+            )
+            self._splits["train"] = encode_words(text, words, self._preprocessor)
+        for name in self.split_names:
+            self.open_split(name)
 
     @property
     def preprocessor(self) -> TextPreprocessor:
@@ -134,30 +116,26 @@ class TranslationDataModule(ResumableDataModule):
 
     def open_split(self, name: str) -> Split:
         """Returns `train`, `val` or `test`, encoded."""
-        self.setup()
         if name not in self._splits:
-            self._splits[name] = self._read_split(name)
+            preprocessor = self.preprocessor
+            if self._prepared is not None:
+                self._splits[name] = self._prepared.open_split(name, preprocessor, self.limit, self.draw_seed)
+            else:
+                self._splits[name] = encode_text(self._read_text(name), preprocessor)
         return self._splits[name]
 
-    def _read_split(self, name: str) -> Split:
-        prepared = self._find_prepared()
-        if prepared is not None:
-            return prepared.open_split(name, self.preprocessor, self.limit, self.split_seed)
-        return encode_text(self._read_texts(name)[name], self.preprocessor)
-
-    def _find_prepared(self) -> PreparedFolder | None:
+    @property
+    def _prepared(self) -> PreparedFolder | None:
         if self.path is not None and is_prepared(self.path, self.languages):
             return PreparedFolder(Path(self.path), self.languages)
         return None
 
-    def _read_texts(self, *names: str) -> dict[str, ParallelText]:
+    def _read_text(self, name: str) -> ParallelText:
         if self.path is None:
-            texts = generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))
-            return {name: texts[name] for name in names}
-        texts = read_texts(self.path, self.languages, {name: self.split_names[name] for name in names})
-        if "train" in names:
-            texts["train"] = texts["train"].drop_empty()
-        return {name: texts[name].select(draw_rows(len(texts[name]), self.limit, self.split_seed)) for name in names}
+            return generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))[name]
+        text = read_text(self.path, self.languages, name, self.split_names[name])
+        text = text.drop_empty() if name == "train" else text
+        return text.select(draw_rows(len(text), self.limit, self.draw_seed))
 
     def model_arguments(self) -> dict[str, Any]:
         """Returns what the data decide about a model."""

@@ -50,7 +50,6 @@ with restore_global_state():
     )
     from fairseq.modules import SinusoidalPositionalEmbedding
     from fairseq.sequence_generator import SequenceGenerator
-    from fairseq.tokenizer import tokenize_line
 
 # fairseq's attention masks padding by flags and the future by numbers, about which torch warns.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)

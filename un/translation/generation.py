@@ -24,9 +24,9 @@ class BeamSearch:
         beam: Hypotheses kept; 1 is greedy.
         length_penalty: Power of the length by which log-probabilities are divided; a larger one favours longer
             translations.
-        max_len_a: See above.
-        max_len_b: See above.
-        min_len: Fewest tokens, end of sentence not counted.
+        max_len_a: Tokens per source token, as above.
+        max_len_b: Tokens in addition, as above.
+        min_len: Minimum number of tokens, not counting the end of sentence.
 
     Raises:
         ValueError: The beam or the lengths leave nothing to find.
@@ -43,8 +43,6 @@ class BeamSearch:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"task.{name}={value} must be a whole number of at least {least}")
-        if self.max_len_a < 0:
-            raise ValueError(f"task.max_len_a={self.max_len_a} must be at least 0")
         if int(self.max_len_a + self.max_len_b) < max(self.min_len, 1):
             raise ValueError(f"task.max_len_b={self.max_len_b} leaves no room for task.min_len={self.min_len} tokens")
 
@@ -60,7 +58,7 @@ class BeamSearch:
 
         Args:
             model: On the device of the batch.
-            batch: Of `LanguagePairDataset.collater`; its target is not looked at.
+            batch: Comes from `LanguagePairDataset.collater`; its target is not read.
         """
         with keep_state(model):
             generator = SequenceGenerator(

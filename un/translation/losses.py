@@ -13,7 +13,7 @@ def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float =
 
     Args:
         model: Gives features (B, T, C).
-        batch: Of `LanguagePairDataset.collater`.
+        batch: Comes from `LanguagePairDataset.collater`.
         label_smoothing: As fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
             all V, so that the target keeps 1 - label_smoothing. torch counts the share that is taken from the target.
     """

@@ -1,7 +1,7 @@
 """Translation as a LightningModule. Shapes: T length of a translation."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,18 @@ class Translation(lightning.LightningModule):
         optimizer: Makes the optimizer from the model.
         scheduler: Makes a torch scheduler from optimizer, number of updates and updates per epoch, to be stepped after
             every update; null keeps the rate.
-        label_smoothing: As fairseq counts it, see `sum_cross_entropy`.
-        beam: See `BeamSearch` for this and the next four.
+        label_smoothing: As fairseq defines it, see `sum_cross_entropy`.
+        beam: Number of hypotheses; see `BeamSearch` for this and the next four.
         length_penalty: Power of the length by which scores are divided.
         max_len_a: The longest translation of n tokens has max_len_a n + max_len_b tokens.
         max_len_b: See `max_len_a`.
-        min_len: Fewest tokens.
+        min_len: Minimum number of tokens of a translation.
         val_bleu: Whether to translate in validation, too, and monitor `val/bleu` instead of `val/loss`; a mapping does
             so with other values of the five.
 
     Raises:
-        ValueError: A value is out of range, or a name in `val_bleu` is unknown.
+        ValueError: A value is out of range.
+        TypeError: A name in `val_bleu` is unknown.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Translation(lightning.LightningModule):
         search = BeamSearch(beam, length_penalty, max_len_a, max_len_b, min_len)
         self.searches = {"test": search}
         if val_bleu is not False:
-            self.searches["val"] = _change(search, {} if val_bleu is True else val_bleu)
+            self.searches["val"] = replace(search, **({} if val_bleu is True else val_bleu))
         self.monitor, self.monitor_mode = ("val/bleu", "max") if "val" in self.searches else ("val/loss", "min")
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})  # weighted by target tokens
         self._hypotheses: dict[int, Tensor] = {}  # sentence -> (T,) on the CPU
@@ -207,11 +208,3 @@ class Translation(lightning.LightningModule):
         if not isinstance(scheduler, LRScheduler):
             raise ValueError(f"scheduler makes a {type(scheduler).__name__}, translation takes scheduler=inverse_sqrt")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _change(search: BeamSearch, values: Mapping[str, Any]) -> BeamSearch:
-    names = [field.name for field in fields(search)]
-    for name in values:
-        if name not in names:
-            raise ValueError(f"task.val_bleu has no option {name!r}; it takes {', '.join(names)}")
-    return replace(search, **values)

@@ -5,6 +5,7 @@ downloaded, and the same seed gives the same sentences everywhere (with the same
 """
 
 import datetime
+import functools
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -188,7 +189,8 @@ def _fill(sentence: str, facts: Mapping[str, list[Any]], locale: Locale) -> str:
     return " ".join("".join(parts).split())
 
 
-def generate_pairs(count: int, seed: int) -> list[tuple[str, str]]:
+@functools.cache
+def generate_pairs(count: int, seed: int) -> tuple[tuple[str, str], ...]:
     """Returns `count` pairs (German, English); no two share a German or an English sentence.
 
     Raises:
@@ -205,4 +207,4 @@ def generate_pairs(count: int, seed: int) -> list[tuple[str, str]]:
             seen.update(pair)
         elif idle == PATIENCE:
             raise ValueError(f"the phrasebook holds about {len(pairs)} pairs, not {count}")
-    return pairs
+    return tuple(pairs)

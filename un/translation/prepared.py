@@ -2,17 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from un.translation.corpus import Split, SplitTexts, make_dataset, spell_out
+from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import LanguagePairDataset, data_utils, indexed_dataset
-from un.translation.preparation.lines import RAW
+from un.translation.preparation.lines import RAW, name_files, read_rows
 from un.translation.preprocessor import SETTINGS, TextPreprocessor, name_dictionary
-from un.translation.sources import draw_rows, read_lines
-from un.translation.text import SEPARATOR
+from un.translation.sources import draw_rows
+from un.translation.text import detokenize, join_pieces
 
 FILE_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
@@ -22,6 +22,7 @@ def is_prepared(path: str, languages: tuple[str, str]) -> bool:
     return any(name_dictionary(Path(path), language).is_file() for language in languages)
 
 
+@dataclass(frozen=True)
 class PreparedFolder:
     """A folder with `dict.<language>.txt` and `<split>.<source>-<target>.<language>.bin` and `.idx`.
 
@@ -30,21 +31,16 @@ class PreparedFolder:
         languages: Codes of source and target.
     """
 
-    def __init__(self, folder: Path, languages: tuple[str, str]) -> None:
-        self.folder, self.languages = folder, languages
+    folder: Path
+    languages: tuple[str, str]
 
     def read_preprocessor(self, lowercase: bool) -> TextPreprocessor:
         """Returns the vocabulary that the sentences were made with.
 
         Args:
             lowercase: Whether the text is lower-cased, where no `preparation.json` says so.
-
-        Raises:
-            ValueError: A file is missing or damaged.
         """
-        preprocessor = TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
-        has_pieces = any(symbol.endswith(SEPARATOR) for symbol in preprocessor.source_dictionary.symbols)
-        return replace(preprocessor, takes_text=preprocessor.codes is not None or not has_pieces)
+        return TextPreprocessor.read(self.folder, self.languages, {"codes": None, "lowercase": lowercase})
 
     def open_split(self, name: str, preprocessor: TextPreprocessor, limit: int | None, seed: int) -> Split:
         """Opens a split; sentences stay on disk until they are needed, unless there is a limit.
@@ -100,26 +96,23 @@ class PreparedFolder:
         dataset: LanguagePairDataset,
         preprocessor: TextPreprocessor,
     ) -> SplitTexts:
-        """Returns the texts of a split: the untokenised ones where the preparation kept them."""
-        spelled = spell_out(dataset, preprocessor)
-        paths = [self.folder / RAW / f"{split}.{language}" for language in self.languages]
+        """Returns the untokenised texts of a split where the preparation kept them, otherwise what the ids tell."""
+        source, target = (
+            [join_pieces(dictionary, tokens, escape_unknown=True) for tokens in side]
+            for side, dictionary in zip((dataset.src, dataset.tgt), preprocessor.dictionaries, strict=True)
+        )
+        paths = name_files(self.folder / RAW, split, self.languages)
         if not all(path.is_file() for path in paths):
-            return spelled
-        sides = []
-        for path in paths:
-            lines = read_lines(path)
-            if len(lines) != num_rows:
-                raise ValueError(f"{path} has {len(lines)} lines, the binary files of {split} {num_rows}")
-            sides.append([lines[row] for row in rows])
-        return SplitTexts(sides[0], sides[1], spelled.tokenized_reference)
+            readable = [detokenize(line, self.languages[0]) for line in source]
+            return SplitTexts(readable, [preprocessor.detokenize(line) for line in target], target)
+        raw = list(read_rows(*paths))
+        if len(raw) != num_rows:
+            raise ValueError(f"{paths[0]} has {len(raw)} lines, the binary files of {split} {num_rows}")
+        return SplitTexts([raw[row][0] for row in rows], [raw[row][1] for row in rows], target)
 
 
 def open_side(path: str) -> Any:
-    """Returns the sentences of `<path>.bin` and `.idx`, on disk.
-
-    Raises:
-        ValueError: One of the two is cut short or of another kind.
-    """
+    """Returns the sentences of `<path>.bin` and `.idx`, on disk."""
     hook, problem = sys.unraisablehook, None
     sys.unraisablehook = lambda _: None  # fairseq's half-opened files complain when they are closed
     try:

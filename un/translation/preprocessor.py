@@ -18,10 +18,9 @@ from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary
 from un.translation.preparation.steps import CODES, RECORD, read_record
-from un.translation.text import Subwords, detokenize, join_pieces
+from un.translation.text import SEPARATOR, Subwords, detokenize, join_pieces
 
-OVERWRITE = "#fairseq:overwrite"  # fairseq's mark of a line whose entry stands further up, too
-SETTINGS = ("languages", "lowercase", "split_hyphens", "takes_text")
+SETTINGS = ("lowercase", "split_hyphens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +29,11 @@ class TextPreprocessor:
 
     Args:
         languages: Codes of source and target.
-        source_dictionary: Of the source ids.
-        target_dictionary: Of the target ids; the same object if both sides share one.
+        source_dictionary: Maps pieces of the source to ids.
+        target_dictionary: The same for the target; the same object if both sides share one.
         codes: Text of the file of BPE merges; null leaves words whole.
         lowercase: Whether text is lower-cased.
         split_hyphens: See `tokenize`.
-        takes_text: Whether text can be split into the dictionary's pieces, for which their codes must have been kept.
-
-    Raises:
-        ValueError: The codes hold something else than merges.
     """
 
     languages: tuple[str, str]
@@ -47,7 +42,6 @@ class TextPreprocessor:
     codes: str | None
     lowercase: bool
     split_hyphens: bool = False
-    takes_text: bool = True
 
     def __post_init__(self) -> None:
         self.subwords  # noqa: B018  refuses damaged codes at once
@@ -60,6 +54,11 @@ class TextPreprocessor:
     def dictionaries(self) -> tuple[Dictionary, Dictionary]:
         """Dictionaries of source and target."""
         return self.source_dictionary, self.target_dictionary
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether text can be split into the dictionary's pieces, for which their codes must have been kept."""
+        return self.codes is not None or not any(piece.endswith(SEPARATOR) for piece in self.source_dictionary.symbols)
 
     def split_pieces(self, words: str) -> list[str]:
         """Returns the pieces of words."""
@@ -76,10 +75,10 @@ class TextPreprocessor:
     def save(self, folder: Path) -> None:
         """Writes dictionaries, codes and settings into an empty folder."""
         for language, dictionary in zip(self.languages, self.dictionaries, strict=True):
-            write_dictionary(dictionary, name_dictionary(folder, language))
+            dictionary.save(str(name_dictionary(folder, language)))
         if self.codes is not None:
             (folder / CODES).write_text(self.codes, encoding="utf-8", newline="")
-        record = {name: getattr(self, name) for name in SETTINGS} | {"bpe_codes": self.codes is not None}
+        record = {name: getattr(self, name) for name in ("languages", *SETTINGS)}
         (folder / RECORD).write_text(f"{json.dumps(record, indent=1)}\n", encoding="utf-8")
 
     @classmethod
@@ -90,11 +89,9 @@ class TextPreprocessor:
             ValueError: A file is missing or damaged.
         """
         record = read_record(folder)
-        missing = [name for name in (*SETTINGS, "bpe_codes") if name not in record]
+        missing = [name for name in ("languages", *SETTINGS) if name not in record]
         if missing:
             raise ValueError(f"{folder / RECORD} does not say {', '.join(missing)}, as the record of a vocabulary does")
-        if record["bpe_codes"] and not (folder / CODES).is_file():
-            raise ValueError(f"{folder / CODES}: no such file, but the vocabulary was made with it")
         return cls.read(folder, tuple(record["languages"]), {"codes": None})
 
     @classmethod
@@ -111,20 +108,17 @@ class TextPreprocessor:
         """
         source, target = (read_dictionary(name_dictionary(folder, language)) for language in languages)
         record, codes = read_record(folder), folder / CODES
-        stated = {name: record[name] for name in SETTINGS if name in record} | {"languages": languages}
+        stated = {name: record[name] for name in SETTINGS if name in record}
         if codes.is_file():
             stated["codes"] = codes.read_text(encoding="utf-8")
-        shared = source if source == target else target
-        return cls(source_dictionary=source, target_dictionary=shared, **{**unstated, **stated})
+        return cls(languages, source, source if source == target else target, **{**unstated, **stated})
 
     def explain_difference(self, other: Self) -> str:
         """Says what this one has instead of what the other has; of several differences, the first."""
-        for name in SETTINGS:
+        for name in ("languages", *SETTINGS):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name}={mine} instead of {theirs}"
-        if (self.codes is None) != (other.codes is None):
-            return "no BPE codes instead of some" if self.codes is None else "BPE codes instead of none"
         merges = _explain_entries("BPE codes", (self.codes or "").splitlines(), (other.codes or "").splitlines())
         return merges or self._explain_dictionaries(other)
 
@@ -157,22 +151,8 @@ def name_dictionary(folder: Path, language: str) -> Path:
     return folder / f"dict.{language}.txt"
 
 
-def write_dictionary(dictionary: Dictionary, path: Path) -> None:
-    """Writes a dictionary for `read_dictionary`; fairseq's own method forgets which entries overwrite others."""
-    seen, lines = set(dictionary.symbols[: dictionary.nspecial]), []
-    entries = zip(dictionary.symbols, dictionary.count, strict=True)
-    for symbol, count in list(entries)[dictionary.nspecial :]:
-        lines.append(f"{symbol} {count}{f' {OVERWRITE}' if symbol in seen else ''}\n")
-        seen.add(symbol)
-    path.write_text("".join(lines), encoding="utf-8", newline="")
-
-
 def read_dictionary(path: Path) -> Dictionary:
-    """Returns fairseq's dictionary of a file.
-
-    Raises:
-        ValueError: The file is missing or holds something else.
-    """
+    """Returns fairseq's dictionary of a file."""
     try:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises OSError, ValueError, RuntimeError or plain Exception

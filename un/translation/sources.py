@@ -1,20 +1,22 @@
 """Where parallel text comes from: the phrasebook, the Hugging Face hub, local folders of Parquet or of plain text."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 
-from un.datasets import find_split, load_dataset, require_split
+from un.datasets import load_dataset, require_split
+from un.translation.preparation.lines import name_files, read_rows
 from un.translation.text import find_language
 
 PHRASEBOOK = "phrasebook"
 PHRASEBOOK_SEED = 0  # ours: the same sentences in every run, whatever its seed
 PHRASEBOOK_COUNTS = {"test": 1000, "val": 1000, "train": 20_000}  # ours; drawn in this order
 PREPARATION_HINT = "scripts/prepare_iwslt14.py and prepare_wmt14.py make the folders of these data sets (docs/data.md)"
+BYTE_ORDER_MARK = "\ufeff"
 log = logging.getLogger(__name__)
 
 
@@ -27,9 +29,6 @@ class ParallelText:
         source: Sentences as a reader sees them.
         target: Their translations.
         rows: Number of each pair in the data as they came; the first is 0.
-
-    Raises:
-        ValueError: There is no sentence.
     """
 
     title: str
@@ -66,102 +65,63 @@ def draw_rows(num_rows: int, count: int | None, seed: int) -> list[int]:
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count]).tolist()
 
 
-def read_texts(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
-    """Returns some of the splits `train`, `val` and `test`.
+def read_text(path: str, languages: tuple[str, str], name: str, split: str) -> ParallelText:
+    """Returns a split.
 
     Args:
         path: `phrasebook`, a folder with two files per split, or what `load_dataset` takes.
-        languages: Of source and target: the endings of file names and the names of columns.
-        splits: `train`, `val` and `test` -> the name that the data use.
+        languages: Codes of source and target: the suffixes of files and the names of columns.
+        name: `train`, `val` or `test`.
+        split: Its name in the data.
 
     Raises:
         ValueError: Something is missing, empty or unreadable.
     """
     if path == PHRASEBOOK:
-        return generate_texts(languages, PHRASEBOOK_COUNTS)
+        return generate_texts(languages, PHRASEBOOK_COUNTS)[name]
     stems = {file.stem for language in languages for file in Path(path).glob(f"*.{language}")}
     if stems:
-        names = {name: find_split(stems, split) or split for name, split in splits.items()}
-        return {name: read_files(Path(path), split, languages) for name, split in names.items()}
-    return read_columns(path, languages, splits)
+        return read_files(Path(path), require_split(sorted(stems), path, split), languages)
+    return read_columns(path, languages, split)
 
 
 def generate_texts(languages: tuple[str, str], counts: Mapping[str, int]) -> dict[str, ParallelText]:
     """Returns splits of the phrasebook that share no sentence; German to English unless English is the source."""
     from un.translation.phrasebook import generate_pairs
 
-    pairs = iter(enumerate(generate_pairs(sum(counts.values()), PHRASEBOOK_SEED)))
-    texts = {}
+    pairs, start, texts = generate_pairs(sum(counts.values()), PHRASEBOOK_SEED), 0, {}
     for name, count in counts.items():
-        rows, chosen = zip(*(next(pairs) for _ in range(count)), strict=True)
-        german, english = zip(*chosen, strict=True)
+        rows = range(start, start + count)
+        german, english = zip(*(pairs[row] for row in rows), strict=True)
         sides = (english, german) if find_language(languages[0]) == "en" else (german, english)
         texts[name] = ParallelText(f"{name} of the phrasebook", *sides, rows)
+        start += count
     return texts
 
 
 def read_files(folder: Path, split: str, languages: tuple[str, str]) -> ParallelText:
-    """Returns the lines of `<split>.<language>` of both languages.
-
-    Raises:
-        ValueError: A file is missing, empty or not UTF-8, or their numbers of lines differ.
-    """
-    source, target = (read_lines(folder / f"{split}.{language}") for language in languages)
-    if len(source) != len(target):
-        counts = f"{split}.{languages[0]} has {len(source)} lines and {split}.{languages[1]} {len(target)}"
-        raise ValueError(f"{folder}: {counts}; line n of one must translate line n of the other")
-    return ParallelText(f"{split} of {folder}", source, target, range(len(source)))
+    r"""Returns the lines of `<split>.<language>` of both languages; they end in \n or \r\n, and nowhere else."""
+    rows = list(read_rows(*name_files(folder, split, languages)))
+    source, target = ([row[side].removesuffix("\r") for row in rows] for side in (0, 1))
+    for side in (source, target):
+        side[:1] = [line.removeprefix(BYTE_ORDER_MARK) for line in side[:1]]
+    return ParallelText(f"{split} of {folder}", source, target, range(len(rows)))
 
 
-def read_lines(path: Path) -> list[str]:
-    r"""Returns the lines of a UTF-8 file; they end in \n or \r\n, and nowhere else.
-
-    Raises:
-        ValueError: The file is missing, empty or not UTF-8.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        others = ", ".join(sorted(other.name for other in path.parent.glob("*.*"))[:10])
-        raise ValueError(f"{path}: {reason}; the folder holds {others or 'nothing'}") from None
-    if not content:
-        raise ValueError(f"{path} is empty")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        where = f"byte 0x{content[error.start]:02x} at offset {error.start} (line {line})"
-        raise ValueError(f"{path} is not UTF-8: {where}; convert the file") from None
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def read_columns(path: str, languages: tuple[str, str], splits: Mapping[str, str]) -> dict[str, ParallelText]:
-    """Returns columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`.
-
-    Raises:
-        ValueError: There is no such data set, split or column, or a column holds something other than text.
-    """
+def read_columns(path: str, languages: tuple[str, str], split: str) -> ParallelText:
+    """Returns columns of two languages, which may lie in a column of dictionaries, as Hugging Face's `translation`."""
     try:
         source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
     except ValueError as error:
         raise ValueError(f"{error}; {PREPARATION_HINT}") from error
-    texts = {}
-    for name, split in splits.items():
-        found = require_split(source, path, split)
-        title = f"{found} of {path}"
-        sides = [read_column(source[found], language, title) for language in languages]
-        texts[name] = ParallelText(title, sides[0], sides[1], range(len(sides[0])))
-    return texts
+    found = require_split(source, path, split)
+    title = f"{found} of {path}"
+    sides = [read_column(source[found], language, title) for language in languages]
+    return ParallelText(title, sides[0], sides[1], range(len(sides[0])))
 
 
 def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[str]:
-    """Returns the sentences of a language: a column, or the values of that key in a column of dictionaries.
-
-    Raises:
-        ValueError: There is no such column, or it holds something other than text.
-    """
+    """Returns the sentences of a language: a column, or the values of that key in a column of dictionaries."""
     if language in dataset.column_names:
         column, sentences = language, list(dataset[language])
     else:
@@ -175,16 +135,11 @@ def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[st
 
 
 def find_dictionaries(dataset: datasets.Dataset, key: str, title: str) -> str:
-    """Returns the name of the column of dictionaries in which a key occurs.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Returns the name of the column of dictionaries in which a key occurs."""
     listed = []
-    for name, feature in dataset.features.items():
-        pairs = () if isinstance(feature, datasets.Value) else dataset[name]
-        keys: Collection[str] = next((pair for pair in pairs if isinstance(pair, Mapping)), ())
-        if key in keys or any(isinstance(pair, Mapping) and key in pair for pair in pairs):
+    for name in dataset.column_names:
+        keys = {key for pair in dataset[name] if isinstance(pair, Mapping) for key in pair}
+        if key in keys:
             return name
-        listed.append(f"{name} ({', '.join(keys)})" if keys else name)
+        listed.append(f"{name} ({', '.join(sorted(keys))})" if keys else name)
     raise ValueError(f"no column {key!r} in {title}; there are {', '.join(listed)}")

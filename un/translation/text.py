@@ -102,9 +102,6 @@ class Subwords:
 
     Args:
         codes: Text of a file of merges, as `subword-nmt learn-bpe` writes it.
-
-    Raises:
-        ValueError: The text holds something else than merges.
     """
 
     def __init__(self, codes: str) -> None:
@@ -146,7 +143,7 @@ def join_pieces(dictionary: Dictionary, tokens: Tensor, escape_unknown: bool = F
     """Returns the words that ids (T,) stand for, without padding and end of sentence.
 
     Args:
-        dictionary: Of the ids.
+        dictionary: Maps the ids to pieces.
         tokens: On any device.
         escape_unknown: For a reference: writes <<unk>>, which no hypothesis can match.
     """

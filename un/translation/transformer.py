@@ -141,8 +141,8 @@ def build_transformer(
     """Builds a Transformer with LayerNorm.
 
     Args:
-        source_dictionary: Of the source.
-        target_dictionary: Of the target; equal to the other where embeddings of both sides are shared.
+        source_dictionary: Dictionary of the source.
+        target_dictionary: Dictionary of the target; equal to the other if both sides share their embeddings.
         arch: fairseq's name, one of `transformer_*`; decides what `options` leave open.
         **options: Those of fairseq, with underscores: `encoder_embed_dim`, `dropout` and so on. A `decoder_` option
             that is not given follows its `encoder_` twin if that is given.

@@ -1,8 +1,11 @@
-"""From parallel text to ids: words, subwords and dictionaries learned on the training split."""
+"""From parallel text to ids: words, subwords and dictionaries learned on the training split. Shapes: T length."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from un.translation.corpus import Split, SplitTexts, encode_pieces, make_dataset
+import torch
+from torch import Tensor
+
+from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.preparation.steps import CODES
 from un.translation.preprocessor import TextPreprocessor
@@ -13,26 +16,47 @@ PADDING_FACTOR = 8  # fairseq's: dictionaries are filled up to a multiple of it
 Sides = tuple[list[str], list[str]]  # source and target sentences, words joined by spaces
 
 
-def encode_texts(
-    texts: Mapping[str, ParallelText],
-    languages: tuple[str, str],
-    *,
-    lowercase: bool,
-    merges: int | None,
-    joined: bool,
-) -> tuple[TextPreprocessor, dict[str, Split]]:
-    """Learns subwords and dictionaries on `train`, and encodes all splits.
+def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
+    """Returns the words of both sides; settings as of `tokenize`."""
+    source = [tokenize(sentence, languages[0], **settings) for sentence in text.source]
+    return source, [tokenize(sentence, languages[1], **settings) for sentence in text.target]
+
+
+def learn_preprocessor(
+    words: Sides, languages: tuple[str, str], *, lowercase: bool, merges: int | None, joined: bool
+) -> TextPreprocessor:
+    """Learns subwords and dictionaries on the words of a training split.
 
     Args:
-        texts: `train`, `val` and `test`.
+        words: Both sides, as `split_sides` returns them.
         languages: Codes of source and target.
-        lowercase: Whether words are lower-cased.
-        merges: Of byte-pair encoding, learned on both sides together; null leaves words whole.
+        lowercase: Whether the words are lower-cased.
+        merges: Number of byte-pair merges, learned on both sides together; null leaves words whole.
         joined: Whether both sides share one dictionary.
     """
-    words = {name: split_sides(text, languages, lowercase=lowercase) for name, text in texts.items()}
-    preprocessor = learn_preprocessor(words["train"], languages, lowercase=lowercase, merges=merges, joined=joined)
-    return preprocessor, {name: encode_words(text, words[name], preprocessor) for name, text in texts.items()}
+    source, target = (count_words(side) for side in words)
+    both = count_words([*words[0], *words[1]])
+    codes = None if merges is None else learn_codes(both, merges)
+    subwords = None if codes is None else Subwords(codes)
+    source_dictionary = build_dictionary(both if joined else source, subwords)
+    target_dictionary = source_dictionary if joined else build_dictionary(target, subwords)
+    return TextPreprocessor(languages, source_dictionary, target_dictionary, codes, lowercase)
+
+
+def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None, words: int = -1) -> Dictionary:
+    """Returns fairseq's dictionary of the pieces of words, the most frequent first.
+
+    Args:
+        counts: How often each word occurs.
+        subwords: Split the words; null leaves them whole.
+        words: Maximum number of entries, special symbols included; -1 sets no limit.
+    """
+    dictionary = Dictionary()
+    for word, count in counts.items():
+        for piece in (word if subwords is None else subwords.segment(word)).split():
+            dictionary.add_symbol(piece, n=count)
+    dictionary.finalize(nwords=words, padding_factor=PADDING_FACTOR)
+    return dictionary
 
 
 def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
@@ -50,35 +74,6 @@ def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
     return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
 
 
-def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
-    """Returns the words of both sides; settings as of `tokenize`."""
-    source = [tokenize(sentence, languages[0], **settings) for sentence in text.source]
-    return source, [tokenize(sentence, languages[1], **settings) for sentence in text.target]
-
-
-def learn_preprocessor(
-    words: Sides, languages: tuple[str, str], *, lowercase: bool, merges: int | None, joined: bool
-) -> TextPreprocessor:
-    """Learns subwords and dictionaries on the words of a training split; arguments as of `encode_texts`."""
-    source, target = (count_words(side) for side in words)
-    both = count_words([*words[0], *words[1]])
-    codes = None if merges is None else learn_codes(both, merges)
-    subwords = None if codes is None else Subwords(codes)
-    source_dictionary = build_dictionary(both if joined else source, subwords)
-    target_dictionary = source_dictionary if joined else build_dictionary(target, subwords)
-    return TextPreprocessor(languages, source_dictionary, target_dictionary, codes, lowercase)
-
-
-def build_dictionary(counts: Mapping[str, int], subwords: Subwords | None = None) -> Dictionary:
-    """Returns fairseq's dictionary of the pieces of words, given how often these occur; frequent pieces come first."""
-    dictionary = Dictionary()
-    for word, count in counts.items():
-        for piece in (word if subwords is None else subwords.segment(word)).split():
-            dictionary.add_symbol(piece, n=count)
-    dictionary.finalize(padding_factor=PADDING_FACTOR)
-    return dictionary
-
-
 def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocessor) -> Split:
     """Encodes a split whose words are known already."""
     source, target = (
@@ -87,3 +82,9 @@ def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocesso
     )
     texts = SplitTexts(text.source, text.target, words[1])
     return Split(text.title, make_dataset(source, target, *preprocessor.dictionaries), lambda: texts, text.rows)
+
+
+def encode_pieces(pieces: Sequence[str], dictionary: Dictionary) -> Tensor:
+    """Returns the ids (T,) of pieces and of the end of sentence."""
+    unknown, indices = dictionary.unk(), dictionary.indices
+    return torch.tensor([*(indices.get(piece, unknown) for piece in pieces), dictionary.eos()])

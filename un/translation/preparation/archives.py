@@ -1,13 +1,12 @@
 """Archives: found, downloaded, and the members wanted taken out."""
 
 import gzip
-import os
 import shutil
 import tarfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -15,42 +14,26 @@ from huggingface_hub import hf_hub_download
 
 from un.translation.preparation.steps import Counts
 
-DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 
-
-def download(url: str, path: Path, report: Callable[[str], None] = print) -> Path:
-    """Downloads a file unless it is there already; an interrupted download starts again.
-
-    Raises:
-        ValueError: The server does not deliver the file, or cuts it short.
-    """
+def download(url: str, path: Path) -> Path:
+    """Downloads a file unless it is there already; an interrupted download starts again."""
     if path.is_file():
-        report(f"{path}: there already, not downloaded")
+        print(f"{path}: already downloaded")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    report(f"{path}: downloading {url}")
+    print(f"{path}: downloading {url}")
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
+        urllib.request.urlretrieve(url, partial)
     except OSError as error:
         raise ValueError(
             f"cannot download {url} ({error}); download it by other means and name it on the command line"
         ) from error
-    size = partial.stat().st_size
-    if expected is not None and int(expected) != size:
-        raise ValueError(f"download of {url} was cut short ({size:,} of {int(expected):,} bytes); start again")
-    os.replace(partial, path)
-    return path
+    return partial.rename(path)
 
 
 def fetch_from_hub(repository: str, name: str) -> Path:
-    """Downloads one file of a data set repository of the Hugging Face hub, through its cache.
-
-    Raises:
-        ValueError: The hub does not deliver it.
-    """
+    """Downloads one file of a data set repository of the Hugging Face hub, through its cache."""
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except Exception as error:

@@ -1,13 +1,13 @@
 """The last step: fairseq's binary files, byte for byte those of `fairseq-preprocess`."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from un.translation.fairseq_library import Dictionary, FileBinarizer, VocabularyDatasetBinarizer, tokenize_line
-from un.translation.preparation.lines import RAW, SPLITS, Languages, name_files, read_rows
+from un.translation.fairseq_library import FileBinarizer, VocabularyDatasetBinarizer
+from un.translation.preparation.lines import RAW, SPLITS, Languages, name_files, read_lines, read_rows
 from un.translation.preparation.steps import Counts
-from un.translation.vocabulary import PADDING_FACTOR
+from un.translation.text import count_words
+from un.translation.vocabulary import build_dictionary
 
 
 def binarize(
@@ -20,7 +20,7 @@ def binarize(
         output: Receives the files.
         languages: Source and target.
         joined: Whether both sides share one dictionary, which sharing all embeddings needs.
-        words: Most entries of a dictionary, special symbols included; -1 for no limit.
+        words: Maximum number of entries of a dictionary, special symbols included; -1 sets no limit.
         workers: Processes; the result does not depend on them.
 
     Raises:
@@ -29,10 +29,11 @@ def binarize(
     counts = {split: count_pairs(text, split, languages) for split in SPLITS}
     if (text / RAW).is_dir():
         shutil.copytree(text / RAW, output / RAW)
-    training = name_files(text, "train", languages)
-    shared = build_dictionary(training, words, workers) if joined else None
-    for language, path in zip(languages, training, strict=True):
-        dictionary = shared or build_dictionary([path], words, workers)
+    pieces = [count_words(read_lines(path)) for path in name_files(text, "train", languages)]
+    if joined:
+        pieces = [pieces[0] + pieces[1]] * 2
+    for language, side in zip(languages, pieces, strict=True):
+        dictionary = build_dictionary(side, words=words)
         dictionary.save(str(output / f"dict.{language}.txt"))
         counts[f"types {language}"] = len(dictionary)
         for split in SPLITS:
@@ -47,15 +48,6 @@ def binarize(
             counts[f"tokens {split}.{language}"] = summary.num_tok
             counts[f"unknown {split}.{language}"] = summary.num_replaced
     return counts
-
-
-def build_dictionary(texts: Sequence[Path], words: int, workers: int) -> Dictionary:
-    """Returns the words of some files by frequency."""
-    dictionary = Dictionary()
-    for path in texts:
-        Dictionary.add_file_to_dictionary(str(path), dictionary, tokenize_line, workers)
-    dictionary.finalize(nwords=words, padding_factor=PADDING_FACTOR)
-    return dictionary
 
 
 def count_pairs(text: Path, split: str, languages: Languages) -> int:

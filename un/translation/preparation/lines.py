@@ -15,8 +15,6 @@ from pathlib import Path
 
 RAW = "raw"
 SPLITS = ("train", "valid", "test")
-LINES_AT_ONCE = 20_000  # per worker, held in memory
-FEW_LINES = 10_000  # tokenised faster than processes start
 CHUNK = 500  # lines sent to a worker at a time
 
 Languages = tuple[str, str]
@@ -28,22 +26,16 @@ def name_files(folder: Path, split: str, languages: Languages) -> list[Path]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file without their line feeds.
-
-    Raises:
-        ValueError: The file is not there, or not UTF-8.
-    """
+    """Yields the lines of a UTF-8 file without their line feeds."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    offset = 0
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             try:
                 yield line.decode("utf-8").removesuffix("\n")
             except UnicodeDecodeError as error:
-                byte = offset + error.start
-                raise ValueError(f"{path} is not UTF-8: byte {byte} is 0x{line[error.start]:02x}") from error
-            offset += len(line)
+                byte = f"byte 0x{line[error.start]:02x}"
+                raise ValueError(f"{path} is not UTF-8: {byte} in line {number}; convert the file") from error
 
 
 def read_rows(*paths: Path) -> Iterator[tuple[str, ...]]:
@@ -84,15 +76,11 @@ def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int
 
     Args:
         function: Must be picklable if there are several workers.
-        lines: Taken in portions, so that a large corpus is never in memory as a whole.
-        workers: Processes, started if there is enough to do; 1 stays in this one.
+        lines: Taken as the workers need them, so that a large corpus is never in memory as a whole.
+        workers: Processes; 1 stays in this one.
     """
-    lines = iter(lines)
-    portions = iter(lambda: list(itertools.islice(lines, workers * LINES_AT_ONCE)), [])
-    first = next(portions, [])
-    if workers == 1 or len(first) < FEW_LINES:
-        yield from map(function, itertools.chain(first, lines))
+    if workers == 1:
+        yield from map(function, lines)
         return
     with get_context("spawn").Pool(workers) as pool:
-        for portion in itertools.chain([first], portions):
-            yield from pool.map(function, portion, chunksize=CHUNK)
+        yield from pool.imap(function, lines, chunksize=CHUNK)

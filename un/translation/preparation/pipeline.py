@@ -8,8 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from subword_nmt.learn_bpe import learn_bpe
-
 from un.translation.preparation.lines import (
     RAW,
     SPLITS,
@@ -23,7 +21,7 @@ from un.translation.preparation.lines import (
 )
 from un.translation.preparation.sentences import Limits, map_apostrophe, normalize, tokenize
 from un.translation.preparation.steps import CODES, Counts, Steps
-from un.translation.text import Subwords
+from un.translation.text import Subwords, count_words, learn_codes
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -33,7 +31,7 @@ class Recipe:
     """What differs between recipes.
 
     Args:
-        name: As the record has it.
+        name: Name in the record.
         data: Name of the config that reads the product.
         languages: Codes of source and target.
         merges: Byte-pair merges, learned on both sides of the training text together.
@@ -45,7 +43,7 @@ class Recipe:
         split_hyphens: See `tokenize`.
         lowercase: Whether tokens are lower-cased.
         joined: Whether both sides share one dictionary, which sharing all embeddings needs.
-        words: Most entries of a dictionary, special symbols included; -1 for no limit.
+        words: Maximum number of entries of a dictionary, special symbols included; -1 sets no limit.
     """
 
     name: str
@@ -66,8 +64,11 @@ class Recipe:
         """Splits that the text must have before any pair is held out."""
         return ("train", "test") if self.every else SPLITS
 
+    def choose_tokenizer(self, split: str, language: str) -> Callable[[str], str]:
+        """Returns a function from a line of a split to its tokens."""
+        return functools.partial(self.tokenize_line, language=language, split=split)
+
     def tokenize_line(self, line: str, language: str, split: str) -> str:
-        """Returns the tokens of a line of a split."""
         if self.normalize:
             line = normalize(line, language) if split == "train" else map_apostrophe(line)
         tokens = tokenize(line, language, self.split_hyphens)
@@ -145,60 +146,52 @@ def map_text(
 
 def tokenize_text(text: Path, output: Path, recipe: Recipe, workers: int) -> Counts:
     """Tokenises the splits that are there."""
-
-    def choose(split: str, language: str) -> Callable[[str], str]:
-        return functools.partial(recipe.tokenize_line, language=language, split=split)
-
-    return map_text(text, output, recipe.given_splits, recipe.languages, choose, workers)
+    return map_text(text, output, recipe.given_splits, recipe.languages, recipe.choose_tokenizer, workers)
 
 
 def divide_text(tokens: Path, raw: Path, output: Path, recipe: Recipe) -> Counts:
     """Drops training pairs outside the limits and holds every n-th of the others out, if the recipe asks for it."""
     every, limits, languages = recipe.every, recipe.word_limits, recipe.languages
 
-    def read_split(split: str) -> Rows:
-        return read_rows(*name_files(tokens, split, languages), *name_files(raw, split, languages))
-
     def read_training(held_out: bool) -> Rows:
-        kept = (row for row in read_split("train") if limits is None or limits.accept(*row[:2]))
+        rows = read_pairs(tokens, raw, "train", languages)
+        kept = (row for row in rows if limits is None or limits.accept(*row[:2]))
         return (row for number, row in enumerate(kept, 1) if bool(every and number % every == 0) == held_out)
 
     training = (row[:2] for row in read_training(held_out=False))
+    valid = read_training(held_out=True) if every else read_pairs(tokens, raw, "valid", languages)
     return {
         "train": write_rows(name_files(output, "train", languages), training),
-        "valid": write_evaluation(output, "valid", languages, read_training(True) if every else read_split("valid")),
-        "test": write_evaluation(output, "test", languages, read_split("test")),
+        "valid": write_pairs(output, "valid", languages, valid),
+        "test": write_pairs(output, "test", languages, read_pairs(tokens, raw, "test", languages)),
     }
 
 
 def clean_text(text: Path, output: Path, languages: Languages, limits: Limits) -> Counts:
     """Drops pairs of `train` and `valid` outside the limits; the untokenised validation text loses the same lines."""
-
-    def read_split(split: str) -> Rows:
-        return read_rows(*name_files(text, split, languages), *name_files(text / RAW, split, languages))
-
     training = read_rows(*name_files(text, "train", languages))
-    valid = (row for row in read_split("valid") if limits.accept(*row[:2]))
+    valid = read_pairs(text, text / RAW, "valid", languages)
     return {
         "train": write_rows(name_files(output, "train", languages), (row for row in training if limits.accept(*row))),
-        "valid": write_evaluation(output, "valid", languages, valid),
-        "test": write_evaluation(output, "test", languages, read_split("test")),
+        "valid": write_pairs(output, "valid", languages, (row for row in valid if limits.accept(*row[:2]))),
+        "test": write_pairs(output, "test", languages, read_pairs(text, text / RAW, "test", languages)),
     }
 
 
-def write_evaluation(output: Path, split: str, languages: Languages, rows: Rows) -> int:
-    """Writes rows of two tokenised and two untokenised lines, and returns their number."""
+def read_pairs(text: Path, raw: Path, split: str, languages: Languages) -> Rows:
+    """Yields rows of two tokenised and two untokenised lines."""
+    return read_rows(*name_files(text, split, languages), *name_files(raw, split, languages))
+
+
+def write_pairs(output: Path, split: str, languages: Languages, rows: Rows) -> int:
+    """Writes such rows, and returns their number."""
     return write_rows([*name_files(output, split, languages), *name_files(output / RAW, split, languages)], rows)
 
 
 def learn_merges(texts: Sequence[Path], output: Path, merges: int) -> Counts:
     """Learns byte-pair merges on several files together, as `learn_bpe.py -s <merges>` on their concatenation."""
-    with output.open("w", encoding="utf-8", newline="\n") as file:
-        try:
-            learn_bpe(chain.from_iterable(map(read_lines, texts)), file, merges)
-        except ValueError as error:  # max() of nothing: no word has two characters
-            raise ValueError(f"nothing to learn merges from in {', '.join(map(str, texts))}") from error
-    return {"merges": sum(1 for _ in read_lines(output)) - 1}  # the first line names the format
+    codes = learn_codes(count_words(chain.from_iterable(map(read_lines, texts))), merges)
+    return {"merges": write_lines(output, codes.splitlines()) - 1}  # the first line names the format
 
 
 def split_text(text: Path, codes: Path, output: Path, languages: Languages, workers: int) -> Counts:

@@ -75,8 +75,8 @@ class Limits:
     """Which pairs of tokenised lines clean-corpus-n.perl keeps.
 
     Args:
-        shortest: Fewest tokens of a side; an empty side never passes.
-        longest: Most tokens of a side.
+        shortest: Minimum number of tokens of a side; an empty side never passes.
+        longest: Maximum number of tokens of a side.
         ratio: The longer side may have at most this many times the tokens of the shorter one.
     """
 

@@ -1,7 +1,7 @@
 """Steps of a preparation, each a folder that appears only when it is complete.
 
 A step writes into `<name>.partial`, which is renamed at the end, together with a record of what made it. An interrupted
-step is done again; a finished one is skipped unless its settings, or those of a step before it, have changed.
+step starts again; a finished one is skipped unless its settings, or those of a step before it, have changed.
 """
 
 import hashlib
@@ -22,11 +22,10 @@ class Steps:
     Args:
         output: The folder to make.
         inputs: What everything depends on besides the steps' settings, e.g. checksums of archives.
-        report: Receives one line per step and per file.
     """
 
-    def __init__(self, output: Path, inputs: dict[str, Any], report: Callable[[str], None] = print) -> None:
-        self.output, self.inputs, self.report = output, inputs, report
+    def __init__(self, output: Path, inputs: dict[str, Any]) -> None:
+        self.output, self.inputs = output, inputs
         self._fingerprint = compute_fingerprint("", "inputs", inputs)
 
     def run(self, name: str, settings: dict[str, Any], action: Callable[[Path], Counts]) -> Path:
@@ -53,9 +52,9 @@ class Steps:
         self._fingerprint = compute_fingerprint(self._fingerprint, folder.name, settings)
         record = read_record(folder)
         if record.get("fingerprint") == self._fingerprint and has_files(folder, record):
-            self.report(f"{folder.name}: finished before")
+            print(f"{folder.name}: already finished")
         else:
-            self.report(f"{folder.name}: running")
+            print(f"{folder.name}: running")
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -66,9 +65,9 @@ class Steps:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         for name, count in record["counts"].items():
-            self.report(f"  {name}: {count:,}")
+            print(f"  {name}: {count:,}")
         for name, file in record["files"].items():
-            self.report(f"  {file['sha256']}  {name} ({file['bytes']:,} bytes)")
+            print(f"  {file['sha256']}  {name} ({file['bytes']:,} bytes)")
         return folder
 
 
@@ -78,11 +77,7 @@ def compute_fingerprint(before: str, name: str, settings: dict[str, Any]) -> str
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the record of a folder; it is empty where there is none.
-
-    Raises:
-        ValueError: The record is damaged.
-    """
+    """Returns the record of a folder; it is empty where there is none."""
     path = folder / RECORD
     if not path.is_file():
         return {}
