@@ -43,7 +43,7 @@ TRAIN = [
     ("model.name=vit_tiny_patch1_224", ["vit_tiny_patch16_224"]),
     ("init_weights=/nowhere/best.ckpt", ["/nowhere/best.ckpt: no such checkpoint"]),
     ("paths.runs=README.md", ["Not a directory"]),
-    (f"paths.runs=/proc/runs{os.getpid()}", ["/proc"]),
+    ("paths.runs=/proc/nowhere", ["/proc"]),
 ]
 OTHERS = [
     ("eval.py", ["/nowhere: no such folder"], "run=/nowhere"),
