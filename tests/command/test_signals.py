@@ -69,7 +69,7 @@ def load_data(tell: Tell) -> None:
 
 def sweep(tell: Tell) -> None:
     """Starts a process as a launcher does."""
-    with answer_signals(), signals.forwarding():
+    with answer_signals(), signals.deferring(forwards=True):
         child = FORK.Process(target=never_answer, args=(tell,))
         child.start()
         child.join()

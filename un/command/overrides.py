@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
@@ -20,6 +21,7 @@ from un.command.errors import CONFIG_FOLDER, UserError
 RUNS = "paths.runs"
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
+SEARCH_PATH = "hydra.searchpath"
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
 
@@ -37,6 +39,14 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
         return argument
     values = _list_values(key, typed) if is_sweep else [typed]
     return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
+
+
+def search_folder(folder: str) -> str:
+    """Returns the override that lets Hydra find config files in a folder, too, as its option `--config-dir` does."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
+    return f"{SEARCH_PATH}=[{QuotedString(f'file://{path}', Quote.double).with_quotes()}]"
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

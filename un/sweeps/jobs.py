@@ -15,6 +15,7 @@ from un.command import signals
 from un.command.cli import ReportedError, prepare_process, report_error
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER
+from un.command.overrides import SEARCH_PATH
 from un.training.start import start_run
 
 ENTRY_POINT = CONFIG_FOLDER.parent / "train.py"
@@ -55,7 +56,9 @@ def _act_as_command() -> Iterator[None]:
     a launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
     own, and stays connected to them after they have ended.
     """
-    arguments = [str(ENTRY_POINT), *HydraConfig.get().overrides.task]
+    overrides = HydraConfig.get().overrides
+    searchpath = [override for override in overrides.hydra if override.startswith(SEARCH_PATH)]
+    arguments = [str(ENTRY_POINT), *searchpath, *overrides.task]
     with (
         mock.patch.object(sys, "argv", arguments),
         mock.patch.object(sys.modules["__main__"], "__spec__", None),

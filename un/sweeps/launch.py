@@ -233,12 +233,13 @@ def _launch_group(settings: Sequence[str], runs: Sequence[PlannedRun]) -> int:
         common = [argument for argument in waiting[0].arguments if all(argument in run.arguments for run in waiting)]
         sweep = hydra.compose_config(CONFIG_NAME, list(dict.fromkeys([*settings, *common])), RunMode.MULTIRUN)
         while waiting:
-            signals.check_stop()
+            if signals.is_stopping():
+                raise signals.make_stop()
             batch, waiting = waiting, []
             overrides = [[argument for argument in run.arguments if not _is_setting(argument)] for run in batch]
             try:
                 launcher = _build_launcher(hydra, sweep, len(batch))
-                with signals.forwarding() if _is_joblib(sweep) else contextlib.nullcontext():
+                with signals.deferring(forwards=True) if _is_joblib(sweep) else contextlib.nullcontext():
                     returns = launcher.launch(overrides, initial_job_idx=0)
             except Exception as error:  # whatever a launcher's library raises
                 log.error("the launcher stopped: %s: %s", type(error).__name__, " ".join(str(error).split()))

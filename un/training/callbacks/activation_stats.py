@@ -66,7 +66,7 @@ class ActivationStats(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         step = trainer.global_step + 1
-        if step % self.every_n_steps == 0 and step != self._last_step:
+        if step % self.every_n_steps == 0:
             self._rows += self._recorder.collect(step)
             self._last_step = step
 
