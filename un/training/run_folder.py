@@ -30,9 +30,11 @@ from un.training.data_identity import name_data, read_fingerprint, take_fingerpr
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
 # Choices whose values are found by their keys, where they change anything.
 NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
-FILES = ("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json")
-FOLDERS = ("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard", "figures")
-RECORDS = ("activation_stats", "activation_stats.parquet")
+LEFT_BY_RUNS = (
+    *("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json", "preprocessor"),
+    *("checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard", "figures"),
+    *("activation_stats", "activation_stats.parquet"),
+)
 MAX_NAME_LENGTH = 150  # bytes of one folder name; file systems allow 255
 HASH_LENGTH = 10
 SHOWN_DIFFERENCES = 3
@@ -155,7 +157,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
-        for name in (*FILES, *FOLDERS, *RECORDS):
+        for name in LEFT_BY_RUNS:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -202,10 +204,8 @@ class RunFolder:
         """Reads the resolved config, or raises a UserError where there is none."""
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
-        loaded = OmegaConf.to_container(OmegaConf.load(self.config))
-        if not isinstance(loaded, dict):
-            raise UserError(f"{self.config} is not a config: delete the folder or use force=true")
-        return {str(key): value for key, value in loaded.items()}
+        loaded: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        return dict(loaded)
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         before, now = dict(flatten(old)), dict(flatten(new))

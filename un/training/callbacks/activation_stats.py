@@ -44,7 +44,6 @@ class ActivationStats(Callback):
         self._files: StatisticsFiles | None = None
         self._rows: list[StatisticsRow] = []
         self._last_step = -1
-        self._previous: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -56,7 +55,6 @@ class ActivationStats(Callback):
         """Drops rows after the checkpoint this process started from."""
         if self._files is not None:
             self._files.keep_until(self._last_step)
-            self._recorder.load_state_dict(self._previous)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # For a step that is recorded, and for the one before it.
@@ -89,7 +87,8 @@ class ActivationStats(Callback):
         return {"last_step": self._last_step, "previous": self._recorder.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last_step, self._previous = state_dict["last_step"], state_dict["previous"]
+        self._last_step = state_dict["last_step"]
+        self._recorder.load_state_dict(state_dict["previous"])
 
     def _flush(self) -> None:
         if self._files is not None:
