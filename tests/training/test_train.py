@@ -51,13 +51,6 @@ def test_rows_of_norms_and_losses(tmp_path: Path) -> None:
     assert [(int(row["epoch"]), int(row["step"])) for row in rows if row["val/loss"]] == [(0, 5), (1, 10), (2, 15)]
 
 
-def test_diverged_run_is_a_result(tmp_path: Path) -> None:
-    result = run_toy(tmp_path, "task.explode_at=8")
-    assert (result.status, result.diverged_step, result.steps) == ("diverged", 8, 8)  # before step 8 was saved
-    assert result.best_epoch == 0
-    assert set(result.metrics) == {"val/loss", "val/acc1"}
-
-
 def test_same_seed_same_run(tmp_path: Path) -> None:
     results = [run_toy(tmp_path / name, f"seed={seed}", "trainer.max_epochs=1") for name, seed in SEEDS.items()]
     rows = [read_rows(tmp_path / name) for name in SEEDS]
