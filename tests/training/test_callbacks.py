@@ -145,10 +145,11 @@ def test_explosion_is_measured_from_the_first_loss_of_the_run() -> None:
 
 
 def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
-    stop, module = DivergenceStop(every_n_steps=100), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    stop, model = DivergenceStop(every_n_steps=100), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module: Any = nn.ModuleDict({"model": model})
     stop.on_save_checkpoint(make_step(3), module, {})
     with torch.no_grad():
-        module[1].bias[1] = math.inf
+        model[1].bias[1] = math.inf
     for look in (stop.on_validation_start, lambda *place: stop.on_save_checkpoint(*place, {})):
         with pytest.raises(DivergedError, match=r"the weights became non-finite at step 3, first in 1.bias"):
             look(make_step(3), module)

@@ -47,7 +47,7 @@ class ActivationStats(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            norms = list_norms(getattr(pl_module, "model", pl_module))
+            norms = list_norms(pl_module.get_submodule("model"))
             self._recorder = Recorder(choose_norms(norms, self.include, self.exclude))
             self._files = StatisticsFiles(Path(trainer.default_root_dir))
 

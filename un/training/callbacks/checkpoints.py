@@ -70,19 +70,14 @@ class Checkpoints(Checkpoint):
         stop = self._is_stopping(trainer)
         due = stop or trainer.global_step - self.saved_step >= self.every_n_steps
         if due and self._is_between_steps and not self._ends_stretch(trainer, batch_idx):
-            self._save_last(trainer)
-            self._answer(stop, trainer)
+            self._save_last(trainer, stop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves best.ckpt if this validation is the best so far, then last.ckpt, which knows about it."""
-        if trainer.sanity_checking:
-            return
         self.validated_step = trainer.global_step
         self._save_best(trainer, pl_module)
         if trainer.state.fn == "fit" and self._is_between_steps:
-            stop = self._is_stopping(trainer)
-            self._save_last(trainer)
-            self._answer(stop, trainer)
+            self._save_last(trainer, self._is_stopping(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves last.ckpt, so that a kill while testing costs no training."""
@@ -108,10 +103,6 @@ class Checkpoints(Checkpoint):
         """Tells in all processes alike whether a signal asked one of them to stop."""
         return trainer.strategy.reduce_boolean_decision(signals.is_stopping(), all=False)
 
-    def _answer(self, stop: bool, trainer: Trainer) -> None:
-        if stop:
-            raise signals.make_stop(f" at step {trainer.global_step}")
-
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, sign = str(pl_module.monitor), -1 if pl_module.monitor_mode == "min" else 1
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -131,9 +122,11 @@ class Checkpoints(Checkpoint):
             for path in list_epoch_checkpoints(self._place(trainer, ""))[: -self.keep_epochs]:
                 path.unlink()
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def _save_last(self, trainer: Trainer, stop: bool = False) -> None:
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self._place(trainer, "last.ckpt"), weights_only=False)
+        if stop:
+            raise signals.make_stop(f" at step {trainer.global_step}")
 
     def _place(self, trainer: Trainer, name: str) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / name

@@ -65,7 +65,7 @@ class DivergenceStop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._counters = {
             name: module.nonfinite_counter
-            for name, module in getattr(pl_module, "model", pl_module).named_modules()
+            for name, module in pl_module.get_submodule("model").named_modules()
             if isinstance(getattr(module, "nonfinite_counter", None), Tensor)
         }
         self._counts_before = self._counts_then = self._count()
@@ -124,7 +124,7 @@ class DivergenceStop(Callback):
     def _check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         largest = get_total_norm(pl_module.parameters(), norm_type=math.inf)
         if trainer.strategy.reduce_boolean_decision(not bool(torch.isfinite(largest)), all=False):
-            model = getattr(pl_module, "model", pl_module)
+            model = pl_module.get_submodule("model")
             names = (name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all()))
             raise DivergedError("the weights became non-finite", trainer.global_step, next(names, None))
 

@@ -50,8 +50,7 @@ class MetricsFile(Callback):
             self.write(trainer, {k: v for k, v in metrics.items() if not k.startswith(EVALUATION_PREFIXES)})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
+        self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
 
     def write(self, trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
         if not metrics or not trainer.is_global_zero:

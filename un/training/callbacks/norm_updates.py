@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from un.norms.core.updates import NormState, call_after_step, end_update, scale_gradient_state
 from un.training.callbacks.batches import begins_step, ends_step
@@ -27,7 +26,7 @@ class NormUpdates(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             call_after_step(optimizer, self._note_step)
-        self._state = NormState(_get_model(pl_module)) if _get_scaler(trainer) is not None else None
+        self._state = NormState(pl_module.get_submodule("model")) if _get_scaler(trainer) is not None else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not begins_step(trainer, batch_idx):
@@ -42,7 +41,7 @@ class NormUpdates(Callback):
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        model = _get_model(pl_module)
+        model = pl_module.get_submodule("model")
         if self._taken or self._state is None:
             end_update(model)
         else:
@@ -52,12 +51,6 @@ class NormUpdates(Callback):
 
     def _note_step(self) -> None:
         self._taken = True
-
-
-def _get_model(pl_module: LightningModule) -> nn.Module:
-    model = getattr(pl_module, "model", pl_module)
-    assert isinstance(model, nn.Module)
-    return model
 
 
 def _get_scaler(trainer: Trainer) -> Any:

@@ -30,7 +30,7 @@ class WatchNorms(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
-            values = watch_norms(getattr(pl_module, "model", pl_module))
+            values = watch_norms(pl_module.get_submodule("model"))
             if values:
                 log_values(trainer, values)
 
