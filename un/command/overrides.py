@@ -23,7 +23,8 @@ RUNS = "paths.runs"
 PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
 SEARCH_PATH = "hydra.searchpath"
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
-CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
+# What commas part, but for those in quotes.
+CHOICE = re.compile(r"""(?:^|,)\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?=,|\Z)""", re.DOTALL)
 
 
 def quote_override(argument: str, is_sweep: bool = False) -> str:
@@ -66,9 +67,9 @@ def _list_values(key: str, typed: str) -> list[str]:
     """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
     read, path = _parse(key, typed), key.lstrip("+")
     if path not in PATHS:
-        return [typed] if read is not None else _split(typed)
+        return [typed] if read is not None else CHOICE.findall(typed)
     is_one = not PATHS[path] or os.path.exists(os.path.expanduser(typed)) or _is_function(read)
-    return [typed] if is_one else _split(typed)
+    return [typed] if is_one else CHOICE.findall(typed)
 
 
 def _quote_value(key: str, value: str, is_sweep: bool) -> str:
@@ -95,18 +96,6 @@ def _is_function(override: Override | None) -> bool:
     """Tells whether a value is a sweep such as choice(a,b), not a plain list of choices."""
     value = None if override is None else override._value
     return isinstance(value, Sweep) and not (isinstance(value, ChoiceSweep) and value.simple_form)
-
-
-def _split(typed: str) -> list[str]:
-    """Returns what commas part, but for those in quotes."""
-    choices, end = [], 0
-    while True:
-        found = CHOICE.match(typed, end)
-        assert found is not None, "its last alternative fits everything"
-        choices.append(found[1])
-        if not found[0].endswith(","):
-            return choices
-        end = found.end()
 
 
 def _parse(key: str, value: str) -> Override | None:
