@@ -59,3 +59,8 @@ def test_what_cannot_be_compiled_is_one_line(options: dict[str, Any], part: str)
         model(torch.ones(2))
     assert "\n" not in str(caught.value)
     assert "compile=null" in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), compile_in_training(Branching(), {"backend": "eager"}):
+        raise RuntimeError("out of memory")

@@ -121,6 +121,7 @@ def test_head_for_other_classes_is_left_out(tmp_path: Path) -> None:
             "of another model: it lacks body.weight, body.bias, norm.weight and 10 more, has unknown a",
         ),
         ({"epoch": 3}, "holds no weights"),
+        ([1], "it holds a list"),
         (UserError, r"is refused: it holds un.command.errors.UserError, not a tensor .* can run any code"),
     ],
 )
