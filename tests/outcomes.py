@@ -1,5 +1,6 @@
 """What a run leaves behind, to compare a run that was interrupted with one that never was."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ from un.training.callbacks.checkpoints import list_epoch_checkpoints
 
 def list_run_folders(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.rglob("config.yaml"))
+
+
+def count_steps(runs: Path) -> int:
+    """How far the first run in a folder is."""
+    path = next(runs.rglob("metrics.csv"), None)
+    if path is None:
+        return 0
+    with path.open(newline="") as file:
+        return max((int(row["step"] or 0) for row in csv.DictReader(file)), default=0)
 
 
 def read_outcome(runs: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the shell hands over is what Hydra reads."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,8 @@ def read(argument: str) -> object:
     return OverridesParser.create().parse_override(argument).value()
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_paths_are_read_as_typed(text: str) -> None:
-    for key in (*PATHS, "+data.path"):
+def test_paths_are_read_as_typed() -> None:
+    for key, text in product((*PATHS, "+data.path"), TEXTS):
         quoted = quote_override(f"{key}={text}")
         assert read(quoted) == text
         assert quote_override(quoted) == quoted

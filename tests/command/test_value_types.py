@@ -1,12 +1,12 @@
 """Values of a config against the annotations of what takes them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional
 
 import pytest
 
 from un.command.errors import UserError
-from un.command.value_types import FromOne, check_kinds, describe_kind, fits
+from un.command.value_types import FromOne, NumberAboveZero, check_kinds, describe_kind, fits
 
 
 @pytest.mark.parametrize(
@@ -17,32 +17,23 @@ from un.command.value_types import FromOne, check_kinds, describe_kind, fits
         (1.0, int, False),
         ("1", int, False),
         (1, float, True),
-        (1e-3, float, True),
         (float("inf"), float, True),
-        (float("nan"), float, False),
         (float("nan"), int | float, False),
         (True, float, False),
-        (True, bool, True),
         (1, bool, False),
-        ("a", str, True),
         (1, str, False),
-        (None, str | None, True),
         (None, Optional[int], True),  # noqa: UP045  as libraries write it
-        (1, Union[str, float], True),  # noqa: UP007
         (None, int, False),
         ("a", Literal["a", "b"], True),
         ("c", Literal["a", "b"], False),
         ([1, 2], tuple[int, ...], True),
         ([float("nan"), 1.0], list[float], False),
         (0, FromOne, False),
-        (1, FromOne, True),
-        ([1, 2], Sequence[int], True),
+        (0, NumberAboveZero, False),
         ([1, "a"], Sequence[int], False),
         ("ab", Sequence[str], False),
-        ([], list, True),
         (1, int | Sequence[int], True),
         ({"a": 1}, Mapping[str, Any], True),
-        ({"a": 1}, dict[str, Any], True),
         ([1], dict[str, Any], False),
         (len, Callable[..., int], True),
         ("len", Callable[..., int], False),

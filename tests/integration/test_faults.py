@@ -1,6 +1,7 @@
 """Runs and sweeps that are killed at any moment, and disks that fail: what they leave is whole, and all is resumed."""
 
 import errno
+import importlib
 import os
 import random
 import signal
@@ -18,16 +19,20 @@ import un.vision.data
 import un.vision.models
 import un.vision.module
 from tests.integration.forked import finish, start
-from tests.outcomes import check_same, list_run_folders, read_outcome
+from tests.outcomes import check_same, count_steps, list_run_folders, read_outcome
 from un.reports.result import read_result
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # dozens of runs of some seconds
+pytestmark = pytest.mark.timeout(1800)
 # A training that often writes checkpoints, with all that draws numbers or keeps a state.
 SETTINGS = ("data.limit=160", "data.batch_size=16", "trainer.max_epochs=3", "trainer.accelerator=cpu", "model.depth=1")
 SETTINGS += ("trainer.log_every_n_steps=1", "callbacks.checkpoints.every_n_steps=3", "average_checkpoints=2")
 SETTINGS += ("task.ema_decay=0.9", "task.mixup={mixup_alpha: 0.4}", "model.drop_path_rate=0.1")
-COMMANDS = {"run": SETTINGS, "sweep": ("-m", "norm=un,layernorm", *SETTINGS)}
-HITS = 4
+TRANSLATION = (
+    *("experiment=phrasebook_tiny", "data.limit=160", "data.bpe_merges=50", "task.beam=2", "task.max_len_b=8"),
+    *("trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "average_checkpoints=2", "trainer.accelerator=cpu"),
+    *("trainer.log_every_n_steps=1", "callbacks.checkpoints.every_n_steps=3"),
+)
+COMMANDS = {"run": SETTINGS, "sweep": ("-m", "norm=un,layernorm", *SETTINGS), "translation": TRANSLATION}
 SEED = 20220803  # of the random moments
 FILES = ("config.yaml", "preprocessor", "metrics.csv", "last.ckpt", "best.ckpt", "epoch=", "result.json")
 OFTEN_WRITTEN = ("metrics.csv", "last.ckpt")  # these are hit the second time, when there is an older one
@@ -48,13 +53,30 @@ def check_outcomes(runs: Path, whole: Path) -> None:
         check_same(read_outcome(runs / folder), read_outcome(whole / folder))
 
 
+def test_killed_between_two_steps(tmp_path: Path) -> None:
+    finish((*SETTINGS, f"paths.runs={tmp_path / 'whole'}"))
+    command = (*SETTINGS, f"paths.runs={tmp_path / 'killed'}")
+    killed = start(command)
+    while killed.process.exitcode is None and count_steps(tmp_path / "killed") < 7:
+        time.sleep(0.01)
+    killed.kill_group()
+    assert not list((tmp_path / "killed").rglob("result.json"))
+    finish(command)
+    (log,) = (tmp_path / "killed").rglob("train.log")
+    assert "resuming" in log.read_text()
+    check_outcomes(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow  # each kind is started six times
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
+    if kind == "translation":
+        importlib.import_module("un.translation.module")  # here, so that the forked processes need not
     begin = time.monotonic()
     finish((*COMMANDS[kind], f"paths.runs={tmp_path / 'whole'}"))
     seconds, draw = time.monotonic() - begin, random.Random(SEED)
     command = (*COMMANDS[kind], f"paths.runs={tmp_path / 'killed'}")
-    for _ in range(HITS):
+    for _ in range(4):
         killed = start(command)
         killed.process.join(draw.uniform(0, seconds / 2))
         killed.kill_group()
@@ -103,6 +125,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.mark.slow  # dozens of runs of some seconds
 @pytest.mark.parametrize("moment", ["inside", "before", "after", "full"])
 def test_faults_while_writing_each_file(moment: str, whole: Path, tmp_path: Path) -> None:
     command = (*SETTINGS, f"paths.runs={tmp_path}")

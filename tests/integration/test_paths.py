@@ -43,7 +43,12 @@ def test_every_program_takes_any_path(place: Path, monkeypatch: pytest.MonkeyPat
     run_right("scripts/analyse.py", f"run={place}/runs", f"output={place}/figures")
     run_right("scripts/report.py", str(place / "runs"), f"--output={place}/report")
     weights = f"init_weights={run}/checkpoints/best.ckpt"
-    run_right("train.py", "-m", f"paths.runs={place}/more", *TINY, *data, "data.num_workers=0", weights, "seed=1,2")
-    assert len(list((place / "more").rglob("result.json"))) == 2
+    (place / "configs/norm").mkdir(parents=True)
+    (place / "configs/norm/mine.yaml").write_text("_target_: un.norms.UnifiedNorm\n_partial_: true\n")
+    sweep = ("-m", "--config-dir", f"{NAME}/configs", f"paths.runs={place}/more", "norm=mine", "seed=1,2")
+    run_right("train.py", *sweep, *TINY, *data, "data.num_workers=0", weights)
+    assert len(list((place / "more").rglob("norm=mine*/*/result.json"))) == 2
+    run_here("train.py", "--config-dir=/nowhere").check_error("--config-dir /nowhere: no such folder")
+    run_here("train.py", "--config-name=mine").check_error("--config-name is not supported: choose", "experiment=")
     listed = run_right("scripts/reproduce.py", "table=un_window", "--dry-run", f"paths.runs={place}/runs", weights)
     assert f"{place}/runs/" in listed

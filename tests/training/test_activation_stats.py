@@ -17,7 +17,7 @@ from un.reports.result import Result
 from un.training import train as training
 from un.training.assembly import build_trainer
 from un.training.callbacks.activation_stats import ActivationStats
-from un.training.run_folder import RunFolder, name_run
+from un.training.run_folder import RunFolder
 
 RECORDER = OmegaConf.load(CONFIG_FOLDER / "callbacks/activation_stats.yaml").activation_stats
 
@@ -56,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return StatisticsFiles(folder).read()
 
 
-@pytest.mark.parametrize(("kill_at", "polite"), [(3, False), (4, True), (8, False), (9, True)])
+@pytest.mark.parametrize(("kill_at", "polite"), [(4, True), (8, False)])
 def test_resumed_run_records_the_same(kill_at: int, polite: bool, whole: Any, tmp_path: Path) -> None:
     assert whole["step"].tolist() == [4, 8, 12]
     assert whole["fluctuation_p50"].notna().all()
@@ -67,9 +67,8 @@ def test_resumed_run_records_the_same(kill_at: int, polite: bool, whole: Any, tm
     pd.testing.assert_frame_equal(StatisticsFiles(tmp_path).read(), whole)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_recording_changes_nothing(tmp_path: Path, accumulate: int) -> None:
-    setting = f"trainer.accumulate_grad_batches={accumulate}"
+def test_recording_changes_nothing(tmp_path: Path) -> None:
+    setting = "trainer.accumulate_grad_batches=2"
     results = [run_toy(tmp_path / "without", setting), run(tmp_path / "with", setting, every_n_steps=1)]
     assert results[0].metrics == results[1].metrics
     states = [torch.load(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("without", "with")]
@@ -101,10 +100,3 @@ def test_figures_are_drawn_at_the_end_and_cost_no_run(tmp_path: Path, caplog: py
 def test_globs_that_leave_no_norm(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"include \['x'\] and exclude \[\] leave no norm; the model's are: norm"):
         run(tmp_path, include=["x"])
-
-
-def test_recording_is_no_other_run() -> None:
-    """So that `callbacks=activation_stats` can be added to the command of a run that was killed."""
-    watched = name_run("e", "un", ["callbacks=activation_stats", "callbacks.activation_stats.every_n_steps=5"], 0)
-    assert watched == "e/norm=un/seed=0"
-    assert name_run("e", "un", ["callbacks.seeding.seed=5"], 0) != watched

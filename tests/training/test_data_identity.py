@@ -1,21 +1,13 @@
 """What names a run by its data, and what two folders must have in common to be the same data."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from un.command.errors import CONFIG_FOLDER, UserError
-from un.training.data_identity import (
-    LOCATED,
-    name_data,
-    read_fingerprint,
-    resolve_path,
-    take_fingerprint,
-    write_fingerprint,
-)
+from un.command.errors import CONFIG_FOLDER
+from un.training.data_identity import LOCATED, name_data, resolve_path, take_fingerprint
 
 EMBEDDED = {"digits": "sklearn-digits", "phrasebook": "phrasebook"}
 
@@ -51,12 +43,6 @@ def test_folders_with_the_same_base_name_are_told_apart(tmp_path: Path, photos: 
     assert all(name.startswith("photos-") for name in names)
 
 
-@pytest.mark.parametrize("base", ["holiday, 2024 = [best]", "照片 & Fotos"])
-def test_names_are_harmless(base: str, tmp_path: Path) -> None:
-    name = name_data("image_folder", str(make_folder(tmp_path / base, {"a": 1})))
-    assert not set(name) & set("/,=[]& ")
-
-
 def test_paths_of_known_sets_name_nothing(photos: Path) -> None:
     """For these it says where a copy lies; the embedded sets have no other place, so a path there is other data."""
     files = (CONFIG_FOLDER / "data").glob("*.yaml")
@@ -88,10 +74,9 @@ def test_a_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path, p
     [
         lambda folder: (folder / "train/cat/a.png").write_bytes(b"four"),
         lambda folder: (folder / "train/cat/c.png").touch(),
-        lambda folder: (folder / "test/cat/a.png").unlink(),
         lambda folder: (folder / "train/cat/a.png").rename(folder / "train/dog/a.png"),
     ],
-    ids=["size", "one more", "one less", "moved"],
+    ids=["size", "one more", "moved"],
 )
 def test_other_files_have_another_fingerprint(change, photos: Path) -> None:
     before = take_fingerprint(str(photos))
@@ -122,12 +107,3 @@ def test_what_lies_in_no_folder_is_its_name(tmp_path: Path, monkeypatch: pytest.
     digests = [take_fingerprint(path).digest for path in ("user/set", "user/set/", "user/other", None)]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-
-
-def test_it_is_kept_and_a_damaged_file_is_told(tmp_path: Path, photos: Path) -> None:
-    file = tmp_path / "fingerprint.json"
-    write_fingerprint(file, take_fingerprint(str(photos)))
-    assert read_fingerprint(file) == take_fingerprint(str(photos))
-    os.truncate(file, 20)
-    with pytest.raises(UserError, match=r"fingerprint.json is damaged"):
-        read_fingerprint(file)

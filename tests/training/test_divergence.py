@@ -11,7 +11,7 @@ UNTOUCHED = {"_target_": None}
 EPOCH = 5  # steps
 
 
-@pytest.mark.parametrize(("layer", "layernorm"), [("body", False), ("norm", False), ("norm", True), ("head", False)])
+@pytest.mark.parametrize(("layer", "layernorm"), [("body", False), ("norm", True), ("head", False)])
 def test_the_norm_whose_counter_tells_is_named(
     layer: str, layernorm: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -27,13 +27,13 @@ def test_the_norm_whose_counter_tells_is_named(
     assert ("trainer.detect_anomaly=true" in caplog.text) == (not counted)
 
 
-@pytest.mark.parametrize("step", [3, EPOCH, EPOCH + 1, 9])
-@pytest.mark.parametrize("poisoned", ["null", "norm"])
+@pytest.mark.parametrize(("step", "poisoned"), [(3, "null"), (EPOCH, "norm"), (EPOCH + 1, "norm")])
 def test_the_last_good_checkpoint_is_kept(step: int, poisoned: str, tmp_path: Path) -> None:
     """Whatever is due at or after the bad step: last.ckpt, best.ckpt, or the checkpoint of an epoch."""
     often = ("callbacks.checkpoints.every_n_steps=2", "average_checkpoints=2")
     result = run_toy(tmp_path, f"task.explode_at={step}", f"task.poisoned={poisoned}", *often)
     assert (result.status, result.diverged_step) == ("diverged", step)
+    assert set(result.metrics) == ({"val/loss", "val/acc1"} if step > EPOCH else set())
     paths = sorted((tmp_path / "checkpoints").iterdir())
     names = {"last.ckpt"} | ({"best.ckpt", "epoch=0.ckpt"} if step > EPOCH else set())
     assert {path.name for path in paths} == names

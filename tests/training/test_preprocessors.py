@@ -27,33 +27,31 @@ def open_with(folder: RunFolder, *overrides: str) -> ToyPreprocessor:
     return data.preprocessor
 
 
-def interrupt(folder: RunFolder) -> None:
-    folder.result.unlink()
-
-
 def read_meaning(folder: RunFolder) -> str:
     return ToyPreprocessor.load(folder.preprocessor).meaning
 
 
-def test_a_run_keeps_it_and_is_opened_with_it(tmp_path: Path) -> None:
+def test_a_run_keeps_it_and_is_opened_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run(tmp_path, "data.meaning=first")
     assert read_meaning(folder) == "first"
-    (folder.preprocessor / "meaning.txt").write_text("changed")  # what is there counts, not what the data would give
-    assert open_with(folder).meaning == "changed"
-
-
-def test_nothing_of_it_can_be_changed_later(tmp_path: Path) -> None:
-    folder = run(tmp_path, "data.meaning=first")
     assert open_with(folder, "+data.meaning=first").meaning == "first"
     with pytest.raises(UserError, match=r"data.meaning=second comes too late: .* trained with data.meaning=first"):
         open_with(folder, "+data.meaning=second")
+    (folder.preprocessor / "meaning.txt").write_text("changed")  # what is there counts, not what the data would give
+    assert open_with(folder).meaning == "changed"
+    (folder.preprocessor / "meaning.txt").unlink()
+    with pytest.raises(UserError, match=r"preprocessor cannot be used: meaning.txt is missing"):
+        open_with(folder)
+    shutil.rmtree(folder.preprocessor)
+    assert open_with(folder).meaning == "first"
+    assert "kept no preprocessor: it is made anew from the training data" in caplog.text
 
 
-def test_going_on_with_other_data_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
     folder = run(tmp_path)
-    interrupt(folder)
+    folder.result.unlink()
     run(tmp_path)
-    interrupt(folder)
+    folder.result.unlink()
     before = folder.last.read_bytes()
     (folder.preprocessor / "meaning.txt").write_text("another")
     with pytest.raises(
@@ -62,16 +60,7 @@ def test_going_on_with_other_data_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
     assert folder.last.read_bytes() == before
     assert read_meaning(folder) == "another"
-    assert run(tmp_path, "force=true").result.exists()
-    assert read_meaning(folder) == "largest of three"
-
-
-def test_a_start_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
-    """The run was killed before its first checkpoint, and its data have changed since."""
-    folder = run(tmp_path)
-    interrupt(folder)
-    shutil.rmtree(folder.checkpoints)
-    (folder.preprocessor / "meaning.txt").write_text("another")
+    shutil.rmtree(folder.checkpoints)  # as if it was killed before its first checkpoint
     run(tmp_path)
     assert read_meaning(folder) == "largest of three"
 
@@ -86,22 +75,6 @@ def test_one_process_writes_and_all_compare(tmp_path: Path) -> None:
         keep_preprocessor(data, folder, resumes=True, writes=writes)
         with pytest.raises(UserError, match="meaning 'another' instead of 'largest of three'"):
             keep_preprocessor(other, folder, resumes=True, writes=writes)
-
-
-def test_older_runs_work_as_they_did(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = run(tmp_path)
-    shutil.rmtree(folder.preprocessor)
-    assert open_with(folder).meaning == "largest of three"
-    assert "kept no preprocessor: it is made anew from the training data" in caplog.text
-    interrupt(folder)
-    assert read_meaning(run(tmp_path)) == "largest of three"
-
-
-def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
-    folder = run(tmp_path)
-    (folder.preprocessor / "meaning.txt").unlink()
-    with pytest.raises(UserError, match=r"preprocessor cannot be used: meaning.txt is missing"):
-        open_with(folder)
 
 
 def test_initial_weights_are_of_the_same_meaning(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from un.training.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
         ),
         (["trainer.enable_progress_bar=false", "hydra/launcher=joblib", "+hydra.verbose=true"], "norm=un"),
         (["trainer=ddp", "trainer.devices=2", "trainer.num_nodes=3", "trainer.precision=16-mixed"], "norm=un"),
-        (["trainer.strategy=ddp", "trainer.strategy.timeout.minutes=1", "trainer.accelerator=cpu"], "norm=un"),
         (
             ["+trainer={devices: 2, max_steps: 5}", "trainer.max_epochs=3"],
             "norm=un,trainer.max_epochs=3,trainer.max_steps=5",
         ),
+        (["callbacks=activation_stats", "callbacks.activation_stats.every_n_steps=5"], "norm=un"),
+        (["callbacks.seeding.seed=5"], "norm=un,callbacks.seeding.seed=5"),
         (["optimizer.lr=1e-3", "model.depth=2"], "norm=un,model.depth=2,optimizer.lr=0.001"),
         (["norm.window=[4,1]", "model.name='a/b c'"], "norm=un,model.name=a_b_c,norm.window=4,1"),
         (["+task.extra=1", "~scheduler"], "norm=un,+task.extra=1,~scheduler"),
@@ -35,10 +36,6 @@ from un.training.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
 )
 def test_name(overrides: list[str], name: str) -> None:
     assert name_run("e", "un", overrides, 4) == f"e/{name}/seed=4"
-
-
-def test_sweeps_and_single_runs_have_the_same_name() -> None:
-    assert name_run("e", "un", ["a.b=1e-3"], 0) == name_run("e", "un", ["a.b=0.001"], 0)
 
 
 @pytest.mark.parametrize("letter", ["x", "照"])
@@ -82,14 +79,6 @@ def test_config_of_another_run(tmp_path: Path) -> None:
         folder.write_config({**config, "optimizer": {"lr": 0.2}, "surgery": {"x": 1}})
     with pytest.raises(UserError, match=r"data.path was '/a', is None"):
         folder.write_config({**config, "data": {"path": None}})
-
-
-def test_config_of_a_run_that_failed_at_once(tmp_path: Path) -> None:
-    """Without a checkpoint nothing is there to protect, and the next right command takes the folder."""
-    folder = RunFolder(tmp_path)
-    folder.write_config({"seed": 0, "data": {"path": "/nowhere"}})
-    folder.write_config({"seed": 0, "data": {"path": None}})
-    assert folder.read_config() == {"seed": 0, "data": {"path": None}}
 
 
 def test_data_of_another_run(tmp_path: Path) -> None:
@@ -147,14 +136,3 @@ def test_what_a_finished_run_did_not_record(tmp_path: Path) -> None:
     }
     assert folder.list_unrecorded(asked) == ["callbacks.activation_stats", "logger.wandb"]
     assert folder.list_unrecorded({"logger": None, "callbacks": {"watch_norms": None}}) == []
-
-
-def test_clear_removes_what_a_run_left(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.write_config({"seed": 0})
-    folder.checkpoints.mkdir()
-    folder.last.touch()
-    for name in ("result.json", "metrics.csv", "train.log", "mine.txt"):
-        (tmp_path / name).touch()
-    folder.clear()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "train.log"]

@@ -11,15 +11,11 @@ from torch import nn
 
 from tests.training.toy import ToyModel, make_config, make_identity, run_toy
 from un.command.checks import check_config
-from un.command.errors import CONFIG_FOLDER, UserError
+from un.command.errors import UserError
 from un.norms import UnifiedNorm
-from un.training import loggers
 from un.training.assembly import build, build_norm_factory
-from un.training.loggers import choose_wandb_mode
 from un.training.train import train
 from un.training.weights import read_model_weights
-
-SEEDS = {"a": 0, "b": 0, "c": 1}
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -51,20 +47,6 @@ def test_rows_of_norms_and_losses(tmp_path: Path) -> None:
     assert [(int(row["epoch"]), int(row["step"])) for row in rows if row["val/loss"]] == [(0, 5), (1, 10), (2, 15)]
 
 
-def test_diverged_run_is_a_result(tmp_path: Path) -> None:
-    result = run_toy(tmp_path, "task.explode_at=8")
-    assert (result.status, result.diverged_step, result.steps) == ("diverged", 8, 8)  # before step 8 was saved
-    assert result.best_epoch == 0
-    assert set(result.metrics) == {"val/loss", "val/acc1"}
-
-
-def test_same_seed_same_run(tmp_path: Path) -> None:
-    results = [run_toy(tmp_path / name, f"seed={seed}", "trainer.max_epochs=1") for name, seed in SEEDS.items()]
-    rows = [read_rows(tmp_path / name) for name in SEEDS]
-    assert results[0].metrics == results[1].metrics
-    assert rows[0] == rows[1] != rows[2]
-
-
 def test_layernorm_leaves_the_model_untouched(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     config.norm = {"_target_": None}
@@ -85,15 +67,11 @@ class PaddedModel(ToyModel):
         self.told = enabled
 
 
-@pytest.mark.parametrize(("norm", "value", "told"), [("un", True, True), ("un", False, False), ("none", True, None)])
-def test_models_with_padding_are_told_whether_norms_see_it(
-    norm: str, value: bool, told: bool | None, tmp_path: Path
-) -> None:
-    target = "tests.training.test_train.PaddedModel"
-    config = make_config(tmp_path, f"surgery.pad_mask={value}", f"model._target_={target}")
-    if norm == "none":
-        config.norm = {"_target_": None}
-    assert build(config)[1].model.told is told
+def test_models_with_padding_are_told_whether_norms_see_it(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "surgery.pad_mask=false", "model._target_=tests.training.test_train.PaddedModel")
+    assert build(config)[1].model.told is False
+    config.norm = {"_target_": None}
+    assert build(config)[1].model.told is None
 
 
 def save(path: Path, content: Any) -> str:
@@ -154,7 +132,7 @@ def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"root:x:0:0:root:/root:/bin/sh\n", b"", b"PK\x03\x04 cut", b"\x80\x02."])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02."])
 def test_foreign_bytes_are_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
@@ -197,10 +175,8 @@ def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
     [
         ("seed=1.5", "seed=1.5 must be an integer of at least 0"),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be an integer of at least 1 or -1"),
-        ("trainer.max_epochs=true", "trainer.max_epochs=true must be"),
-        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be a number of at least 0 or null"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 must be a number above 0 or null"),
         ("trainer.max_epochs=-1", "both unlimited"),
-        ("average_checkpoints=-1", "average_checkpoints=-1 must be an integer of at least 0 or null"),
     ],
 )
 def test_values_are_checked_first(override: str, message: str, tmp_path: Path) -> None:
@@ -213,46 +189,3 @@ def test_part_without_target_and_misspelt_option(tmp_path: Path) -> None:
         build(OmegaConf.merge(make_config(tmp_path), {"task": {"_target_": None}}))
     with pytest.raises(UserError, match="model has no option 'widht'; did you mean 'width'"):
         build(make_config(tmp_path, "model.widht=3"))
-
-
-def fail(**keywords: Any) -> None:
-    raise RuntimeError("service\nis down")
-
-
-class BreakingLogger(loggers.TensorBoardLogger):
-    def log_metrics(self, *arguments: Any, **keywords: Any) -> None:
-        raise OSError("disk full")
-
-
-def build_breaking(identity: Any) -> BreakingLogger:
-    return BreakingLogger(identity.folder)
-
-
-def test_broken_loggers_cost_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logger = {
-        "down": {"_target_": "tests.training.test_train.fail"},
-        "absent": {"_target_": "no.such.package"},
-        "full": {"_target_": "tests.training.test_train.build_breaking"},
-    }
-    assert run_toy(tmp_path, "trainer.max_epochs=1", logger=logger).status == "finished"
-    for text in ("logger=down failed to start; continuing without it", "logger=absent", "logger=full broke"):
-        assert sum(text in record.getMessage() for record in caplog.records) == 1, text
-
-
-def test_wandb_stays_offline_unless_logged_in(tmp_path: Path) -> None:
-    missing = {"NETRC": str(tmp_path / "none")}
-    assert choose_wandb_mode(missing) == "offline"
-    assert choose_wandb_mode({**missing, "WANDB_API_KEY": "k"}) == "online"
-    assert choose_wandb_mode({**missing, "WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}) == "disabled"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
-    assert choose_wandb_mode({"NETRC": str(tmp_path / "netrc")}) == "online"
-
-
-def test_tensorboard_and_offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    files = [CONFIG_FOLDER / f"logger/{name}.yaml" for name in ("wandb", "tensorboard")]
-    run_toy(tmp_path, "trainer.max_epochs=1", logger=OmegaConf.merge(*map(OmegaConf.load, files)))
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert list(tmp_path.glob("tensorboard/events*"))
-    assert (tmp_path / "metrics.csv").exists()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
-from un.command.value_types import FromOne, FromZero, NumberFromZero, check_kind
+from un.command.value_types import FromOne, FromZero, NumberAboveZero, NumberFromZero, check_kind
 
 # What a constructor would meet late or with a traceback, or what goes to none.
 KINDS: dict[str, Any] = {
@@ -25,9 +25,9 @@ KINDS: dict[str, Any] = {
     "trainer.log_every_n_steps": FromOne,
     "trainer.check_val_every_n_epoch": FromOne | None,
     "trainer.gradient_clip_val": NumberFromZero | None,
-    "trainer.limit_train_batches": NumberFromZero | None,
-    "trainer.limit_val_batches": NumberFromZero | None,
-    "trainer.limit_test_batches": NumberFromZero | None,
+    "trainer.limit_train_batches": NumberAboveZero | None,  # a run trains, validates and tests
+    "trainer.limit_val_batches": NumberAboveZero | None,
+    "trainer.limit_test_batches": NumberAboveZero | None,
 }
 ABSENT = object()
 COMPILE_OPTIONS = ("fullgraph", "dynamic", "backend", "mode", "options")  # of torch.compile
@@ -44,9 +44,6 @@ def check_config(config: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=ABSENT)
         if value is not ABSENT:
             check_kind(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, kind)
-    for split in ("train", "val", "test"):
-        if OmegaConf.select(config, f"trainer.limit_{split}_batches") == 0:
-            raise UserError(f"trainer.limit_{split}_batches=0 leaves nothing: a run trains, validates and tests")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: set one of them")
     _check_compile(config)

@@ -13,18 +13,23 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from un.command import signals
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
-from un.command.overrides import check_overrides, quote_override
+from un.command.overrides import check_overrides, quote_override, search_folder
 from un.command.ranks import is_first_process
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's variable
 EXIT_CODE = 2
-# Options of Hydra: those that lead to other configs than ours, and those that ask for an answer, not for a run.
-REFUSED = ("config_path", "config_name", "config_dir", "experimental_rerun")
+# Options of Hydra: those that lead to other configs than ours, with what to do instead.
+REFUSED = {
+    "config_path": "add configs of your own to ours with --config-dir=<folder>",
+    "config_name": "choose among our configs with experiment=<name>",
+    "experimental_rerun": "run the same command to resume a run, with force=true to start it over",
+}
+# Those that ask for an answer, not for a run.
 ANSWERED = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -51,14 +56,16 @@ def run_command(
             the sweep to Hydra after all, None.
     """
     prepare_process()
-    signals.forget()
     with answer_signals(), end_on_mistake():
         parser = CommandParser(parents=[get_args_parser()], add_help=False)
         options = parser.parse_intermixed_args(sys.argv[1:])
-        if refused := [option for option in REFUSED if getattr(options, option)]:
-            raise UserError(f"--{refused[0].replace('_', '-')} is not supported; see --help")
+        for option, instead in REFUSED.items():
+            if getattr(options, option):
+                raise UserError(f"--{option.replace('_', '-')} is not supported: {instead}")
         options.multirun = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         options.overrides = [quote_override(text, options.multirun) for text in options.overrides]
+        if options.config_dir is not None:
+            options.overrides.append(search_folder(options.config_dir))
         check_overrides(options.overrides)
         is_sweep = options.multirun and not any(getattr(options, option) for option in ANSWERED)
         failed = sweep(options.overrides) if sweep is not None and is_sweep else None
@@ -160,13 +167,12 @@ def _list_keys() -> Iterator[str]:
     """Yields every dotted key and group that can be overridden; nothing when the config itself is broken."""
     GlobalHydra.instance().clear()
     with contextlib.suppress(Exception), initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        yield from _flatten_keys(compose(Path(sys.argv[0]).stem))
+        yield from _flatten_keys(OmegaConf.to_container(compose(Path(sys.argv[0]).stem)))
         yield from (path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*") if path.is_dir())
 
 
-def _flatten_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, config):
+def _flatten_keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
         yield f"{prefix}{key}"
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none():
-            yield from _flatten_keys(node, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            yield from _flatten_keys(value, f"{prefix}{key}.")

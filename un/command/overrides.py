@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
@@ -20,8 +21,10 @@ from un.command.errors import CONFIG_FOLDER, UserError
 RUNS = "paths.runs"
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
+SEARCH_PATH = "hydra.searchpath"
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
-CHOICE = re.compile(r"""\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?:,|$)""", re.DOTALL)
+# What commas part, but for those in quotes.
+CHOICE = re.compile(r"""(?:^|,)\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?=,|\Z)""", re.DOTALL)
 
 
 def quote_override(argument: str, is_sweep: bool = False) -> str:
@@ -37,6 +40,14 @@ def quote_override(argument: str, is_sweep: bool = False) -> str:
         return argument
     values = _list_values(key, typed) if is_sweep else [typed]
     return f"{key}={','.join(_quote_value(key, value, is_sweep) for value in values)}"
+
+
+def search_folder(folder: str) -> str:
+    """Returns the override that lets Hydra find config files in a folder, too, as its option `--config-dir` does."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
+    return f"{SEARCH_PATH}=[{QuotedString(f'file://{path}', Quote.double).with_quotes()}]"
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -56,9 +67,9 @@ def _list_values(key: str, typed: str) -> list[str]:
     """Returns the values of several runs as they are typed, or all in one where Hydra can tell them apart itself."""
     read, path = _parse(key, typed), key.lstrip("+")
     if path not in PATHS:
-        return [typed] if read is not None else _split(typed)
+        return [typed] if read is not None else CHOICE.findall(typed)
     is_one = not PATHS[path] or os.path.exists(os.path.expanduser(typed)) or _is_function(read)
-    return [typed] if is_one else _split(typed)
+    return [typed] if is_one else CHOICE.findall(typed)
 
 
 def _quote_value(key: str, value: str, is_sweep: bool) -> str:
@@ -85,18 +96,6 @@ def _is_function(override: Override | None) -> bool:
     """Tells whether a value is a sweep such as choice(a,b), not a plain list of choices."""
     value = None if override is None else override._value
     return isinstance(value, Sweep) and not (isinstance(value, ChoiceSweep) and value.simple_form)
-
-
-def _split(typed: str) -> list[str]:
-    """Returns what commas part, but for those in quotes."""
-    choices, end = [], 0
-    while True:
-        found = CHOICE.match(typed, end)
-        assert found is not None, "its last alternative fits everything"
-        choices.append(found[1])
-        if not found[0].endswith(","):
-            return choices
-        end = found.end()
 
 
 def _parse(key: str, value: str) -> Override | None:

@@ -24,8 +24,7 @@ LOST_LOADER = "DataLoader worker"  # how torch's error begins
 
 _previous: dict[int, Any] = {}  # the handlers to put back; empty while nobody listens
 _received: dict[int, float] = {}  # signal -> time, in the order of arrival
-_deferred = 0
-_forwarding = False
+_is_deferred = _forwards = False
 
 
 class StoppedError(SystemExit):
@@ -44,10 +43,11 @@ class StoppedError(SystemExit):
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Catches the signals; has no effect inside another `listening`."""
+    """Catches the signals from now on; has no effect inside another `listening`."""
     if _previous:
         yield
         return
+    _received.clear()
     _previous.update({signum: signal.signal(signum, _handle) for signum in (*URGENT, *NOTICES)})
     try:
         yield
@@ -67,31 +67,23 @@ def is_stopping() -> bool:
     return bool(_received)
 
 
-def forget() -> None:
-    """Takes up a new command in a process that has answered a signal already."""
-    _received.clear()
-
-
 def make_stop(where: str = "") -> StoppedError:
     """Returns what to raise as the answer, also in a process of a run that did not get the signal itself."""
     return StoppedError(next(iter(_received), signal.SIGTERM), where)
 
 
-def check_stop() -> None:
-    """Raises `StoppedError` if a signal waits."""
-    if _received:
-        raise make_stop()
-
-
 @contextlib.contextmanager
-def deferring() -> Iterator[None]:
+def deferring(*, forwards: bool = False) -> Iterator[None]:
     """Lets signals wait for whoever asks `is_stopping`; outside, `StoppedError` is raised wherever the process is.
+
+    Args:
+        forwards: also send SIGTERM to the processes that this one has started.
 
     Raises:
         StoppedError: at the end, where nobody answered.
     """
-    global _deferred
-    _deferred += 1
+    global _is_deferred, _forwards
+    _is_deferred, _forwards = True, forwards
     try:
         yield
     except RuntimeError as error:
@@ -99,24 +91,9 @@ def deferring() -> Iterator[None]:
             raise make_stop(" along with its data loader") from error
         raise
     finally:
-        _deferred -= 1
-    check_stop()
-
-
-@contextlib.contextmanager
-def forwarding() -> Iterator[None]:
-    """Passes signals on to the processes that this one has started, as SIGTERM, and waits for these to end.
-
-    Raises:
-        StoppedError: at the end, where there was a signal.
-    """
-    global _forwarding
-    with deferring():
-        _forwarding = True
-        try:
-            yield
-        finally:
-            _forwarding = False
+        _is_deferred = _forwards = False
+    if _received:
+        raise make_stop()
 
 
 def hand_on() -> None:
@@ -129,30 +106,26 @@ def hand_on() -> None:
         handler = _previous.get(signum)
         if callable(handler) and handler is not signal.default_int_handler:
             handler(signum, None)
-        elif signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        elif signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
             array = os.environ.get("SLURM_ARRAY_JOB_ID")
             job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
             subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    first_urgent = next((moment for number, moment in _received.items() if number in URGENT), None)
-    is_second = first_urgent is not None and time.monotonic() - first_urgent > ECHO_SECONDS
-    if signum in URGENT and is_second:
-        _forward()
-        signal.signal(signum, signal.SIG_DFL)
-        signal.raise_signal(signum)
-    elif signum not in _received:
-        _received[signum] = time.monotonic()
-        _forward()
-        if len(_received) == 1 and not _deferred:
-            raise make_stop()
-
-
-def _forward() -> None:
-    if _forwarding:
+    urgent = [moment for number, moment in _received.items() if number in URGENT]
+    is_second = signum in URGENT and bool(urgent) and time.monotonic() - urgent[0] > ECHO_SECONDS
+    if signum in _received and not is_second:
+        return
+    if _forwards:
         for child in multiprocessing.active_children():
             child.terminate()
+    if is_second:
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+    _received[signum] = time.monotonic()
+    if len(_received) == 1 and not _is_deferred:
+        raise make_stop()
 
 
 def _leave_to_parent() -> None:

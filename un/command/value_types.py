@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
@@ -15,6 +15,7 @@ from un.command.errors import UserError
 FromZero = Annotated[int, Ge(0)]
 FromOne = Annotated[int, Ge(1)]
 NumberFromZero = Annotated[float, Ge(0)]
+NumberAboveZero = Annotated[float, Gt(0)]
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -92,8 +93,9 @@ def describe_kind(kind: Any) -> str:
     if origin is Literal:
         return ("one of " if len(options) > 1 else "") + ", ".join(map(show, options))
     if origin is Annotated:
-        least = f" of at least {options[1].ge}" if isinstance(options[1], Ge) else ""
-        return f"{describe_kind(options[0])}{least}"
+        bound = options[1]
+        allowed = f" of at least {bound.ge}" if isinstance(bound, Ge) else f" above {bound.gt}"
+        return f"{describe_kind(options[0])}{allowed}"
     plain = origin or kind
     return NAMES.get(plain, getattr(plain, "__name__", str(plain)))
 

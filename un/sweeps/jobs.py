@@ -14,6 +14,7 @@ from un.command import signals
 from un.command.cli import ReportedError, prepare_process, report_error
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER
+from un.command.overrides import SEARCH_PATH
 from un.training.start import start_run
 
 ENTRY_POINT = CONFIG_FOLDER.parent / "train.py"
@@ -54,9 +55,10 @@ def _act_as_command() -> Iterator[None]:
     launcher's worker. It also leaves their addresses in the environment, where the next run would take them for its
     own, and stays connected to them after they have ended.
     """
-    main = sys.modules["__main__"]
+    main, overrides = sys.modules["__main__"], HydraConfig.get().overrides
+    search_path = [override for override in overrides.hydra if override.startswith(SEARCH_PATH)]
     arguments, spec, environment = sys.argv, main.__spec__, dict(os.environ)
-    sys.argv, main.__spec__ = [str(ENTRY_POINT), *HydraConfig.get().overrides.task], None
+    sys.argv, main.__spec__ = [str(ENTRY_POINT), *search_path, *overrides.task], None
     try:
         yield
     finally:

@@ -77,7 +77,8 @@ def launch(runs: Sequence[PlannedRun]) -> int:
     prepare_process()
     with signals.listening(), _open_configs() as loader:
         while waiting:
-            signals.check_stop()
+            if signals.is_stopping():
+                raise signals.make_stop()
             try:
                 return failed + _launch_batch(loader, waiting)
             except Exception as error:  # each launcher's library raises its own
@@ -181,7 +182,7 @@ def _launch_batch(loader: ConfigLoader, runs: Sequence[PlannedRun]) -> int:
         launcher_config.n_jobs = min(effective_n_jobs(launcher_config.n_jobs), len(runs))
     context = HydraContext(config_loader=loader, callbacks=Callbacks(sweep))
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=start_job, config=sweep)
-    with signals.forwarding() if is_joblib else contextlib.nullcontext():
+    with signals.deferring(forwards=True) if is_joblib else contextlib.nullcontext():
         jobs = launcher.launch([_drop_settings(run.arguments) for run in runs], initial_job_idx=0)
     return sum(job.status != JobStatus.COMPLETED for job in jobs)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
@@ -31,7 +31,7 @@ PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up t
 log = logging.getLogger(__name__)
 
 
-def build(config: DictConfig, finished: RunFolder | None = None) -> tuple[LightningDataModule, LightningModule]:
+def build(config: DictConfig, finished: RunFolder | None = None) -> tuple[Any, LightningModule]:
     """Builds data and task module, the norms replaced.
 
     Args:

@@ -16,8 +16,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from un.command.errors import CONFIG_FOLDER, UserError
+from un.command.errors import CONFIG_FOLDER
 from un.files import replace_file
+from un.reports.validation import parse
 
 # Choices of `data` whose `data.path` says only where that set lies; for any other choice it says which data these are.
 LOCATED = ("cifar10", "cifar100", "imagenet", "multi30k", "iwslt14_de_en", "wmt14_en_de")
@@ -83,11 +84,7 @@ def write_fingerprint(file: Path, fingerprint: Fingerprint) -> None:
 
 
 def read_fingerprint(file: Path) -> Fingerprint:
-    """Reads what `write_fingerprint` wrote."""
-    try:
-        return Fingerprint(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(f"{file} is damaged: use force=true to start over") from None
+    return parse(Fingerprint, file.read_text(encoding="utf-8"), str(file))
 
 
 def _list_sizes(root: str, runs: Path | None) -> Iterator[tuple[str, int]]:
@@ -103,14 +100,8 @@ def _list_sizes(root: str, runs: Path | None) -> Iterator[tuple[str, int]]:
         for name in names:
             if not name.startswith(".") and name not in LEFT_BY_FILE_MANAGERS:
                 path = os.path.join(folder, name)
-                yield os.path.relpath(path, root), _measure(path)
-
-
-def _measure(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # a link that leads nowhere
-        return 0
+                size = os.path.getsize(path) if os.path.exists(path) else 0  # a link may lead nowhere
+                yield os.path.relpath(path, root), size
 
 
 def _read_default(choice: str) -> str | None:

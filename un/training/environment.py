@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-PACKAGES: tuple[str, ...] = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
-PACKAGES += ("hydra-core", "omegaconf", "fairseq-fixed")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy"),
+    *("hydra-core", "omegaconf", "fairseq-fixed"),
+)
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -130,16 +130,12 @@ def keep_execution(file: Path, execution: Execution, resumes: bool, writes: bool
             with replace_file(file) as opened:
                 json.dump(execution.describe(), opened)
         return
-    if not file.is_file():  # of a run of an early version
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [key for key, value in execution.describe().items() if before[key] != value]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: use force=true to start over") from None
+    before = json.loads(file.read_text(encoding="utf-8"))
+    changed = [
+        f"{key} was {before[key]}, is {value}" for key, value in execution.describe().items() if before[key] != value
+    ]
     if changed:
-        listed = "; ".join(f"{key} was {before[key]}, is {execution.describe()[key]}" for key in changed)
         raise UserError(
-            f"{file.parent} was started differently ({listed}): resume it as it was started, or use force=true to "
-            "start over"
+            f"{file.parent} was started differently ({'; '.join(changed)}): resume it as it was started, or use "
+            "force=true to start over"
         )

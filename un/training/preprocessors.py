@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import UserError
@@ -18,18 +17,8 @@ from un.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-def require_preprocessor(module: LightningDataModule) -> InferenceData:
-    """Returns the data module itself, or raises a UserError where it offers no preprocessor."""
-    missing = [name for name in ("preprocessor_class", "use_preprocessor") if not hasattr(module, name)]
-    if missing:
-        raise UserError(f"data {type(module).__name__} cannot be kept with a run: it has no {', '.join(missing)}")
-    data: Any = module
-    return data
-
-
-def keep_preprocessor(module: LightningDataModule, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
+def keep_preprocessor(data: InferenceData, folder: RunFolder, *, resumes: bool, writes: bool) -> None:
     """Writes a new run's preprocessor, in one of its processes, or compares it with that of the resumed run."""
-    data = require_preprocessor(module)
     if resumes and folder.preprocessor.exists():  # runs of early versions have none
         difference = data.preprocessor.explain_difference(read_preprocessor(data, folder.preprocessor))
         if difference:
@@ -47,9 +36,8 @@ def save_preprocessor(data: InferenceData, path: Path) -> None:
         data.preprocessor.save(folder)
 
 
-def use_kept_preprocessor(module: LightningDataModule, folder: RunFolder) -> None:
+def use_kept_preprocessor(data: InferenceData, folder: RunFolder) -> None:
     """Lets the data of a finished run work with the preprocessor of its training, whatever these data are now."""
-    data = require_preprocessor(module)
     if folder.preprocessor.exists():
         data.use_preprocessor(read_preprocessor(data, folder.preprocessor))
     else:
@@ -64,12 +52,11 @@ def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
-def check_initial_weights(module: LightningDataModule, weights: Path) -> None:
+def check_initial_weights(data: InferenceData, weights: Path) -> None:
     """Raises a UserError where a run's weights cannot be the start of a training on these data."""
     trained = RunFolder(weights.resolve().parent.parent).preprocessor
     if not trained.is_dir():
         return
-    data = require_preprocessor(module)
     try:
         data.preprocessor.check_initial_weights(read_preprocessor(data, trained))
     except ValueError as error:

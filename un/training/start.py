@@ -14,6 +14,7 @@ from un.command.ranks import is_first_process
 from un.reports.result import read_result
 from un.training.run_folder import RunFolder, RunIdentity
 
+NOTHING_TO_DO = ": nothing to do (force=true starts over)"
 log = logging.getLogger(__name__)
 
 
@@ -86,10 +87,8 @@ def _resolve(config: DictConfig) -> dict[str, Any]:
 
 def _tell_finished(folder: RunFolder, config: DictConfig) -> None:
     status, missing = read_result(folder.result).status, ", ".join(folder.list_unrecorded(_resolve(config)))
-    if missing:
-        log.info("%s is %s already, without %s: force=true starts over and records it", folder.path, status, missing)
-    else:
-        log.info("%s is %s already: nothing to do (force=true starts over)", folder.path, status)
+    then = f", without {missing}: force=true starts over and records it" if missing else NOTHING_TO_DO
+    log.info("%s is %s already%s", folder.path, status, then)
 
 
 def expand_home(config: DictConfig) -> None:

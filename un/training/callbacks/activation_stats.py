@@ -44,11 +44,10 @@ class ActivationStats(Callback):
         self._files: StatisticsFiles | None = None
         self._rows: list[StatisticsRow] = []
         self._last_step = -1
-        self._previous: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            norms = list_norms(getattr(pl_module, "model", pl_module))
+            norms = list_norms(pl_module.get_submodule("model"))
             self._recorder = Recorder(choose_norms(norms, self.include, self.exclude))
             self._files = StatisticsFiles(Path(trainer.default_root_dir))
 
@@ -56,7 +55,6 @@ class ActivationStats(Callback):
         """Drops rows after the checkpoint this process started from."""
         if self._files is not None:
             self._files.keep_until(self._last_step)
-            self._recorder.load_state_dict(self._previous)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # For a step that is recorded, and for the one before it.
@@ -66,7 +64,7 @@ class ActivationStats(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         step = trainer.global_step + 1
-        if step % self.every_n_steps == 0 and step != self._last_step:
+        if step % self.every_n_steps == 0:
             self._rows += self._recorder.collect(step)
             self._last_step = step
 
@@ -89,7 +87,8 @@ class ActivationStats(Callback):
         return {"last_step": self._last_step, "previous": self._recorder.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last_step, self._previous = state_dict["last_step"], state_dict["previous"]
+        self._last_step = state_dict["last_step"]
+        self._recorder.load_state_dict(state_dict["previous"])
 
     def _flush(self) -> None:
         if self._files is not None:

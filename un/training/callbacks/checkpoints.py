@@ -20,7 +20,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from un.command import signals
 from un.command.value_types import FromOne
 from un.files import replace_file
+from un.training.callbacks.batches import ends_epoch, ends_step
 
+KEPT = ("best_metrics", "best_epoch", "best_step", "validated_step", "saved_step", "epoch")  # of a resumed run
 EPOCH_CHECKPOINT = re.compile(r"epoch=(\d+)\.ckpt")
 
 
@@ -51,67 +53,45 @@ class Checkpoints(Checkpoint):
         self.best_epoch: int | None = None
         self.best_step: int | None = None
         self.validated_step = -1
-        self._saved_step = 0
-        self._step_before_batch = 0
-        self._epoch = 0
+        self.saved_step = 0
+        self.epoch = 0
+        self._is_between_steps = True  # no gradient is kept for the next batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Lightning advances the epoch when a training ends inside one.
-        self._step_before_batch, self._epoch = trainer.global_step, trainer.current_epoch
+        self.epoch = trainer.current_epoch  # Lightning advances it when a training ends inside an epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves a whole epoch, and last.ckpt if it is due and this is a place to resume from."""
-        if self.keep_epochs and self._ends_epoch(trainer, batch_idx):
+        if self.keep_epochs and ends_epoch(trainer, batch_idx):
             self._save_epoch(trainer)
+        self._is_between_steps = ends_step(trainer, batch_idx)
         stop = self._is_stopping(trainer)
-        due = stop or trainer.global_step - self._saved_step >= self.every_n_steps
-        if due and self._is_between_steps(trainer) and not self._ends_stretch(trainer, batch_idx):
-            self._save_last(trainer)
-            self._answer(stop, trainer)
+        due = stop or trainer.global_step - self.saved_step >= self.every_n_steps
+        if due and self._is_between_steps and not self._ends_stretch(trainer, batch_idx):
+            self._save_last(trainer, stop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves best.ckpt if this validation is the best so far, then last.ckpt, which knows about it."""
-        if trainer.sanity_checking:
-            return
         self.validated_step = trainer.global_step
         self._save_best(trainer, pl_module)
-        if trainer.state.fn == "fit" and self._is_between_steps(trainer):
-            stop = self._is_stopping(trainer)
-            self._save_last(trainer)
-            self._answer(stop, trainer)
+        if trainer.state.fn == "fit" and self._is_between_steps:
+            self._save_last(trainer, self._is_stopping(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves last.ckpt, so that a kill while testing costs no training."""
         self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "best_metrics": self.best_metrics,
-            "best_epoch": self.best_epoch,
-            "best_step": self.best_step,
-            "validated_step": self.validated_step,
-            "saved_step": self._saved_step,
-            "epoch": self._epoch,
-        }
+        return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metrics = state_dict["best_metrics"]
-        self.best_epoch, self.best_step = state_dict["best_epoch"], state_dict["best_step"]
-        self.validated_step, self._saved_step = state_dict["validated_step"], state_dict["saved_step"]
-        self._epoch = state_dict["epoch"]
-
-    def _is_between_steps(self, trainer: Trainer) -> bool:
-        """Tells that the last batch ended with an optimizer step, so that no gradient is kept for the next."""
-        return trainer.global_step > self._step_before_batch
-
-    def _ends_epoch(self, trainer: Trainer, batch_idx: int) -> bool:
-        return batch_idx + 1 >= trainer.num_training_batches
+        vars(self).update(state_dict)
 
     def _ends_stretch(self, trainer: Trainer, batch_idx: int) -> bool:
         """Tells that the epoch ends or a validation may follow; a validation that does saves by itself."""
-        if self._ends_epoch(trainer, batch_idx):
+        if ends_epoch(trainer, batch_idx):
             return True
         every = trainer.val_check_batch
         if every is None or every == float("inf"):
@@ -123,10 +103,6 @@ class Checkpoints(Checkpoint):
         """Tells in all processes alike whether a signal asked one of them to stop."""
         return trainer.strategy.reduce_boolean_decision(signals.is_stopping(), all=False)
 
-    def _answer(self, stop: bool, trainer: Trainer) -> None:
-        if stop:
-            raise signals.make_stop(f" at step {trainer.global_step}")
-
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, sign = str(pl_module.monitor), -1 if pl_module.monitor_mode == "min" else 1
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -136,19 +112,21 @@ class Checkpoints(Checkpoint):
         best = self.best_metrics.get(monitor)
         if best is not None and best == best and not sign * metrics[monitor] > sign * best:
             return
-        self.best_metrics, self.best_epoch, self.best_step = metrics, self._epoch, trainer.global_step
+        self.best_metrics, self.best_epoch, self.best_step = metrics, self.epoch, trainer.global_step
         trainer.save_checkpoint(self._place(trainer, "best.ckpt"), weights_only=True)
 
     def _save_epoch(self, trainer: Trainer) -> None:
         """Saves epoch=<n>.ckpt and deletes older ones; after a kill the training passes here again before it ends."""
-        trainer.save_checkpoint(self._place(trainer, f"epoch={self._epoch}.ckpt"), weights_only=True)
+        trainer.save_checkpoint(self._place(trainer, f"epoch={self.epoch}.ckpt"), weights_only=True)
         if trainer.is_global_zero:
             for path in list_epoch_checkpoints(self._place(trainer, ""))[: -self.keep_epochs]:
                 path.unlink()
 
-    def _save_last(self, trainer: Trainer) -> None:
-        self._saved_step = trainer.global_step
+    def _save_last(self, trainer: Trainer, stop: bool = False) -> None:
+        self.saved_step = trainer.global_step
         trainer.save_checkpoint(self._place(trainer, "last.ckpt"), weights_only=False)
+        if stop:
+            raise signals.make_stop(f" at step {trainer.global_step}")
 
     def _place(self, trainer: Trainer, name: str) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / name

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from un.command.value_types import FromOne
+from un.training.callbacks.batches import ends_epoch
 
 NEVER = -1
 # Loss scaling skips a step whose loss is not finite and halves its factor, from torch's first, 2**16, to 1 in so many.
@@ -64,7 +65,7 @@ class DivergenceStop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._counters = {
             name: module.nonfinite_counter
-            for name, module in getattr(pl_module, "model", pl_module).named_modules()
+            for name, module in pl_module.get_submodule("model").named_modules()
             if isinstance(getattr(module, "nonfinite_counter", None), Tensor)
         }
         self._counts_before = self._counts_then = self._count()
@@ -79,30 +80,23 @@ class DivergenceStop(Callback):
         if loss is not None:
             is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
             self._note(loss.detach().float(), trainer.global_step, allowed=SKIPPED_STEPS if is_scaled else 0)
-        ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # epoch=<n>.ckpt may be saved next
-        if ends_epoch or trainer.global_step % self.every_n_steps == 0:
+        if ends_epoch(trainer, batch_idx):  # epoch=<n>.ckpt may be saved next
+            self._check(trainer, pl_module)
+        elif trainer.global_step % self.every_n_steps == 0:
             self._check_loss(trainer)
-        if ends_epoch:
-            self._check_weights(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_loss(trainer)
-        self._check_weights(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_loss(trainer)
+        self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._check_loss(trainer)
-        self._check_weights(trainer, pl_module)
+        self._check(trainer, pl_module)  # last.ckpt at the end of the training included
 
     def state_dict(self) -> dict[str, Any]:
         # There is no bad step to keep, since nothing is saved after one.
-        return {"first_loss": None if self._first_loss.isnan() else float(self._first_loss)}
+        return {"first_loss": float(self._first_loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        first_loss = state_dict.get("first_loss")  # checkpoints of early runs lack it
-        self._first_loss = torch.tensor(math.nan if first_loss is None else first_loss)
+        self._first_loss = torch.tensor(state_dict["first_loss"])
 
     def _note(self, loss: Tensor, step: int, allowed: int) -> None:
         """Notes whether this step's loss is the first bad one."""
@@ -116,6 +110,10 @@ class DivergenceStop(Callback):
         if self._counters:
             self._counts_then = torch.where(is_first, self._count(), self._counts_then)
 
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loss(trainer)
+        self._check_weights(trainer, pl_module)
+
     def _check_loss(self, trainer: Trainer) -> None:
         """Raises in all processes when it is so in one."""
         bad_step = int(self._bad_step)
@@ -126,7 +124,7 @@ class DivergenceStop(Callback):
     def _check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         largest = get_total_norm(pl_module.parameters(), norm_type=math.inf)
         if trainer.strategy.reduce_boolean_decision(not bool(torch.isfinite(largest)), all=False):
-            model = getattr(pl_module, "model", pl_module)
+            model = pl_module.get_submodule("model")
             names = (name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all()))
             raise DivergedError("the weights became non-finite", trainer.global_step, next(names, None))
 

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from un.files import name_in_errors, replace_file
+from un.training.callbacks.batches import ends_step
 
 EVALUATION_PREFIXES = ("val/", "test/")
 
@@ -28,7 +29,6 @@ class MetricsFile(Callback):
         self._path = Path()
         self._rows = 0
         self._columns: list[str] = []
-        self._last_step = -1
         self._epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,16 +45,12 @@ class MetricsFile(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes the row of this step if it is due; accumulated batches of one step have one row."""
-        step = trainer.global_step
-        if step == self._last_step or step % trainer.log_every_n_steps != 0:  # type: ignore[attr-defined]
-            return
-        self._last_step = step
-        metrics = trainer.logged_metrics
-        self.write(trainer, {k: v for k, v in metrics.items() if not k.startswith(EVALUATION_PREFIXES)})
+        if ends_step(trainer, batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = trainer.logged_metrics
+            self.write(trainer, {k: v for k, v in metrics.items() if not k.startswith(EVALUATION_PREFIXES)})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
+        self.write(trainer, {k: v for k, v in trainer.logged_metrics.items() if k.startswith("val/")})
 
     def write(self, trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
         if not metrics or not trainer.is_global_zero:
@@ -63,10 +59,10 @@ class MetricsFile(Callback):
         self._append({"epoch": self._epoch, "step": trainer.global_step, **row})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows, "last_step": self._last_step, "epoch": self._epoch}
+        return {"rows": self._rows, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rows, self._last_step, self._epoch = state_dict["rows"], state_dict["last_step"], state_dict["epoch"]
+        self._rows, self._epoch = state_dict["rows"], state_dict["epoch"]
 
     def _append(self, row: Mapping[str, float]) -> None:
         new = [name for name in row if name not in self._columns]

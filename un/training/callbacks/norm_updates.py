@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from un.norms.core.updates import NormState, call_after_step, end_update, scale_gradient_state
+from un.training.callbacks.batches import begins_step, ends_step
 
 
 class NormUpdates(Callback):
@@ -20,20 +20,18 @@ class NormUpdates(Callback):
 
     def __init__(self) -> None:
         self._taken = False
-        self._step_before = 0
         self._state: NormState | None = None
         self._scale = 1.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             call_after_step(optimizer, self._note_step)
-        self._step_before = -1
-        self._state = NormState(_get_model(pl_module)) if _get_scaler(trainer) is not None else None
+        self._state = NormState(pl_module.get_submodule("model")) if _get_scaler(trainer) is not None else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._step_before:
+        if not begins_step(trainer, batch_idx):
             return
-        self._step_before, self._taken = trainer.global_step, False
+        self._taken = False
         if self._state is not None:
             self._state.keep()
             self._scale = _get_scaler(trainer).get_scale()
@@ -41,9 +39,9 @@ class NormUpdates(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step_before:
+        if not ends_step(trainer, batch_idx):
             return
-        model = _get_model(pl_module)
+        model = pl_module.get_submodule("model")
         if self._taken or self._state is None:
             end_update(model)
         else:
@@ -53,12 +51,6 @@ class NormUpdates(Callback):
 
     def _note_step(self) -> None:
         self._taken = True
-
-
-def _get_model(pl_module: LightningModule) -> nn.Module:
-    model = getattr(pl_module, "model", pl_module)
-    assert isinstance(model, nn.Module)
-    return model
 
 
 def _get_scaler(trainer: Trainer) -> Any:

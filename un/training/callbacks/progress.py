@@ -25,7 +25,7 @@ class ProgressLog(Callback):
     """Writes loss, metrics and samples per second after each validation; to the console, too, where there is no bar."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("train/loss", "val/"))}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -54,7 +54,5 @@ class Stopwatch(Callback):
 
 def _count_samples(batch: Any) -> int:
     """Returns the length of the batch's first tensor; Lightning's way warns where a batch holds numbers, too."""
-    if isinstance(batch, Tensor):
-        return len(batch)
     values = batch.values() if isinstance(batch, Mapping) else batch
     return len(next(value for value in values if isinstance(value, Tensor)))

@@ -1,5 +1,6 @@
 """Logs what the norms of a model do while it trains."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from un.command.value_types import FromOne
+from un.training.callbacks.batches import ends_step
 from un.training.callbacks.metrics_file import log_values
 
 # Summed up over all norms under `norm/<name>`: fraction of norms that skipped, batches that were not finite.
-SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {"filtered_fraction": torch.mean, "nonfinite_count": torch.sum}
+SUMMARIES: dict[str, Callable[[list[float]], float]] = {"filtered_fraction": statistics.fmean, "nonfinite_count": sum}
 
 
 class WatchNorms(Callback):
@@ -23,24 +25,14 @@ class WatchNorms(Callback):
 
     def __init__(self, every_n_steps: FromOne) -> None:
         self.every_n_steps = every_n_steps
-        self._last_step = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step == self._last_step or step % self.every_n_steps != 0:
-            return
-        self._last_step = step
-        values = watch_norms(getattr(pl_module, "model", pl_module))
-        if values:
-            log_values(trainer, values)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self._last_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last_step = state_dict["last_step"]
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
+            values = watch_norms(pl_module.get_submodule("model"))
+            if values:
+                log_values(trainer, values)
 
 
 def watch_norms(model: nn.Module) -> dict[str, float]:
@@ -52,12 +44,9 @@ def watch_norms(model: nn.Module) -> dict[str, float]:
             scalars |= {f"{site}/{name}": value for name, value in watch().items()}
     if not scalars:
         return {}
-    stacked = torch.stack([value.detach().float() for value in scalars.values()])
-    names = list(scalars)
-    summaries = {}
+    read = torch.stack([value.detach().float() for value in scalars.values()]).tolist()  # in one transfer
+    values = dict(zip(scalars, read, strict=True))
     for name, summarise in SUMMARIES.items():
-        places = [place for place, full_name in enumerate(names) if full_name.rsplit("/", 1)[-1] == name]
-        if places:
-            summaries[name] = summarise(stacked[places])
-    values = torch.cat([torch.stack(list(summaries.values())), stacked]) if summaries else stacked
-    return {f"norm/{name}": value for name, value in zip([*summaries, *names], values.tolist(), strict=True)}
+        if found := [value for full_name, value in values.items() if full_name.endswith(f"/{name}")]:
+            values[name] = summarise(found)
+    return {f"norm/{name}": value for name, value in values.items()}
