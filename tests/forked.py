@@ -1,4 +1,8 @@
-"""Functions in processes that are forked from the tests, where torch is loaded already, so that they start at once."""
+"""Functions in processes that start at once.
+
+They are forked from a server, which has loaded what a training needs and has no threads: a process that is forked from
+the tests themselves may wait for ever for a lock that a thread of theirs held.
+"""
 
 import multiprocessing
 import os
@@ -6,29 +10,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")  # for what a process of these starts itself
+SERVER = multiprocessing.get_context("forkserver")
+LOADED = ["torch", "tests.processes", "un.training.train", "un.vision.data", "un.vision.models", "un.vision.module"]
+SERVER.set_forkserver_preload(LOADED)
 
 
 class Forked:
-    """A process that leads a process group; its function may first take one that sends something to `hear`."""
+    """A process that leads a process group; its function may first take one that sends something to `hear`.
+
+    Function and arguments must be found by their names, as those of modules are.
+    """
 
     def __init__(self, body: Callable[..., None], *arguments: Any, talks: bool = False) -> None:
-        self._heard, told = FORK.Pipe(duplex=False)
-        self._output, self._errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115  as long as it runs
+        self._heard, told = SERVER.Pipe(duplex=False)
+        self._errors = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  as long as it runs
         arguments = (told.send, *arguments) if talks else arguments
-        self.process = FORK.Process(target=self._run, args=(body, arguments))
+        self.process = SERVER.Process(target=_run, args=(body, arguments, self._errors.name, dict(os.environ)))
         self.process.start()
         told.close()
         assert self.process.pid is not None
         self.pid = self.process.pid
-
-    def _run(self, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        os.setsid()
-        sys.stdout, sys.stderr = self._output, self._errors
-        body(*arguments)
 
     def hear(self, patience: float = 60) -> Any:
         assert self._heard.poll(patience)
@@ -49,3 +55,10 @@ class Forked:
         if self.process.exitcode is None:
             os.killpg(self.pid, signal.SIGKILL)
         self.process.join()
+
+
+def _run(body: Callable[..., None], arguments: tuple[Any, ...], errors: str, environment: Mapping[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    with Path(os.devnull).open("w") as sys.stdout, Path(errors).open("w") as sys.stderr:
+        body(*arguments)

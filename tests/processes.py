@@ -1,6 +1,5 @@
 """Processes that are joined by gloo and stay for many tests."""
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -9,6 +8,8 @@ from typing import Any, Self
 
 import torch
 from torch import distributed
+
+from tests.forked import SERVER
 
 TIMEOUT = timedelta(seconds=60)  # of a collective, so that a test whose ranks disagree ends
 
@@ -22,12 +23,9 @@ class Processes:
     """
 
     def __init__(self, count: int, folder: Path) -> None:
-        # One process imports torch, the others are forked from it.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "tests.processes", "un.norms"])
         self.count = count
         self._executors = [
-            ProcessPoolExecutor(1, context, initializer=_join, initargs=(rank, count, str(folder / "store")))
+            ProcessPoolExecutor(1, SERVER, initializer=_join, initargs=(rank, count, str(folder / "store")))
             for rank in range(count)
         ]
 

@@ -1,4 +1,4 @@
-"""Signals reach real processes: small ones, forked from the tests, so that they start at once."""
+"""Signals reach real processes."""
 
 import os
 import signal

@@ -1,19 +1,15 @@
-"""`train.py` in processes that are forked from the tests."""
+"""`train.py` in processes that start at once."""
 
 import os
 import runpy
 import sys
 from collections.abc import Callable
 
-import un.training.train
-import un.vision.data
-import un.vision.models
-import un.vision.module  # noqa: F401  loaded here, so that the forked processes need not
 from tests.forked import Forked
 from tests.integration.commands import REPOSITORY
 
 
-def start(arguments: tuple[str, ...], prepare: Callable[[], None] = lambda: None) -> Forked:
+def start(arguments: tuple[str, ...], prepare: Callable[[], None] | None = None) -> Forked:
     return Forked(_train, arguments, prepare)
 
 
@@ -21,8 +17,9 @@ def finish(arguments: tuple[str, ...]) -> None:
     assert start(arguments).wait() == (0, "")
 
 
-def _train(arguments: tuple[str, ...], prepare: Callable[[], None]) -> None:
+def _train(arguments: tuple[str, ...], prepare: Callable[[], None] | None) -> None:
     os.chdir(REPOSITORY)
-    prepare()
+    if prepare is not None:
+        prepare()
     sys.argv = ["train.py", *arguments]
     runpy.run_path("train.py", run_name="__main__")

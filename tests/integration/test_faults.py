@@ -1,7 +1,6 @@
 """Runs and sweeps that are killed at any moment, and disks that fail: what they leave is whole, and all is resumed."""
 
 import errno
-import importlib
 import os
 import random
 import signal
@@ -70,8 +69,6 @@ def test_killed_between_two_steps(tmp_path: Path) -> None:
 @pytest.mark.slow  # each kind is started six times
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
-    if kind == "translation":
-        importlib.import_module("un.translation.module")  # here, so that the forked processes need not
     begin = time.monotonic()
     finish((*COMMANDS[kind], f"paths.runs={tmp_path / 'whole'}"))
     seconds, draw = time.monotonic() - begin, random.Random(SEED)
