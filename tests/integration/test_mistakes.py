@@ -76,7 +76,7 @@ OTHERS = [
     ("scripts/benchmark.py", ["invalid choice: 'nothing'"], "nothing"),
     ("scripts/benchmark.py", ["--rounds: '0' must be a whole number of at least 1"], "layers --rounds=0"),
     ("scripts/benchmark.py", ["/nowhere"], "layers --output=/nowhere/x.json"),
-    ("scripts/benchmark.py", ["experiment=nothing is unknown"], "loader --experiment=nothing"),
+    ("scripts/benchmark.py", ["experiment=nothing is unknown"], "processes --experiment=nothing"),
 ]
 
 

@@ -25,7 +25,8 @@ class TrafficCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+        reads_values = not func.is_view and func is not torch.ops.aten.new_zeros.default
+        if reads_values and any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             tensors = {leaf.data_ptr(): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             written = {leaf.data_ptr(): leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
             self.bytes += sum(one.nbytes for one in (*tensors.values(), *written.values()) if one.numel() >= NUM_VALUES)

@@ -60,6 +60,13 @@ def test_sizes_come_from_arch_and_options_and_the_decoder_follows_the_encoder():
     assert (big.decoder.layers[5].fc1.out_features, big.encoder.layers[5].self_attn.num_heads) == (4096, 16)
 
 
+def test_embeddings_are_one():
+    model = make_model()
+    weight = model.encoder.embed_tokens.weight
+    assert model.decoder.embed_tokens.weight is weight
+    assert model.decoder.output_projection.weight is weight
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -153,11 +153,11 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     return [*filter(_says_something, comparisons), *measured]
 
 
-def _list_departures(cell: Sequence[PlannedRun], known: Mapping[Path, Run | None], find: Find) -> list[str]:
+def _list_departures(cell: Sequence[PlannedRun], known: Mapping[Path, Run | None], find: Find) -> tuple[str, ...]:
     """Returns, each once, how the runs with a number depart from the recipe."""
     pairs = ((planned, known[planned.folder]) for planned in cell)
     finished = [(planned, run) for planned, run in pairs if run is not None and run.result.status == "finished"]
-    return list(dict.fromkeys(text for planned, run in finished for text in list_departures(planned, run, find)))
+    return tuple(dict.fromkeys(text for planned, run in finished for text in list_departures(planned, run, find)))
 
 
 def _plan_starts(table: Table, arguments: Sequence[str]) -> dict[str | None, PlannedRun]:
