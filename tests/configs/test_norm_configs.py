@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tests.configs.test_experiments import compose_config
+from tests.norms.helpers import STATELESS
 from un import norms
 from un.command.errors import CONFIG_FOLDER
 
@@ -28,7 +29,7 @@ def test_builds_with_every_option_known(name: str) -> None:
     norm = instantiate(compose_config(f"norm={name}", *sync).norm, _convert_="all")(24, device="meta")
     assert isinstance(norm, norms.Norm)
     assert norm.num_features == 24
-    assert bool(sync) == (name not in ("rmsnorm", "dyt"))
+    assert bool(sync) == (name not in STATELESS)
     if sync:
         owner = getattr(norm, "rep_norm", norm)
         assert getattr(owner, "switches", owner).sync is True
@@ -59,6 +60,9 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("rep_batchnorm", norms.RepBatchNorm, set()),
         ("prepbn", norms.ProgressiveRepBatchNorm, {"steps"}),
         ("dyt", norms.DynamicTanh, set()),
+        ("derf", norms.DynamicErf, set()),
+        ("groupnorm", norms.GroupNorm, set()),
+        ("powernorm_ungrouped", norms.PowerNorm, {"warmup_steps", "group_scaling"}),
     ],
 )
 def test_other_configs_state_the_defaults_of_their_class(name: str, kind: type, different: set[str]) -> None:

@@ -97,6 +97,7 @@ NORMS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "rep_batchnorm": {"initial_eta": FRACTION, "momentum": FRACTION},
     "prepbn": {"steps": st.integers(1, 3), "layer_norm_steps": STEPS, "start": FRACTION},
     "dyt": {"bias": FLAG},
+    "derf": {"bias": FLAG},
 }
 VISION = "data.batch_size=4 data.limit=40"
 TRANSLATION = "experiment=phrasebook_tiny data.path=null data.limit=60 task.beam=2 data.max_tokens=400"

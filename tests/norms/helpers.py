@@ -29,8 +29,10 @@ BUILDERS = {
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": lambda c, **k: norms.ProgressiveRepBatchNorm(c, steps=3, layer_norm_steps=1, **k),
     "dyt": norms.DynamicTanh,
+    "derf": norms.DynamicErf,
+    "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),
 }
-STATELESS = ("rmsnorm", "dyt")
+STATELESS = ("rmsnorm", "dyt", "derf", "groupnorm")
 STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 

@@ -7,7 +7,9 @@ from torch import nn
 from tests.norms.helpers import assert_same, step
 from un.norms import (
     BatchNorm,
+    DynamicErf,
     DynamicTanh,
+    GroupNorm,
     MovingAverageBatchNorm,
     PowerNorm,
     ProgressiveRepBatchNorm,
@@ -127,6 +129,27 @@ def test_dynamic_tanh():
     x, _ = next(batches())
     assert torch.allclose(norm(x), norm.weight * torch.tanh(2 * x) + norm.bias)
     assert DynamicTanh(C, bias=False).bias is None
+
+
+def test_dynamic_erf():
+    norm = DynamicErf(C, initial_alpha=2, **DOUBLE)
+    for parameter in (norm.weight, norm.bias, norm.offset):
+        nn.init.normal_(parameter)
+    x, _ = next(batches())
+    assert torch.allclose(norm(x), norm.weight * torch.erf(2 * x + norm.offset) + norm.bias)
+    norm.reset_parameters()
+    assert torch.equal(norm(x), torch.erf(2 * x))
+
+
+def test_groupnorm_equals_torch():
+    norm, x = GroupNorm(C, num_groups=3, **DOUBLE), next(batches())[0]
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    expected = nn.GroupNorm(3, C, **DOUBLE)
+    expected.load_state_dict(norm.state_dict())
+    assert torch.allclose(norm(x), expected(x.reshape(-1, C)).reshape(x.shape), rtol=1e-13)
+    with pytest.raises(ValueError, match="num_groups must divide num_features = 6, got 4"):
+        GroupNorm(6, num_groups=4)
 
 
 def test_powernorm_groups_must_divide():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.norms.helpers import BUILDERS, C, advance, assert_same, copy_state, step
+from tests.norms.helpers import BUILDERS, STATELESS, C, advance, assert_same, copy_state, step
 from un.norms import UnifiedNorm
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -94,7 +94,7 @@ def test_affine_is_the_inference_map_of_offline_norms(name, norm):
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
     affine = norm.eval().affine()
-    if name in ("powernorm", "rmsnorm", "dyt"):
+    if name in ("powernorm", *STATELESS):
         assert affine is None
     else:
         x = torch.randn(4, 3, C)

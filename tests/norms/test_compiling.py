@@ -22,6 +22,8 @@ NORMS = {
     "prepbn": partial(norms.ProgressiveRepBatchNorm, steps=9, layer_norm_steps=2),
     "rmsnorm": norms.RMSNorm,
     "dyt": norms.DynamicTanh,
+    "derf": norms.DynamicErf,
+    "groupnorm": partial(norms.GroupNorm, num_groups=2),
     "un": make_unified,
     "un_filtration": partial(make_unified, filtration=True),
     "un_paper": partial(norms.UnifiedNorm, **paper_options(), filtration=True),

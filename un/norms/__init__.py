@@ -4,7 +4,8 @@ from un.norms.batchnorm import BatchNorm, RepBatchNorm
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.switches import Switches
-from un.norms.dynamic_tanh import DynamicTanh
+from un.norms.dynamic import DynamicErf, DynamicTanh
+from un.norms.groupnorm import GroupNorm
 from un.norms.mabn import MovingAverageBatchNorm
 from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
@@ -14,7 +15,9 @@ from un.norms.unified_variants import UnifiedNormVariant
 
 __all__ = [
     "BatchNorm",
+    "DynamicErf",
     "DynamicTanh",
+    "GroupNorm",
     "MovingAverageBatchNorm",
     "Norm",
     "PowerNorm",

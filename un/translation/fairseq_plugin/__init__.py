@@ -35,6 +35,8 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": norms.ProgressiveRepBatchNorm,
     "dyt": norms.DynamicTanh,
+    "derf": norms.DynamicErf,
+    "groupnorm": norms.GroupNorm,
 }
 NORM_OPTIONS = ("window", "warmup_steps", "filtration")  # --norm-<option>; those not given are the norm's defaults
 

@@ -1,4 +1,7 @@
-"""DyT, Dynamic Tanh (jiachenzhu/DyT, arXiv 2503.10622): no statistics at all."""
+"""Norms without statistics: a squashing function with a learnable slope takes the place of the division.
+
+Dynamic Tanh (DyT, jiachenzhu/DyT, arXiv 2503.10622) and Dynamic erf (Derf, zlab-princeton/Derf, arXiv 2512.10938).
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,55 @@ class DynamicTanh(Norm):
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""
         x, _ = self.check_input(x, pad_mask)
-        y = torch.tanh(self.alpha * x.to(statistics_dtype(x.dtype)))
+        y = self.squash(x.to(statistics_dtype(x.dtype)))
         # tanh keeps its output for the gradient, and an in-place operation behind the norm must not change that.
         y = y.clone() if self.weight is None else y * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
+    def squash(self, x: Tensor) -> Tensor:
+        """Returns x (..., C) between -1 and 1."""
+        return torch.tanh(self.alpha * x)
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.constant_(self.alpha, self.initial_alpha)
+
+
+class DynamicErf(DynamicTanh):
+    """y = weight erf(alpha x + offset) + bias with two learnable scalars; not offline, the erf stays.
+
+    Args:
+        num_features: C.
+        initial_alpha: start of alpha; the offset starts at 0.
+        eps: unused; every norm of this package takes one.
+        affine, bias, device, dtype: as of `DynamicTanh`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        initial_alpha: float = 0.5,
+        eps: float = 0.0,
+        affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            initial_alpha=initial_alpha,
+            eps=eps,
+            affine=affine,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.offset = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+    def squash(self, x: Tensor) -> Tensor:
+        return torch.erf(self.alpha * x + self.offset)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.offset)
