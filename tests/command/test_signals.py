@@ -72,6 +72,7 @@ def sweep(tell: Tell) -> None:
     with answer_signals(), signals.deferring(forwards=True):
         child = FORK.Process(target=never_answer, args=(tell,))
         child.start()
+        tell("ready")  # as the child does: from now on the process knows that it has one
         child.join()
         tell(child.exitcode)
 
@@ -127,6 +128,7 @@ def test_a_forked_process_ignores_the_terminal_and_obeys_its_parent() -> None:
 
 def test_a_sweep_passes_signals_on() -> None:
     program = start(sweep)
+    assert program.hear() == "ready"
     program.send(signal.SIGINT)
     assert program.hear() == 128 + signal.SIGTERM
     code, errors = program.wait()
