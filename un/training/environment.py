@@ -13,8 +13,16 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    *("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy"),
-    *("hydra-core", "omegaconf", "fairseq-fixed"),
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "torchmetrics",
+    "datasets",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "fairseq-fixed",
 )
 REPOSITORY = Path(__file__).parents[2]
 
