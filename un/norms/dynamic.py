@@ -5,6 +5,8 @@ Dynamic Tanh (DyT, jiachenzhu/DyT, arXiv 2503.10622) and Dynamic erf (Derf, zlab
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,9 @@ class DynamicTanh(Norm):
     """
 
     shown = ("initial_alpha",)
+    has_offset = False
+
+    offset: Any  # a scalar parameter; None without one
 
     def __init__(
         self,
@@ -38,14 +43,13 @@ class DynamicTanh(Norm):
         super().__init__(num_features, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype)
         self.initial_alpha = initial_alpha
         self.alpha = nn.Parameter(torch.full((1,), float(initial_alpha), device=device, dtype=dtype))
+        offset = nn.Parameter(torch.zeros(1, device=device, dtype=dtype)) if self.has_offset else None
+        self.register_parameter("offset", offset)
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Squashes x (..., C); rows do not see each other, so pad_mask changes nothing."""
         x, _ = self.check_input(x, pad_mask)
-        y = self.squash(x.to(statistics_dtype(x.dtype)))
-        # tanh keeps its output for the gradient, and an in-place operation behind the norm must not change that.
-        y = y.clone() if self.weight is None else y * self.weight
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        return self.scale_and_shift(self.squash(x.to(statistics_dtype(x.dtype)))).to(x.dtype)
 
     def squash(self, x: Tensor) -> Tensor:
         """Returns x (..., C) between -1 and 1."""
@@ -54,43 +58,17 @@ class DynamicTanh(Norm):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.constant_(self.alpha, self.initial_alpha)
+        if self.offset is not None:
+            nn.init.zeros_(self.offset)
 
 
 class DynamicErf(DynamicTanh):
-    """y = weight erf(alpha x + offset) + bias with two learnable scalars; not offline, the erf stays.
+    """y = weight erf(alpha x + offset) + bias, alpha and offset (0 at the start) learnable scalars; not offline.
 
-    Args:
-        num_features: C.
-        initial_alpha: start of alpha; the offset starts at 0.
-        eps: unused; every norm of this package takes one.
-        affine, bias, device, dtype: as of `DynamicTanh`.
+    Options are those of `DynamicTanh`.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        initial_alpha: float = 0.5,
-        eps: float = 0.0,
-        affine: bool = True,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            initial_alpha=initial_alpha,
-            eps=eps,
-            affine=affine,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-        self.offset = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+    has_offset = True
 
     def squash(self, x: Tensor) -> Tensor:
         return torch.erf(self.alpha * x + self.offset)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.zeros_(self.offset)

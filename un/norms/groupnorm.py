@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from un.norms.core.base import Norm, statistics_dtype
-from un.norms.core.options import check_at_least
+from un.norms.core.options import check_groups
 
 
 class GroupNorm(Norm):
@@ -32,16 +32,11 @@ class GroupNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        check_at_least("num_groups", num_groups, 1)
-        if num_features % num_groups:
-            raise ValueError(f"num_groups must divide num_features = {num_features}, got {num_groups}")
+        check_groups(num_groups, num_features)
         self.num_groups = num_groups
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); rows do not see each other, so pad_mask changes nothing."""
         x, _ = self.check_input(x, pad_mask)
         groups = x.to(statistics_dtype(x.dtype)).unflatten(-1, (self.num_groups, -1))
-        y = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
-        # No view leaves the norm: activation checkpointing forbids in-place operations on one.
-        y = y.clone() if self.weight is None else y * self.weight
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        return self.scale_and_shift(F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)).to(x.dtype)

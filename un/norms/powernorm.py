@@ -14,7 +14,7 @@ from torch import Tensor
 
 from un.norms.core.base import Norm, flatten_rows, statistics_dtype
 from un.norms.core.moments import Moments, divide, is_distributed, measure_moments, sum_moments, sum_over_processes
-from un.norms.core.options import check_at_least, check_flags, check_fraction
+from un.norms.core.options import check_at_least, check_flags, check_fraction, check_groups
 from un.norms.core.passes import Coefficients, Upstream, normalize
 from un.norms.core.transaction import Batch, take_batch, take_gradient
 from un.norms.core.updates import register_count
@@ -68,9 +68,7 @@ class PowerNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        check_at_least("num_groups", num_groups, 1)
-        if num_features % num_groups:
-            raise ValueError(f"num_groups must divide num_features = {num_features}, got {num_groups}")
+        check_groups(num_groups, num_features)
         check_at_least("warmup_steps", warmup_steps, 0)
         check_fraction("alpha_forward", alpha_forward)
         check_fraction("alpha_backward", alpha_backward)

@@ -162,6 +162,14 @@ class Norm(nn.Module):
         scale, shift = self.affine()  # type: ignore[misc]
         return torch.addcmul(shift, x, scale).to(x.dtype)
 
+    def scale_and_shift(self, y: Tensor) -> Tensor:
+        """Returns weight * y + bias for y (..., C); always a new tensor.
+
+        An in-place operation behind the norm must change neither what the backward keeps of y nor what y is a view of.
+        """
+        y = y.clone() if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
+
     def combine_affine(self, scale: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the map weight * scale * (x - mean) + bias as (scale, shift), each (C,)."""
         shift = torch.zeros_like(scale) if self.bias is None else self.bias

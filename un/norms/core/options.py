@@ -30,6 +30,13 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_groups(num_groups: int, num_features: int) -> None:
+    """Raises a ValueError where channels cannot be parted into so many groups of one size."""
+    check_at_least("num_groups", num_groups, 1)
+    if num_features % num_groups:
+        raise ValueError(f"num_groups must divide num_features = {num_features}, got {num_groups}")
+
+
 def check_fraction(name: str, *values: float) -> None:
     """Raises a ValueError where a value is not a number in [0, 1]."""
     for value in values:
