@@ -22,6 +22,7 @@ BUILDERS = {
     "un_centered": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, centering="batch", **k),
     "un_window_centered": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, centering="window", **k),
     "batchnorm": norms.BatchNorm,
+    "rbn": norms.RegularizedBatchNorm,
     "powernorm": lambda c, **k: norms.PowerNorm(c, warmup_steps=3, num_groups=2 if c % 2 == 0 else 1, **k),
     "powernorm_offline": lambda c, **k: norms.PowerNorm(c, warmup_steps=3, group_scaling=False, **k),
     "mabn": lambda c, **k: norms.MovingAverageBatchNorm(c, window=4, warmup_steps=2, **k),

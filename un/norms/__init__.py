@@ -9,6 +9,7 @@ from un.norms.groupnorm import GroupNorm
 from un.norms.mabn import MovingAverageBatchNorm
 from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
+from un.norms.regularized import RegularizedBatchNorm
 from un.norms.rmsnorm import RMSNorm
 from un.norms.unified import UnifiedNorm
 from un.norms.unified_variants import UnifiedNormVariant
@@ -23,6 +24,7 @@ __all__ = [
     "PowerNorm",
     "ProgressiveRepBatchNorm",
     "RMSNorm",
+    "RegularizedBatchNorm",
     "RepBatchNorm",
     "Switches",
     "UnifiedNorm",

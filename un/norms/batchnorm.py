@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class BatchNorm(Norm):
     """
 
     overwritten = ("running_var", "num_batches_tracked")
-    shown = ("momentum",)
+    shown: tuple[str, ...] = ("momentum",)
 
     running_mean: Tensor
     num_batches_tracked: Tensor
@@ -76,28 +76,41 @@ class BatchNorm(Norm):
         if not self.training:
             return self.apply_affine(x)
         rows, mask = flatten_rows(x, pad_mask)
-        call = self.notes.decide_once(rows, lambda: self.take_rows(rows, mask, update))
+        return self.normalize_batch(x, self.notes.decide_once(rows, lambda: self.take_rows(rows, mask, update)))
+
+    def normalize_batch(self, x: Tensor, call: Any) -> Tensor:
+        """Normalises x (..., C) by the statistics of its batch."""
         rule = partial(self.differentiate, call)
         return normalize(self, x, call.scale, rule, mean=call.mean, corrected=call.corrected)
 
-    def take_rows(self, rows: Tensor, mask: Tensor | None, update: Tensor | None) -> Call:
+    def take_rows(self, rows: Tensor, mask: Tensor | None, update: Tensor | None) -> Any:
         """Measures rows (R, C) and takes them into the running statistics, unless `update` is there and False."""
         corrected = None if mask is None else mask.logical_not().unsqueeze(-1)
         moments = measure_moments(rows, mask, centered=True, sync=self.sync)
         return take_batch(self, moments, partial(self.move_running, update, corrected))
 
-    def move_running(self, update: Tensor | None, corrected: Tensor | None, batch: Batch) -> Call:
-        """Moves the running statistics."""
+    def move_running(self, update: Tensor | None, corrected: Tensor | None, batch: Batch) -> Any:
+        """Moves the running statistics, and returns a `Call` or what has its attributes."""
         mean, variance, count = batch.mean, batch.square, batch.num_rows
         assert mean is not None  # centered moments have one
-        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp_min(1)
-        for running, value in ((self.running_mean, mean), (self.running_var, variance * count / others)):
+        for running, value in ((self.running_mean, mean), (self.running_var, self.estimate_variance(variance, count))):
             value = value if update is None else torch.where(update, value, running)
             move_average(running, value, 1 - self.momentum)
         self.num_batches_tracked.add_(1 if update is None else update)
-        return Call((variance + self.eps).rsqrt(), mean, count, corrected, batch.refused)
+        return Call(self.invert(variance), mean, count, corrected, batch.refused)
 
-    def differentiate(self, call: Call, upstream: Upstream) -> Coefficients:
+    def estimate_variance(self, variance: Tensor, count: int | Tensor) -> Tensor:
+        """Returns what enters the running variance: here the sample variance, as in torch."""
+        return variance * count / (max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp_min(1))
+
+    def invert(self, variance: Tensor) -> Tensor:
+        """Returns the factor (C,) by which rows around their mean are normalised."""
+        return (variance + self.eps).rsqrt()
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.combine_affine(self.invert(self.running_var), self.running_mean)
+
+    def differentiate(self, call: Any, upstream: Upstream) -> Coefficients:
         """Finds the exact gradient: a row that counted loses its share of the sums that pass mean and variance."""
         weight, dx_sum, d_sum = upstream
         outer, weight_grad = call.scale * weight, call.scale * dx_sum
@@ -145,7 +158,7 @@ class RepBatchNorm(BatchNorm):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Returns BN's inference map with η added to the scale."""
-        scale, shift = super().affine()  # type: ignore[misc]  # there are running statistics
+        scale, shift = super().affine()
         return scale + self.eta, shift
 
     def reset_parameters(self) -> None:
