@@ -32,8 +32,9 @@ BUILDERS = {
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),
+    "scalenorm": norms.ScaleNorm,
 }
-STATELESS = ("rmsnorm", "dyt", "derf", "groupnorm")
+STATELESS = ("rmsnorm", "scalenorm", "dyt", "derf", "groupnorm")
 STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 

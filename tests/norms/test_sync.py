@@ -6,7 +6,7 @@ import pytest
 from tests.norms.sharded import KINDS, STEPS, SYNCED, C, run_counted, run_steps
 from tests.processes import Processes
 
-CENTERED = ("un_centered", "un_window_centered", "batchnorm", "rep_batchnorm", "prepbn")
+CENTERED = ("un_centered", "un_window_centered", "batchnorm", "rbn", "rep_batchnorm", "prepbn")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Normalization layers for Transformers, all as `norm(x, pad_mask=None)` on channel-last x."""
 
-from un.norms.batchnorm import BatchNorm, RepBatchNorm
+from un.norms.batchnorm import BatchNorm, FeedForwardBatchNorm, RepBatchNorm
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.switches import Switches
@@ -10,7 +10,7 @@ from un.norms.mabn import MovingAverageBatchNorm
 from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
 from un.norms.regularized import RegularizedBatchNorm
-from un.norms.rmsnorm import RMSNorm
+from un.norms.rmsnorm import RMSNorm, ScaleNorm
 from un.norms.unified import UnifiedNorm
 from un.norms.unified_variants import UnifiedNormVariant
 
@@ -18,6 +18,7 @@ __all__ = [
     "BatchNorm",
     "DynamicErf",
     "DynamicTanh",
+    "FeedForwardBatchNorm",
     "GroupNorm",
     "MovingAverageBatchNorm",
     "Norm",
@@ -26,6 +27,7 @@ __all__ = [
     "RMSNorm",
     "RegularizedBatchNorm",
     "RepBatchNorm",
+    "ScaleNorm",
     "Switches",
     "UnifiedNorm",
     "UnifiedNormVariant",

@@ -120,6 +120,16 @@ class BatchNorm(Norm):
         return Coefficients(outer, share * dx_sum * call.scale.square(), share * d_sum, weight_grad)
 
 
+class FeedForwardBatchNorm(BatchNorm):
+    """BN at every norm and, by surgery, one more in every MLP ("BN + FFN-BN", Yao et al., ICCV workshops 2021).
+
+    The norms in the MLPs stand behind the first layer, before the activation, as in the public code, and fold into
+    that layer. Options are those of `BatchNorm`.
+    """
+
+    in_mlps = True
+
+
 class RepBatchNorm(BatchNorm):
     """RepBN: BN(x) + η x with one learnable scalar η; offline like BN.
 

@@ -112,8 +112,11 @@ def _read_own(norm: Norm) -> NormTraits:
         probe = Probe(norm, torch.float64)  # whose weights are parameters, however they were computed
     except ProbeError as error:
         return NormTraits(norm.num_features, obstacle=str(error))
-    weight, bias = (None if probe.is_empty else getattr(probe.module, name) for name in ("weight", "bias"))
-    has_affine = probe.module.weight is not None
+    assert isinstance(probe.module, Norm)
+    weight, bias = probe.module.read_affine()
+    has_affine = weight is not None
+    if probe.is_empty:
+        weight = bias = None
     return NormTraits(norm.num_features, -1, weight, bias, has_affine)
 
 

@@ -7,6 +7,7 @@ or RMSNorm does. BatchNorm and GroupNorm, which mean something else, are never s
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from un.surgery.attachments import avoid_fused_kernels, carry_hooks, list_comput
 from un.surgery.layout import ChannelFirst, find_inner
 from un.surgery.measurement import NormTraits
 from un.surgery.recognition import is_norm, recognize_norm
-from un.surgery.sites import Globs, NormFactory, Site, assign_factories, find_sites
+from un.surgery.sites import Globs, NormFactory, Site, assign_factories, find_mlp_sites, find_sites
 
 NEUTRAL = {"weight": 1.0, "bias": 0.0}
 
@@ -40,18 +41,21 @@ class SurgeryReport:
     Attributes:
         rows: the replaced sites, in module order, a shared norm's names together.
         kept: the norms that include or exclude left alone.
+        added: the layers in MLPs, which stay, and the norms behind them.
         notes: what else changed in the model, and what looks like a norm and was left.
     """
 
     rows: tuple[SurgeryRow, ...]
     kept: tuple[SurgeryRow, ...] = ()
     notes: tuple[str, ...] = ()
+    added: tuple[SurgeryRow, ...] = ()
 
     def __str__(self) -> str:
-        table = [SurgeryRow("site", "old", "new"), *self.rows, *self.kept]
+        table = [SurgeryRow("site", "old", "new"), *self.rows, *self.added, *self.kept]
         site_width, old_width = max(len(row.site) for row in table), max(len(row.old) for row in table)
         lines = [f"{row.site:{site_width}}  {row.old:{old_width}}  {row.new}" for row in table]
-        return "\n".join([*lines, *self.notes, f"{len(self.rows)} norms replaced, {len(self.kept)} kept"])
+        added = f", {len(self.added)} put into MLPs" if self.added else ""
+        return "\n".join([*lines, *self.notes, f"{len(self.rows)} norms replaced{added}, {len(self.kept)} kept"])
 
 
 def replace_norms(
@@ -69,6 +73,9 @@ def replace_norms(
     Norms over sequences (B, C, T) or maps (B, C, H, W) come back inside `ChannelFirst`; a norm with an activation of
     its own (timm's `LayerNormAct2d`) becomes a Sequential of the new norm and that activation. Hooks on a norm's calls
     move to the new one; a weight that torch computes (weight_norm, pruning, parametrizations) is carried as it is now.
+
+    A class of norms with `in_mlps` also gets a norm behind the first layer of every MLP: the layer becomes a Sequential
+    of itself, `linear`, and the norm, `norm`. Globs choose among these layers by their names as among norms.
 
     Args:
         model: any built model; it must hold norms, not be one.
@@ -92,29 +99,39 @@ def replace_norms(
     if not sites:
         none = f"{type(model).__name__} has no norm to replace: no LayerNorm, no RMSNorm, none of un.norms"
         raise ValueError("; ".join([none, *left]))
+    places, without_place = find_mlp_sites(model, norm_factory)
+    sites += places
+    left += without_place
     factories = assign_factories(sites, norm_factory, include, exclude)
     new_norms = {
         site.names: _build_norm(site, factories[site.names[0]], model, carry_affine)
         for site in sites
         if site.names[0] in factories
     }
-    rows, kept, notes = list[SurgeryRow](), list[SurgeryRow](), list[str]()
-    for site in sites:
-        old, new = _describe(site.norm, site.traits), new_norms.get(site.names)
-        if new is None:
-            kept += [SurgeryRow(name, old, "kept") for name in site.names]
-        else:
-            rows += [SurgeryRow(name, old, _describe(new)) for name in site.names]
-        notes += [f"{name} and {site.names[0]} are one shared norm" for name in site.names[1:]]
+    notes = [f"{name} and {site.names[0]} are one shared norm" for site in sites for name in site.names[1:]]
     notes += left
     for site in sites:
         if (new := new_norms.get(site.names)) is not None:
-            notes += _carry_attachments(site, new)
+            if not site.is_layer:
+                notes += _carry_attachments(site, new)
             for name in site.names:
                 model.set_submodule(name, new)
     for name, change in avoid_fused_kernels(model, set(new_norms.values())):
         notes.append(f"{name}: {change}, because its fused kernel would bypass the new norms")
-    return SurgeryReport(tuple(rows), tuple(kept), tuple(notes))
+    return _build_report(sites, new_norms, notes)
+
+
+def _build_report(sites: list[Site], new_norms: Mapping[tuple[str, ...], nn.Module], notes: list[str]) -> SurgeryReport:
+    rows, kept, added = list[SurgeryRow](), list[SurgeryRow](), list[SurgeryRow]()
+    for site in sites:
+        old, new = _describe(site.norm, site.traits), new_norms.get(site.names)
+        if site.is_layer:
+            added += [SurgeryRow(name, old, f"+ {_describe(new.get_submodule('norm'))}") for name in site.names if new]
+        elif new is None:
+            kept += [SurgeryRow(name, old, "kept") for name in site.names]
+        else:
+            rows += [SurgeryRow(name, old, _describe(new)) for name in site.names]
+    return SurgeryReport(tuple(rows), tuple(kept), tuple(notes), tuple(added))
 
 
 def reset_norm_steps(model: nn.Module) -> int:
@@ -152,6 +169,8 @@ def _build_norm(site: Site, norm_factory: NormFactory, model: nn.Module, carry_a
     for parameter_name, parameter in new.named_parameters():
         known = same_names.get(parameter_name)
         parameter.requires_grad_(trainable if known is None else known.requires_grad)
+    if site.is_layer:
+        return nn.Sequential(OrderedDict(linear=old, norm=new)).train(old.training)
     if traits.axis != -1:
         new = ChannelFirst(new, traits.axis)
     return (nn.Sequential(new, *traits.rest) if traits.rest else new).train(old.training)
@@ -203,6 +222,8 @@ def _describe(norm: nn.Module, traits: NormTraits | None = None) -> str:
     """Returns class, channels and eps of a norm, e.g. LayerNorm(192, eps=1e-06), and what is wrapped around it."""
     if isinstance(norm, ChannelFirst):
         return f"ChannelFirst({_describe(norm.norm, traits)})"
+    if isinstance(norm, nn.Linear):
+        return f"Linear({norm.in_features}, {norm.out_features})"
     if isinstance(norm, nn.Sequential):
         return " + ".join([_describe(norm[0]), *(type(module).__name__ for module in norm[1:])])
     known = traits.num_features if traits is not None else getattr(norm, "num_features", None)

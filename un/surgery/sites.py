@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from un.surgery.measurement import NormTraits
+from un.surgery.mlps import find_first_layers, goes_into_mlps
 from un.surgery.recognition import recognize_norm, walk_norms
 
 NormFactory = Callable[..., nn.Module]
@@ -24,11 +25,15 @@ SUGGESTIONS = 3  # site names offered when a glob matches nothing
 
 @dataclass(frozen=True)
 class Site:
-    """A norm, its dotted names (several where the model holds it more than once), and what was recognised in it."""
+    """A norm, its dotted names (several where the model holds it more than once), and what was recognised in it.
+
+    Or the first layer of an MLP, which stays and gets a new norm behind it.
+    """
 
     names: tuple[str, ...]
     norm: nn.Module
     traits: NormTraits
+    is_layer: bool = False
 
 
 def find_sites(model: nn.Module) -> tuple[list[Site], list[str]]:
@@ -41,6 +46,22 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[str]]:
             reason = f"{type(norm).__name__} looks like a norm, but {traits.obstacle}"
             left += [f"{name} was left: {reason}" for name in names]
     return sites, left
+
+
+def find_mlp_sites(
+    model: nn.Module, norm_factory: NormFactory | Mapping[str, NormFactory]
+) -> tuple[list[Site], list[str]]:
+    """Returns the places in MLPs for norms that go there, and notes on MLPs that have none; nothing for other norms.
+
+    Raises:
+        ValueError: the norm goes into MLPs, and the model has none.
+    """
+    factories = norm_factory.values() if isinstance(norm_factory, Mapping) else [norm_factory]
+    if not any(map(goes_into_mlps, factories)):
+        return [], []
+    layers, left = find_first_layers(model)
+    places = [Site((k,), layer, NormTraits(layer.out_features), is_layer=True) for k, layer in layers.items()]
+    return places, left
 
 
 def assign_factories(
@@ -66,6 +87,9 @@ def assign_factories(
             raise ValueError(f"norm globs {claims} all claim {name}: make them disjoint")
         if claims:
             assigned[name] = factories[claims[0]]
+    for site in sites:
+        if site.is_layer and not goes_into_mlps(assigned.get(site.names[0])):
+            assigned.pop(site.names[0], None)
     for site in sites:
         if len({id(assigned.get(name)) for name in site.names}) > 1:
             listed = " and ".join(site.names)

@@ -40,6 +40,7 @@ class Norm(nn.Module):
     running_moment = "running_var"  # the second moment that inference uses
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
+    in_mlps = False  # whether surgery also puts one between the first layer and the activation of every MLP
     shown: tuple[str, ...] = ()  # options in its repr()
     variant: Any = None  # the subclass for options that the class does not have itself; has `is_asked_for(options)`
 
@@ -189,6 +190,10 @@ class Norm(nn.Module):
         for own, value in ((self.weight, weight), (self.bias, bias)):
             if own is not None and value is not None:
                 own.data.copy_(value)
+
+    def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the weight and bias, (C,) each, that a norm in its place would need; None where it has none."""
+        return self.weight, self.bias
 
     def check_input(self, x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Returns x, contiguous as it is after nn.LayerNorm, and the mask to use: the one passed, or the shared one.

@@ -8,6 +8,7 @@ must be installed. Checkpoints are fairseq's.
 import argparse
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "un": norms.UnifiedNorm,
     "layernorm": None,
     "batchnorm": norms.BatchNorm,
+    "ffn_bn": norms.FeedForwardBatchNorm,
     "powernorm": norms.PowerNorm,
     "mabn": norms.MovingAverageBatchNorm,
     "rmsnorm": norms.RMSNorm,
@@ -37,6 +39,7 @@ NORMS: dict[str, type[nn.Module] | None] = {
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": norms.GroupNorm,
+    "scalenorm": norms.ScaleNorm,
 }
 NORM_OPTIONS = ("window", "warmup_steps", "filtration")  # --norm-<option>; those not given are the norm's defaults
 
@@ -73,8 +76,7 @@ class NormTransformer(Transformer):
             if name not in known:
                 raise ValueError(f"--norm-{name.replace('_', '-')} is not an option of --norm {args.norm}")
         if norm is not None:
-            build_norm: Any = norm
-            replace_norms(model, lambda num_features, **place: build_norm(num_features, **options, **place))
+            replace_norms(model, partial(norm, **options))
         model.use_pad_mask(args.pad_mask)
         return model
 
