@@ -75,6 +75,8 @@ class NormTransformer(Transformer):
         if norm is not None:
             build_norm: Any = norm
             replace_norms(model, lambda num_features, **place: build_norm(num_features, **options, **place))
+        if getattr(args, "max_update", 0):
+            norms.set_training_length(model, args.max_update, args.max_update * args.update_freq[0])
         model.use_pad_mask(args.pad_mask)
         return model
 
