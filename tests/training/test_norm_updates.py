@@ -1,6 +1,7 @@
 """Optimizer steps through Lightning: accumulation, loss scaling, averages, and models that recompute activations."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -55,6 +56,42 @@ def test_accumulated_gradients() -> None:
     trainer = fit(ToyTask(model, sgd), accumulate_grad_batches=3, max_epochs=2)
     assert trainer.global_step == 4
     assert model.norm.iters.item() == 4
+
+
+def make_fractional_model(**options: Any) -> ToyModel:
+    torch.manual_seed(0)
+    model = ToyModel(3)
+    replace_norms(model, lambda c, **k: UnifiedNorm(c, warmup_fraction=0.5, **k, **options))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "expected"),
+    [
+        ({"max_epochs": 4}, "calls", 10),  # of 4 x 5 batches
+        ({"max_epochs": 4, "max_steps": 6}, "calls", 3),
+        ({"max_epochs": -1, "max_steps": 8}, "calls", 4),
+        ({"max_epochs": 4, "limit_train_batches": 3}, "calls", 6),
+        ({"max_epochs": 4, "accumulate_grad_batches": 3}, "calls", 10),  # 3 + 2 batches an epoch
+        ({"max_epochs": 4, "accumulate_grad_batches": 3}, "updates", 4),
+    ],
+)
+def test_norms_are_told_the_length_of_the_training(options: dict[str, int], count: str, expected: int) -> None:
+    model = make_fractional_model(count=count)
+    fit(ToyTask(model, sgd), **options)
+    assert model.norm.warmup_steps == model.norm.warmup == expected
+
+
+def test_a_resumed_training_keeps_its_schedule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever its length is now; where the schedule ends after the training, it says so."""
+    trainer = fit(ToyTask(make_fractional_model(), sgd), max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for max_steps, warns in ((40, False), (9, True)):
+        resumed = make_fractional_model()
+        resumed.load_state_dict({k[6:]: v for k, v in torch.load(tmp_path / "last.ckpt")["state_dict"].items()})
+        fit(ToyTask(resumed, sgd), max_epochs=-1, max_steps=max_steps)
+        assert resumed.norm.warmup_steps == 10
+        assert ("the schedule of 1 norms, first model.norm, ends after the 9 steps" in caplog.text) == warns
 
 
 class OverflowingTask(ToyTask):

@@ -3,6 +3,7 @@
 from un.norms.batchnorm import BatchNorm, FeedForwardBatchNorm, RepBatchNorm
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
+from un.norms.core.schedule import set_training_length
 from un.norms.core.switches import Switches
 from un.norms.dynamic import DynamicErf, DynamicTanh
 from un.norms.groupnorm import GroupNorm
@@ -32,4 +33,5 @@ __all__ = [
     "UnifiedNorm",
     "UnifiedNormVariant",
     "calibrate",
+    "set_training_length",
 ]

@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from un.norms.batchnorm import RepBatchNorm
-from un.norms.core.base import Norm, flatten_rows, statistics_dtype
+from un.norms.core.base import NEVER, Norm, flatten_rows, statistics_dtype
 from un.norms.core.options import check_at_least, check_choice, check_fraction
+from un.norms.core.schedule import choose_unit, register_place
 from un.norms.rmsnorm import RMSNorm
+
+# T as a fraction of the training: about 0.8 as users report (xinghaochen/SLAB, issue 6; 60000 steps gave them NaN).
+# The paper's runs have numbers of steps: 300000, DeiT and Swin 60000, CSwin 120000.
+DEFAULT_FRACTION = 0.8
 
 
 class ProgressiveRepBatchNorm(Norm):
@@ -22,7 +27,8 @@ class ProgressiveRepBatchNorm(Norm):
 
     Args:
         num_features: C.
-        steps: T over which λ falls from `start` to 0; the paper's runs: 300000, DeiT and Swin 60000, CSwin 120000.
+        steps: T over which λ falls from `start` to 0.
+        fraction: T as a fraction of the training, see `un.norms.set_training_length`; 0.8 unless there are steps.
         layer_norm_steps: w, calls of pure LN before that.
         start: λ at the first mixed call.
         base: `layernorm` or `rmsnorm`.
@@ -41,7 +47,8 @@ class ProgressiveRepBatchNorm(Norm):
         self,
         num_features: int,
         *,
-        steps: int = 300000,
+        steps: int | None = None,
+        fraction: float | None = None,
         layer_norm_steps: int = 0,
         start: float = 1.0,
         base: str = "layernorm",
@@ -54,7 +61,8 @@ class ProgressiveRepBatchNorm(Norm):
         **rep_options: Any,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=False, device=device, dtype=dtype)
-        check_at_least("steps", steps, 1)
+        length = choose_unit("", steps, fraction, DEFAULT_FRACTION)
+        check_at_least("steps", 1 if isinstance(length, float) else length, 1)
         check_at_least("layer_norm_steps", layer_norm_steps, 0)
         check_at_least("calls_per_step", calls_per_step, 1)
         check_fraction("start", start)
@@ -67,8 +75,16 @@ class ProgressiveRepBatchNorm(Norm):
         else:
             self.base_norm = nn.LayerNorm(num_features, eps=eps, elementwise_affine=affine, **place)
         self.rep_norm = RepBatchNorm(num_features, eps=eps, affine=affine, sync=sync, **place, **rep_options)
-        for name, value in (("warm", layer_norm_steps), ("iter", steps), ("total_step", steps), ("calls", 0)):
+        register_place(self, "total_step", length)
+        for name, value in (("warm", layer_norm_steps), ("iter", self.places["total_step"]), ("calls", 0)):
             self.register_state(name, value, integer=True)
+
+    def fix_places(self, length: float) -> None:
+        """Finds T, from which the steps left are counted down, and which is at least 1."""
+        super().fix_places(length)
+        self.total_step.clamp_min_(1)
+        self.iter.copy_(torch.where(self.iter == NEVER, self.total_step, self.iter))
+        self.read_places()
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the batch statistics."""

@@ -26,10 +26,13 @@ from torch import Tensor
 
 from un.norms.core.base import Norm, flatten_rows
 from un.norms.core.moments import divide, measure_moments
-from un.norms.core.options import check_at_least, check_flags, make_fractions, make_windows
+from un.norms.core.options import check_flags, make_fractions, make_windows
 from un.norms.core.passes import Coefficients, Upstream, normalize
+from un.norms.core.schedule import choose_unit, register_place
 from un.norms.core.transaction import Batch, take_batch, take_gradient
 from un.norms.core.window import average_geometrically, average_slots, choose, move_average, write_slot
+
+OFFICIAL_WARMUP = 4000  # calls
 
 
 class Call(NamedTuple):
@@ -54,7 +57,10 @@ class UnifiedNorm(Norm):
     Args:
         num_features: C.
         window: M, or a (forward, backward) pair.
-        warmup_steps: W, training-mode calls of this layer before smoothing, filtration and compensation start.
+        warmup_steps: W, training-mode calls of this layer before smoothing, filtration and compensation start; 4000
+            unless there is a fraction.
+        warmup_fraction: W as a fraction of the training (ours), see `un.norms.set_training_length`; with it there is a
+            buffer more, warmup ().
         filtration: outlier filtration; officially off for language, on for vision.
         eps: ε.
         momentum: α, the weight of the OLD value in the running averages, or a (v, ψ) pair.
@@ -72,7 +78,8 @@ class UnifiedNorm(Norm):
         num_features: int,
         *,
         window: int | Sequence[int] = 4,
-        warmup_steps: int = 4000,
+        warmup_steps: int | None = None,
+        warmup_fraction: float | None = None,
         filtration: bool = False,
         eps: float = 1e-5,
         momentum: float | Sequence[float] = 0.9,
@@ -82,19 +89,31 @@ class UnifiedNorm(Norm):
         **switches: Any,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        check_at_least("warmup_steps", warmup_steps, 0)
         check_flags(filtration=filtration)
         self.window, self.momentum = make_windows(window), make_fractions("momentum", momentum)
-        self.warmup_steps, self.filtration = warmup_steps, filtration
+        self.filtration, warmup = filtration, choose_unit("warmup", warmup_steps, warmup_fraction, OFFICIAL_WARMUP)
         self.register_state("running_var", 1, num_features)
         self.register_state("ema_gz", 0, num_features)
         self.register_state("buffer_x2", 0, self.window[0], num_features)
         self.register_state("buffer_gz", 0, self.window[1], num_features)
         self.register_counters("iters", "skip_counter", "nonfinite_counter")
-        # The last calls before smoothing (forward, backward), filtration and compensation start.
-        self.last_raw: tuple[int, ...] = tuple(max(size, warmup_steps - 1) for size in self.window)
-        self.last_unfiltered, self.last_uncompensated = max(warmup_steps - 1, 0), max(1000, warmup_steps)
         self.ratio_limits, self.always_dropped = (0.2, 5.0), self.window[0] == 1
+        if isinstance(warmup, float):
+            register_place(self, "warmup", warmup)
+            self.read_places()
+        else:
+            self.set_warmup(warmup)
+
+    def set_warmup(self, steps: int) -> None:
+        """Finds the last calls before smoothing (forward, backward), filtration and compensation start."""
+        self.warmup_steps = steps
+        self.last_raw: tuple[int, ...] = tuple(max(size, steps - 1) for size in self.window)
+        self.last_unfiltered, self.last_uncompensated = max(steps - 1, 0), max(1000, steps)
+
+    def read_places(self) -> None:
+        super().read_places()
+        if "warmup" in self.places:
+            self.set_warmup(self.places["warmup"])
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalises x (..., C); pad_mask (...), True = padding, keeps rows out of the second moment."""

@@ -68,8 +68,8 @@ class UnifiedNormVariant(UnifiedNorm):
 
     def __init__(self, num_features: int, **options: Any) -> None:
         plain, others = split_options(options)
-        super().__init__(num_features, **plain)
         self.switches = switches = build_switches(**others)
+        super().__init__(num_features, **plain)
         if switches.centering != "none":
             self.register_state("running_mean", 0, num_features)
             self.register_state("buffer_mean", 0, self.window[0], num_features)
@@ -78,16 +78,22 @@ class UnifiedNormVariant(UnifiedNorm):
         self.rejects_nonfinite = switches.reject_nonfinite
         self.always_dropped = self.window[0] == 1 and switches.single_window == "unsmoothed"  # S18
         self.ratio_limits = switches.compensation_limits or (0, math.inf)  # S2
-        self.last_uncompensated = max(switches.compensation_start, self.warmup_steps)  # S2
+        self.set_warmup(self.warmup_steps)  # once more, with all that it depends on
+        self.average_window = AVERAGES.get(switches.forward_average, average_geometrically)
+
+    def set_warmup(self, steps: int) -> None:
+        """Finds the last calls before each phase, by the switches."""
+        super().set_warmup(steps)
+        switches = self.switches
+        self.last_uncompensated = max(switches.compensation_start, steps)  # S2
         if switches.compensation == "none":  # S1
             self.last_uncompensated = ALWAYS
         if switches.smoothing_start == "full_window":  # S4
-            self.last_raw = tuple(max(size, self.warmup_steps, 1) - 1 for size in self.window)
+            self.last_raw = tuple(max(size, steps, 1) - 1 for size in self.window)
             self.last_unfiltered = self.last_raw[0]
         self.last_uncentered = ALWAYS if self.always_dropped else self.last_raw[0]  # by the window's mean
         if switches.forward_average == "last":  # S13
             self.last_raw = (ALWAYS, self.last_raw[1])
-        self.average_window = AVERAGES.get(switches.forward_average, average_geometrically)
 
     @classmethod
     def is_asked_for(cls, options: Mapping[str, Any]) -> bool:

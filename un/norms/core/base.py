@@ -16,6 +16,7 @@ from un.norms.core.options import check_at_least
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 OWN_COUNTERS = ("nonfinite_counter", "update_calls")  # buffers that checkpoints of the official code lack
+NEVER = 2**31 - 1  # the number of a place in the training that is not known yet, see `un.norms.core.schedule`
 
 
 class Norm(nn.Module):
@@ -48,6 +49,9 @@ class Norm(nn.Module):
     bias: nn.Parameter | None
     shared_pad_mask: Tensor | None  # used where no mask is passed; set by `un.surgery.masking`
     count = "calls"  # what windows and warm-up count; set by `un.norms.core.updates`
+    calls_per_step = 1  # counts after which the schedule moves on once
+    fractions: dict[str, float]  # places in the training that are fractions of it, by their buffers' names
+    places: dict[str, int]  # all places, as numbers on the host; set by `un.norms.core.schedule`
     update_calls: Tensor
     running_var: Tensor  # the names of the state are those of the official code
     ema_gz: Tensor
@@ -85,6 +89,7 @@ class Norm(nn.Module):
         self.shared_pad_mask = None  # here, not in the class: an attribute that appears later is compiled anew
         self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
         self._initial_state: dict[str, float] = {}
+        self.fractions, self.places = {}, {}
         self.notes = CallNotes()
         for name, fill, wanted in (("weight", torch.ones, affine), ("bias", torch.zeros, affine and bias)):
             value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if wanted else None
@@ -108,6 +113,20 @@ class Norm(nn.Module):
                 nn.init.constant_(parameter, fill)
         for name, fill in self._initial_state.items():
             getattr(self, name).fill_(fill)
+        self.read_places()
+
+    def fix_places(self, length: float) -> None:
+        """Turns fractions of a training of `length` steps into numbers; those that have one keep it."""
+        for name, fraction in self.fractions.items():
+            if self.places[name] == NEVER:
+                self.get_buffer(name).fill_(round(fraction * length))
+        self.read_places()
+
+    def read_places(self) -> None:
+        """Reads the places from the buffers that keep them, after these have changed."""
+        for name in self.places:
+            buffer = self.get_buffer(name)
+            self.places[name] = self.places[name] if buffer.is_meta else int(buffer)
 
     @property
     def counts_steps(self) -> bool:
@@ -118,6 +137,9 @@ class Norm(nn.Module):
         """Enters warm-up anew, where there is one, and keeps all statistics (official advice before fine-tuning)."""
         if self.counts_steps:
             self.iters.zero_()
+            for name in self.fractions:
+                self.get_buffer(name).fill_(NEVER)
+            self.read_places()
 
     @property
     def source(self) -> Norm:
@@ -199,7 +221,8 @@ class Norm(nn.Module):
         """Returns x, contiguous as it is after nn.LayerNorm, and the mask to use: the one passed, or the shared one.
 
         Raises:
-            ValueError: where x is not (..., C) or the mask is not a boolean (...).
+            ValueError: where x is not (..., C) or the mask is not a boolean (...), or in training where the norm was
+                never told of how long a training its schedule is a fraction.
         """
         if x.dim() == 0 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected input (..., {self.num_features}), got shape {tuple(x.shape)}")
@@ -208,6 +231,11 @@ class Norm(nn.Module):
             raise ValueError(f"pad_mask must be boolean (True = padding), got {pad_mask.dtype}")
         if pad_mask is not None and pad_mask.shape != x.shape[:-1]:
             raise ValueError(f"pad_mask must have shape {tuple(x.shape[:-1])}, got {tuple(pad_mask.shape)}")
+        if self.training and NEVER in self.places.values():
+            raise ValueError(
+                f"{type(self).__name__} has a schedule in fractions of a training whose length it was not told: call "
+                "un.norms.set_training_length(model, steps), or give it a number of steps"
+            )
         return x.contiguous(), pad_mask
 
     def extra_repr(self) -> str:
@@ -226,10 +254,11 @@ class Norm(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in OWN_COUNTERS:
+        for name in (*OWN_COUNTERS, *self.fractions):
             if name in self._buffers:
                 state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.read_places()
 
 
 def flatten_rows(x: Tensor, pad_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

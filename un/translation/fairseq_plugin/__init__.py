@@ -77,6 +77,8 @@ class NormTransformer(Transformer):
                 raise ValueError(f"--norm-{name.replace('_', '-')} is not an option of --norm {args.norm}")
         if norm is not None:
             replace_norms(model, partial(norm, **options))
+        if getattr(args, "max_update", 0):
+            norms.set_training_length(model, args.max_update, args.max_update * args.update_freq[0])
         model.use_pad_mask(args.pad_mask)
         return model
 
