@@ -38,6 +38,7 @@ class Norm(nn.Module):
     rejects_nonfinite = True  # whether a batch with a statistic that is not finite is refused
     gradient_state: tuple[str, ...] = ()  # those that a backward moves; in units of the upstream gradient
     running_moment = "running_var"  # the second moment that inference uses
+    counts_padding = False  # whether padding is in the running moment
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
     shown: tuple[str, ...] = ()  # options in its repr()
