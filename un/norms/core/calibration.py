@@ -79,7 +79,7 @@ def find_statistics(model: nn.Module) -> dict[Norm, str]:
 
 
 def _run_uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Runs compiled modules as they were written; without the compiler, which takes seconds to import, there are none."""
+    """Runs compiled modules as written; there are none without the compiler, which takes seconds to import."""
     is_loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if is_loaded else contextlib.nullcontext()
 
