@@ -14,7 +14,7 @@ from un.analysis import layers
 from un.analysis.curves import average_seeds, draw_curves
 from un.analysis.drawing import FIGURES
 from un.analysis.layers import PANELS
-from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, VECTORS
+from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, SCALARS, VECTORS
 from un.analysis.runs import LoggedRun, find_run_folders, read_run
 from un.analysis.storage import StatisticsFiles
 from un.analysis.style import MAX_POINTS, OPTIONS, choose_spread, thin_rows
@@ -34,9 +34,10 @@ def make_table(sites: int = 9, offline: bool = True) -> pd.DataFrame:
                 row |= {f"{name}_p{percent}": value for percent, value in zip(percents, values, strict=True)}
             struck = 3 if layer == sites - 1 and step > 100 else 0
             row |= {"peak": random.uniform(4, 60), "gap": random.uniform(0, 1), "threshold": 0.9}
+            row |= {"mean_discrepancy": random.uniform(0, 1), "scale_discrepancy": random.uniform(0, 1)}
             row |= dict.fromkeys(COUNTERS, np.nan) | {"calls": step, "filtered_calls": struck}
             if not offline:
-                row |= dict.fromkeys(["gap", "threshold", "calls", "filtered_calls"], np.nan)
+                row |= dict.fromkeys([*SCALARS[1:], "calls", "filtered_calls"], np.nan)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -61,6 +62,19 @@ def test_heat_map_shows_the_table_and_where_filtration_struck() -> None:
         assert [label.get_text() for label in axes.get_yticklabels()] == list(table["site"].unique())
         assert axes.yaxis_inverted()
     np.testing.assert_allclose(top.collections[1].get_offsets(), [[150, 8]])
+
+
+def test_discrepancy_is_drawn_of_what_the_norms_have() -> None:
+    table = make_table()
+    for columns in (["mean_discrepancy", "scale_discrepancy"], ["scale_discrepancy"]):
+        figure = layers.draw_discrepancy(table)
+        assert figure is not None
+        panels = [axes for axes in figure.axes if axes.get_title()]
+        for axes, column in zip(panels, columns, strict=True):
+            expected = table.pivot(index="layer", columns="step", values=column).to_numpy()
+            np.testing.assert_allclose(axes.collections[0].get_array().reshape(expected.shape), expected)
+        table["mean_discrepancy"] = np.nan  # of norms that do not centre
+    assert layers.draw_discrepancy(table.drop(columns=columns)) is None  # as earlier versions recorded it
 
 
 def test_lines_show_the_table() -> None:

@@ -104,6 +104,16 @@ def run_steps(
     return found
 
 
+def calibrate_shards(rank: int | None, count: int) -> dict[str, Any]:
+    """Returns the buffers of norms calibrated over the finite batches, or over the shards of one process."""
+    model = torch.nn.Sequential(norms.BatchNorm(C, dtype=torch.float64), norms.UnifiedNorm(C, dtype=torch.float64))
+    steps = [step for step in range(STEPS) if KINDS[step % len(KINDS)] not in ("non-finite", "bad padding")]
+    shards = [make_shards(step, count, seed=0) for step in steps]
+    batches = [join_shards(one) if rank is None else one[rank] for one in shards]
+    norms.calibrate(model, batches, lambda m, shard: m[1](m[0](shard.x, shard.mask), shard.mask), sync=rank is not None)
+    return {name: buffer.numpy() for name, buffer in model.named_buffers()}
+
+
 def run_counted(rank: int, *arguments: Any) -> tuple[list[dict[str, Any]], tuple[int, int]]:
     """Returns what `run_steps` does, and the number of its collectives and of the values they carried."""
     sizes = []

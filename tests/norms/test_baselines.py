@@ -172,6 +172,32 @@ def test_calibration_pools_over_batches(build, masked):
     assert mean is None or torch.allclose(mean, rows.mean(0))
 
 
+def test_calibration_counts_padding_where_the_norm_does():
+    norm = UnifiedNorm(C, pad_moment="included", **DOUBLE)
+    x, mask = torch.ones(B, N, C, **DOUBLE), torch.arange(B * N).view(B, N) > 4
+    x[mask] = 3
+    calibrate(norm, [x], lambda m, b: m(b, pad_mask=mask))
+    assert torch.allclose(norm.running_var, x.flatten(0, 1).square().mean(0))
+
+
+def test_calibration_over_what_is_not_finite_changes_nothing():
+    model = nn.Sequential(BatchNorm(C), nn.Linear(C, C), UnifiedNorm(C))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(B, N, C)
+    broken = x.clone()
+    broken[0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match="norm 0 met a value that is not finite"):
+        calibrate(model, [x, broken])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_calibration_leaves_a_norm_that_nothing_reaches():
+    norm, unused = BatchNorm(C), BatchNorm(C)
+    model = nn.ModuleList([norm, unused])
+    assert calibrate(model, [torch.randn(B, N, C)], lambda m, b: m[0](b)) == 1
+    assert torch.equal(unused.running_var, torch.ones(C))
+
+
 def test_calibration_needs_norms_and_batches():
     with pytest.raises(ValueError, match="no norm with running statistics"):
         calibrate(nn.Linear(2, 2), [])

@@ -54,6 +54,19 @@ class Block(nn.Module):
         return self.plain(x)
 
 
+def test_a_compiled_model_is_calibrated() -> None:
+    """Also where it has run in evaluation mode before: compiled norms call no hooks."""
+    plain, compiled = (Block(norms.BatchNorm).double().eval() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(backend="eager")
+    batches = [(x, mask) for x, mask, _ in make_batches(3)]
+    compiled(*batches[0])
+    for model in (plain, compiled):
+        assert norms.calibrate(model, batches, lambda m, batch: m(*batch)) == 2
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value)
+
+
 def make_batches(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Inputs, masks and what outputs are multiplied with, so that no two steps are alike."""
     random = torch.Generator().manual_seed(0)

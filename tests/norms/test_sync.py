@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.norms.sharded import KINDS, STEPS, SYNCED, C, run_counted, run_steps
+from tests.norms.sharded import KINDS, STEPS, SYNCED, C, calibrate_shards, run_counted, run_steps
 from tests.processes import Processes
 
 CENTERED = ("un_centered", "un_window_centered", "batchnorm", "rbn", "rep_batchnorm", "prepbn")
@@ -49,6 +49,13 @@ def test_two_processes_do_what_one_does(pair, name):
     assert (number, size) == other
     assert number == STEPS * (3 if name in CENTERED else 2)
     assert size / STEPS <= (4 * C + 2 if name in CENTERED else 3 * C + 2)
+
+
+def test_calibration_pools_the_batches_of_all_processes(pair):
+    expected = calibrate_shards(None, pair.count)
+    for found in pair.run(calibrate_shards, pair.count):
+        for name, value in expected.items():
+            check_close(value, found[name], name)
 
 
 @pytest.mark.parametrize("name", ["un", "un_window_centered", "powernorm"])

@@ -26,6 +26,7 @@ SETTINGS = {
     "two validations per epoch": [FEW, EVERY_OTHER, "trainer.val_check_interval=0.5"],
     "validation every other epoch": ["data.num_batches=2", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
     "accumulated gradients": [EVERY_OTHER, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.6"],
+    "final statistics": ["final_statistics=train", "data.num_batches=2"],
     "averaged epochs of limited batches": ["trainer.limit_train_batches=3", "average_checkpoints=2"],
 }
 

@@ -109,6 +109,10 @@ class ToyData(LightningDataModule):
             self.loader.load_state_dict(self.train_state)
         return self.loader
 
+    def make_loader(self, split: str, training: bool) -> ToyLoader:
+        assert (split, training) == ("train", False)
+        return ToyLoader(self.seed, self.batch_size, self.num_batches)
+
     def val_dataloader(self) -> ToyLoader:
         return ToyLoader(1, 8, 2)
 
@@ -158,6 +162,14 @@ class ToyTask(LightningModule):
         mask[0, 0] = torch.nan if explodes else 0
         return (inputs[0] + mask,)
 
+    @property
+    def inference_model(self) -> nn.Module:
+        return self.model
+
+    def call_model(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits: Tensor = model(batch[0])
+        return logits
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self.model(batch[0]), batch[1])
         if self.explode_at is not None and self.poisoned is None and self.global_step + 1 >= self.explode_at:
@@ -195,6 +207,7 @@ def make_config(folder: Path, *overrides: str) -> DictConfig:
             "init_weights": None,
             "compile": None,
             "average_checkpoints": None,
+            "final_statistics": None,
             "norm_defaults": {"filtration": True, "warmup_steps": 4},
             "task": {"_target_": "tests.training.toy.ToyTask"},
             "data": {"_target_": "tests.training.toy.ToyData", "seed": "${seed}", "path": None},

@@ -17,6 +17,7 @@ from un.analysis.style import OPTIONS, save_figure
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "fluctuation": layers.draw_fluctuation,
+    "discrepancy": layers.draw_discrepancy,
     "outliers": layers.draw_outliers,
     "moments": layers.draw_moments,
     "threshold": layers.draw_threshold,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -48,22 +48,31 @@ def draw_fluctuation(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_discrepancy(frame: pd.DataFrame) -> Figure | None:
+    """Draws how far the running statistics are from the batch's, as heat maps norm x step; None for norms without."""
+    maps = {
+        "mean_discrepancy": ("of the mean", r"$|\,running\ mean - mean\,|\,/\,\sqrt{q}$"),
+        "scale_discrepancy": ("of the scale", r"$|\,\sqrt{v}\,/\,\sqrt{q} - 1\,|$"),
+    }
+    known = {column: texts for column, texts in maps.items() if column in frame and frame[column].notna().any()}
+    if not known:  # in tables of earlier versions, too
+        return None
+    title = "Training-inference discrepancy: running v against q of the batch, mean over channels"
+    figure, panels = _draw_heat_maps(frame, title, known, "mean")
+    panels[-1].set_xlabel(STEP_LABEL)
+    return figure
+
+
 def draw_outliers(frame: pd.DataFrame) -> Figure:
     """Draws the largest activation, and the channel farthest above its running statistic, as heat maps norm x step."""
     maps = {"peak": ("largest activation", r"max $|x|$ / root mean square of $x$")}
     if frame["running_ratio_p100"].notna().any():
         maps["running_ratio_p100"] = ("channel farthest above its running second moment v", r"largest $q\,/\,v$")
-    rows = frame["layer"].nunique()
-    height = 1.4 + len(maps) * max(2.0, 0.17 * rows + 0.9)
-    figure = make_figure(WIDTH, height, "Outliers across layers")
-    panels = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
+    figure, panels = _draw_heat_maps(frame, "Outliers across layers", maps, "max")
     struck = pivot(frame, "filtered_calls", "max").diff().fillna(0) > 0  # step x norm, since the record before
-    for axes, (column, (title, label)) in zip(panels, maps.items(), strict=True):
-        table = pivot(frame, column, "max")
-        _draw_heat_map(figure, axes, table, label)
-        axes.set_title(title)
-        if struck.any(axis=None):
-            steps, layers = np.nonzero(struck.to_numpy())
+    if struck.any(axis=None):
+        steps, layers = np.nonzero(struck.to_numpy())
+        for axes in panels:
             axes.scatter(struck.index[steps], layers, s=9, color="white", edgecolor="black", linewidth=0.6)
     panels[-1].set_xlabel(
         STEP_LABEL + (" (dots: filtration struck since the last record)" if struck.any(axis=None) else "")
@@ -193,6 +202,19 @@ def _choose_edges(frame: pd.DataFrame) -> list[float]:
     moments = moments[np.isfinite(moments) & (moments > 0)]
     low, high = (moments.min(), moments.max()) if moments.size else (1.0, 1.0)
     return np.geomspace(low / BIN_MARGIN, high * BIN_MARGIN, BINS + 1).tolist()
+
+
+def _draw_heat_maps(
+    frame: pd.DataFrame, title: str, maps: Mapping[str, tuple[str, str]], how: str
+) -> tuple[Figure, list[Axes]]:
+    """Draws columns of the table below each other, each with its title and the label of its colours."""
+    height = 1.4 + len(maps) * max(2.0, 0.17 * frame["layer"].nunique() + 0.9)
+    figure = make_figure(WIDTH, height, title)
+    panels = list(figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, (column, (name, label)) in zip(panels, maps.items(), strict=True):
+        _draw_heat_map(figure, axes, pivot(frame, column, how), label)
+        axes.set_title(name)
+    return figure, panels
 
 
 def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) -> None:

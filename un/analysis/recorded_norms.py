@@ -54,6 +54,11 @@ class RecordedNorm:
         """Returns the running second moment and mean (C,) that inference uses; None for what the norm lacks."""
         return self.source.read_running() if isinstance(self.source, Norm) else (None, None)
 
+    def read_discrepancy(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the discrepancy of mean and scale of the latest training call; None for what the norm lacks."""
+        found = self.source.measure_discrepancy() if isinstance(self.source, Norm) else {}
+        return found.get("mean_discrepancy"), found.get("scale_discrepancy")
+
     def read_buffer(self, name: str) -> Tensor | None:
         """Returns a buffer as a vector, e.g. `skip_counter` (1,) or `ema_gz` (C,); None for a norm without it."""
         buffer = self.source._buffers.get(name)

@@ -30,7 +30,8 @@ VECTORS: dict[str, tuple[int, ...]] = {
     "gradient": PERCENTS,  # |p|, the batch's gradient statistic
     "running_gradient": PERCENTS,  # |ψ|, its running average
 }
-SCALARS = ("peak", "gap", "threshold")  # see `un.analysis.statistics.Observation`
+# Of the call, see `un.analysis.statistics.Observation`; then after it, see `un.norms.Norm.measure_discrepancy`.
+SCALARS = ("peak", "gap", "threshold", "mean_discrepancy", "scale_discrepancy")
 COUNTERS = {"calls": "iters", "filtered_calls": "skip_counter", "nonfinite_calls": "nonfinite_counter"}
 
 StatisticsRow = dict[str, Any]
@@ -112,7 +113,7 @@ class Recorder:
         vectors = torch.stack(_fill([seen.moment, fluctuation, seen.running_ratio, *absolute], seen.moment))
         levels = torch.tensor(MOMENT_PERCENTS, dtype=torch.float32, device=vectors.device) / 100
         counters = [site.read_buffer(name) for name in COUNTERS.values()]
-        scalars = _fill([seen.peak, seen.gap, seen.threshold, *counters], seen.peak)
+        scalars = _fill([seen.peak, seen.gap, seen.threshold, *site.read_discrepancy(), *counters], seen.peak)
         return torch.cat([vectors.quantile(levels, dim=1).T.flatten(), *(value.view(1) for value in scalars)])
 
 

@@ -16,6 +16,7 @@ KINDS: dict[str, Any] = {
     "surgery.pad_mask": bool,
     "seed": FromZero,
     "average_checkpoints": FromZero | None,
+    "final_statistics": Literal["train"] | None,
     "global_batch_size": FromOne | None,
     "updates": FromOne | None,
     "compile": bool | Mapping[str, Any] | None,
@@ -47,6 +48,8 @@ def check_config(config: DictConfig) -> None:
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: set one of them")
     _check_compile(config)
+    if config.norm.get("_target_") is None and config.get("final_statistics") is not None:
+        raise UserError("final_statistics=train needs a norm with running statistics, and norm=layernorm has none")
     options = [key for key in config.norm if not str(key).startswith("_")]
     if config.norm.get("_target_") is None and options:
         raise UserError(f"norm=layernorm leaves the model untouched and has no options: got norm.{options[0]}")

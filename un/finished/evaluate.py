@@ -54,7 +54,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             "metrics": metrics,
             "recorded": recorded,
             "same": recorded == metrics,
-            "metric_details": describe_metrics(run.module, run.tested),
+            "metric_details": describe_metrics(run.module, run.tested, run.config.get("final_statistics")),
             "changes": run.changes,
             "data_path": run.config.data.get("path"),
             "folded": report is not None,

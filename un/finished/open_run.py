@@ -18,6 +18,7 @@ from un.tasks import InferenceData
 from un.training.assembly import build, build_trainer
 from un.training.averaging import load_tested
 from un.training.callbacks.checkpoints import list_epoch_checkpoints
+from un.training.final_statistics import load_final
 from un.training.preprocessors import check_changes
 from un.training.run_folder import RunFolder
 
@@ -59,7 +60,7 @@ def open_run(config: DictConfig) -> FinishedRun:
 
     Raises:
         UserError: The folder is not a run folder, its run is unfinished or diverged, or an average over epochs is asked
-            for and none was kept.
+            for and none was kept, or the statistics were measured for another one.
     """
     quiet_libraries()
     if OmegaConf.is_missing(config, "run"):
@@ -78,13 +79,18 @@ def open_run(config: DictConfig) -> FinishedRun:
         OmegaConf.update(run_config, key, value)
     check_config(run_config)
     check_changes(before, run_config)
-    count = run_config.get("average_checkpoints")
+    count, has_final = run_config.get("average_checkpoints"), bool(run_config.get("final_statistics"))
+    if has_final and config.average_checkpoints is not None:
+        raise UserError(
+            f"average_checkpoints={config.average_checkpoints}: the statistics of {folder.path} were measured for the "
+            "weights that it tested, and for no others (final_statistics=train)"
+        )
     if config.average_checkpoints and not list_epoch_checkpoints(folder.checkpoints):
         raise UserError(f"average_checkpoints={count}: {folder.path} kept no epochs, as it was trained without it")
     run_config.init_weights = None  # the checkpoints hold all weights
     run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
     data, module = build(run_config, folder)
-    tested = load_tested(folder, module, count)
+    tested = load_final(folder, module) if has_final else load_tested(folder, module, count)
     return FinishedRun(folder, recorded, run_config, changes, data, module, tested)
 
 

@@ -75,6 +75,7 @@ class UnifiedNormVariant(UnifiedNorm):
             self.register_state("buffer_mean", 0, self.window[0], num_features)
             self.overwritten = ("buffer_x2", "buffer_mean")
         register_count(self, switches.count)
+        self.counts_padding = switches.pad_moment == "included"
         self.rejects_nonfinite = switches.reject_nonfinite
         self.always_dropped = self.window[0] == 1 and switches.single_window == "unsmoothed"  # S18
         self.ratio_limits = switches.compensation_limits or (0, math.inf)  # S2
@@ -114,7 +115,7 @@ class UnifiedNormVariant(UnifiedNorm):
     def take_rows(self, rows: Tensor, mask: Tensor | None) -> Any:
         """Measures rows (R, C) and takes them into the state (S14, S16, S17, S20)."""
         switches = self.switches
-        centered, counted = switches.centering != "none", switches.pad_moment == "included"
+        centered, counted = switches.centering != "none", self.counts_padding
         moments = measure_moments(
             rows,
             None if counted else mask,

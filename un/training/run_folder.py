@@ -1,9 +1,10 @@
 """The folder of a run: its name, what it holds, and whether a config may resume in it.
 
 Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
-execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints), what
-the task writes (translations/), result.json (written last), and wandb/ or tensorboard/ where asked for; eval.py writes
-eval.json and evaluation/, scripts/fold.py checkpoints/folded.*, scripts/export.py exports/. Nothing here imports torch.
+execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints,
+tested.ckpt for final_statistics), what the task writes (translations/), result.json (written last), and wandb/ or
+tensorboard/ where asked for; eval.py writes eval.json and evaluation/, scripts/fold.py checkpoints/folded.*,
+scripts/export.py exports/. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.tested = self.checkpoints / "tested.ckpt"
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:

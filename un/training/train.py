@@ -20,6 +20,7 @@ from un.training.callbacks.divergence import DivergedError
 from un.training.callbacks.stopwatch import Stopwatch
 from un.training.compilation import compile_in_training
 from un.training.execution import Execution, apply_execution, describe_start, keep_execution, plan_execution
+from un.training.final_statistics import check_statistics, measure_final_statistics
 from un.training.loggers import build_loggers
 from un.training.preprocessors import keep_preprocessor
 from un.training.run_folder import RunFolder, RunIdentity
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 def train(config: DictConfig, identity: RunIdentity) -> None:
     """Trains, tests and writes result.json into a folder that `un.training.start` has opened; resumes a killed run.
 
-    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs'. A signal stops the
-    training with a checkpoint; before and after it, at once.
+    Tested is the best checkpoint, or with `average_checkpoints` the mean of the last epochs', with `final_statistics`
+    after its statistics were measured again. A signal stops the training with a checkpoint; before and after it, at
+    once.
     """
     quiet_libraries()
     folder = RunFolder(identity.folder)
@@ -43,6 +45,8 @@ def train(config: DictConfig, identity: RunIdentity) -> None:
         execution = _settle_execution(config, identity, folder, trainer, resumes)
         config = apply_execution(config, execution)
         data, module = build(config)
+        if config.get("final_statistics"):
+            check_statistics(module)
         keep_preprocessor(data, folder, resumes=resumes, writes=trainer.is_global_zero)
         with compile_in_training(module.model, config.get("compile")):
             facts = _fit_and_test(config, folder, data, module, trainer, resumes)
@@ -89,8 +93,10 @@ def _fit_and_test(
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
         tested = load_tested(folder, module, config.average_checkpoints)
+        if config.get("final_statistics"):
+            measure_final_statistics(folder, module, data, trainer, tested)
         tests = {k: float(v) for k, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
-        facts["metric_details"] = describe_metrics(module, tested)
+        facts["metric_details"] = describe_metrics(module, tested, config.get("final_statistics"))
     except DivergedError as error:
         facts = {"status": "diverged", "diverged_step": error.step, "diverged_layer": error.layer}
         unknown = not error.is_finite and error.layer is None
@@ -107,11 +113,18 @@ def _fit_and_test(
     }
 
 
-def describe_metrics(module: LightningModule, tested: list[str]) -> dict[str, str]:
-    """Returns what a task says about its metrics, and under `test/*` which checkpoints were averaged if any were."""
+def describe_metrics(module: LightningModule, tested: list[str], final_statistics: str | None) -> dict[str, str]:
+    """Returns what a task says about its metrics, and under `test/*` what was done to a checkpoint before the test.
+
+    Args:
+        module: of the task.
+        tested: names of the checkpoints that the weights come from.
+        final_statistics: of the run's config.
+    """
     describe: Any = getattr(module, "metric_details", dict)
-    averaged = {"test/*": f"weights averaged over {', '.join(tested)}"} if len(tested) > 1 else {}
-    return {**describe(), **averaged}
+    notes = [f"weights averaged over {', '.join(tested)}"] if len(tested) > 1 else []
+    notes += ["inference statistics measured again over the training set"] if final_statistics else []
+    return {**describe(), **({"test/*": "; ".join(notes)} if notes else {})}
 
 
 def _check_last(folder: RunFolder, module: LightningModule) -> str:

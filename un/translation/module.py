@@ -185,6 +185,9 @@ class Translation(lightning.LightningModule):
         """Returns the first sources and targets of a batch."""
         return {name: value[:FOLD_EXAMPLES] for name, value in batch["net_input"].items()}
 
+    def call_model(self, model: nn.Module, batch: Batch) -> Any:
+        return model(**batch["net_input"])
+
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Returns the translations of a batch."""
         assert isinstance(model, Transformer)

@@ -89,9 +89,11 @@ class ImageClassification(lightning.LightningModule):
     def make_fold_inputs(self, batch: Batch) -> tuple[Tensor]:
         return (batch[0][:FOLD_EXAMPLES],)
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+    def call_model(self, model: nn.Module, batch: Batch) -> Tensor:
         logits: Tensor = model(batch[0])
         return logits
+
+    predict = call_model
 
     def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
         return GraphPart(model.eval(), {"images": batch[0]}, {"images": {0: "batch"}}, ("logits",))

@@ -39,6 +39,7 @@ class Norm(nn.Module):
     rejects_nonfinite = True  # whether a batch with a statistic that is not finite is refused
     gradient_state: tuple[str, ...] = ()  # those that a backward moves; in units of the upstream gradient
     running_moment = "running_var"  # the second moment that inference uses
+    counts_padding = False  # whether padding is in the running moment
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
     in_mlps = False  # whether surgery also puts one between the first layer and the activation of every MLP
@@ -87,6 +88,7 @@ class Norm(nn.Module):
         self.num_features = num_features
         self.eps = eps
         self.shared_pad_mask = None  # here, not in the class: an attribute that appears later is compiled anew
+        self.batch_moments: Any = None  # Moments of the latest training call, where the norm takes batches in
         self._state_device, self._state_dtype = device, statistics_dtype(dtype or torch.get_default_dtype())
         self._initial_state: dict[str, float] = {}
         self.fractions, self.places = {}, {}
@@ -175,7 +177,8 @@ class Norm(nn.Module):
     def watch(self) -> dict[str, Tensor]:
         """Returns scalars worth logging during training, as tensors without axes on the norm's device.
 
-        The fraction of calls filtered, the calls refused as non-finite, and the mean ratio of window to running moment.
+        The fraction of calls filtered, the calls refused as non-finite, the mean ratio of window to running moment, and
+        the training-inference discrepancy.
         """
         scalars = {}
         if "skip_counter" in self._buffers:
@@ -185,7 +188,25 @@ class Norm(nn.Module):
         if "buffer_x2" in self._buffers:
             smooth, (running, _) = self.average_window(self.buffer_x2), self.read_running()
             scalars["window_ratio"] = ((smooth + self.eps) / (running + self.eps)).mean()
-        return scalars
+        return scalars | self.measure_discrepancy()
+
+    @torch.no_grad()
+    def measure_discrepancy(self) -> dict[str, Tensor]:
+        """Returns the training-inference discrepancy (TID) of the latest training call, as tensors without axes.
+
+        How far the running statistics, which the call has moved already, are from those of its batch, in the batch's
+        standard deviations and as the mean over channels (RBN, arXiv 2210.05153): |running mean - mean| / deviation,
+        and |running deviation / deviation - 1|; without centring, roots of second moments take the place of deviations,
+        and there is no mean. Ours: eps is inside the roots, as in the norm, so that a dead channel counts 0.
+        """
+        (running, running_mean), moments = self.read_running(), self.batch_moments
+        if moments is None or running is None:
+            return {}
+        deviation = (moments.square.to(running) + self.eps).sqrt()
+        found = {"scale_discrepancy": ((running + self.eps).sqrt() / deviation - 1).abs().mean()}
+        if running_mean is not None:
+            found["mean_discrepancy"] = ((running_mean - moments.mean.to(running)) / deviation).abs().mean()
+        return found
 
     def apply_affine(self, x: Tensor) -> Tensor:
         """Applies the inference map to x (..., C) in statistics precision and returns x's type."""

@@ -42,6 +42,7 @@ def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result]) ->
         moments: of the batch.
         step: moves the state, and returns all that the backward needs of it, which later calls move on.
     """
+    norm.batch_moments = moments
     square, mean, num_rows = moments
     refused = _find_nonfinite(norm, square)
     norm.nonfinite_counter.add_(refused)

@@ -12,8 +12,14 @@ from un.command.value_types import FromOne
 from un.training.callbacks.batches import ends_step
 from un.training.callbacks.metrics_file import log_values
 
-# Summed up over all norms under `norm/<name>`: fraction of norms that skipped, batches that were not finite.
-SUMMARIES: dict[str, Callable[[list[float]], float]] = {"filtered_fraction": statistics.fmean, "nonfinite_count": sum}
+# Summed up over all norms under `norm/<name>`: fraction of norms that skipped, batches that were not finite, and the
+# training-inference discrepancy.
+SUMMARIES: dict[str, Callable[[list[float]], float]] = {
+    "filtered_fraction": statistics.fmean,
+    "nonfinite_count": sum,
+    "mean_discrepancy": statistics.fmean,
+    "scale_discrepancy": statistics.fmean,
+}
 
 
 class WatchNorms(Callback):
