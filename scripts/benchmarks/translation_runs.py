@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/translation_runs.py --data <folder> --output translation.json [--budget 300]
 
-Every run is `train.py experiment=multi30k_small trainer=gpu` in a process of its own with one thread; such a model is too
-small to fill a GPU. What has not finished when the budget is over is stopped and named. The CPU's figures are those of
-results/results.csv. `--device cpu` rehearses with three steps.
+Every run is `train.py experiment=multi30k_small trainer=gpu` in a process of its own with one thread; such a model is
+too small to fill a GPU. What has not finished when the budget is over is stopped and named. The CPU's figures are those
+of results/results.csv. `--device cpu` rehearses with three steps.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from un.command.cli import EXIT_CODE, CommandParser, end_on_mistake, read_count
 from un.reports.rendering import format_table
 from un.reports.result import read_result, write_json
 from un.training.environment import describe_hardware, list_packages
 
+REPOSITORY = Path(__file__).parents[2]
 EXPERIMENT, TABLE = "multi30k_small", "multi30k"
 METRIC = "test/bleu"
 MIXED, FULL = "16-mixed", "32-true"  # what trainer=gpu chooses, and what the CPU's runs have
