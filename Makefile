@@ -9,7 +9,7 @@ TRANSLATION := $(VENV)/.installed-translation
 DEV     := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-translation translation test test-all lint format clean
+.PHONY: help demo demo-translation translation test test-all gpu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(DEV)  ## run the tests, installing what is missing
 
 test-all: $(DEV)  ## run all tests, including the slow ones and those for a GPU
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"
+
+gpu:  ## test and measure on an NVIDIA GPU in BUDGET=8 minutes, offline (scripts/gpu.sh prepare: docs/gpu.md)
+	scripts/gpu.sh
 
 lint: $(DEV)  ## check style and types
 	$(BIN)/ruff check

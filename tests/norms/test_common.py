@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.norms.helpers import BUILDERS, STATELESS, C, advance, assert_same, copy_state, step
+from tests.norms.helpers import BUILDERS, STATELESS, C, ForbidHostReads, advance, assert_same, copy_state, step
 from un.norms import UnifiedNorm
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -99,16 +98,6 @@ def test_affine_is_the_inference_map_of_offline_norms(name, norm):
     else:
         x = torch.randn(4, 3, C)
         assert torch.allclose(norm(x), affine[0] * x + affine[1], atol=1e-6)
-
-
-class ForbidHostReads(TorchDispatchMode):
-    """Fails on the operators that copy a value from the device to the host, or whose output shape depends on one."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in self.FORBIDDEN, func
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("masked", [False, True])

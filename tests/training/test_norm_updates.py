@@ -33,10 +33,9 @@ def make_model(**options: Any) -> ToyModel:
 
 
 def fit(module: LightningModule, data: Any = None, *callbacks: Callback, **options: Any) -> Trainer:
-    options = {"max_epochs": 3, "limit_val_batches": 0, **options}
+    options = {"accelerator": "cpu", "max_epochs": 3, "limit_val_batches": 0, **options}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = Trainer(
-        accelerator="cpu",
         enable_model_summary=False,
         callbacks=[NormUpdates(), *callbacks],
         **quiet,
@@ -114,14 +113,14 @@ class SelectedData(ToyData):
         return DataLoader([batch for number, batch in batches if number not in OVERFLOWS], batch_size=None)  # type: ignore[arg-type]
 
 
-def train_in_half_precision(healthy: bool, fused: bool) -> tuple[ToyModel, float]:
+def train_in_half_precision(healthy: bool, fused: bool, device: str = "cpu") -> tuple[ToyModel, float]:
     model = make_model()
     optimizer = (lambda p: torch.optim.AdamW(p, 0.01, fused=True)) if fused else sgd
     task = OverflowingTask(model, optimizer, healthy=healthy)
-    scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    scaler = torch.amp.GradScaler(device, init_scale=FIRST_SCALE)
+    plugin = MixedPrecision("16-mixed", device, scaler)
     data = (SelectedData if healthy else ToyData)(0, num_batches=15)
-    fit(task, data, max_epochs=1, plugins=[plugin])
+    fit(task, data, max_epochs=1, plugins=[plugin], accelerator=device)
     return model, scaler.get_scale()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -27,6 +28,11 @@ from un.training.preprocessors import check_initial_weights, use_kept_preprocess
 from un.training.run_folder import RunFolder
 from un.training.weights import check_state, drop_other_head, read_model_weights
 
+GPUS = ("gpu", "cuda")  # accelerators of Lightning
+NO_GPU = (
+    "trainer.accelerator={}, but torch {} (built for CUDA {}) finds no GPU here: trainer=cpu trains without one; "
+    "if nvidia-smi lists one, its driver does not suit this torch, or CUDA_VISIBLE_DEVICES hides it"
+)
 PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
 log = logging.getLogger(__name__)
 
@@ -102,7 +108,13 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
 
 
 def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
-    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
+    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal.
+
+    Raises:
+        UserError: a GPU is asked for, and there is none.
+    """
+    if config.trainer.accelerator in GPUS and not torch.accelerator.is_available():
+        raise UserError(NO_GPU.format(config.trainer.accelerator, torch.__version__, torch.version.cuda))
     callbacks: list[Callback] = [
         build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
     ]

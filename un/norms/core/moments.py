@@ -70,7 +70,8 @@ def sum_over_processes(*values: Tensor | int, like: Tensor) -> tuple[Tensor, ...
 
     Every process must get here equally often and in the same order, whatever its share of the batch looks like.
     """
-    tensors = [torch.as_tensor(value, device=like.device) for value in values]
+    # A tensor made of a host's number would be copied, and the copy waited for; filling one is queued.
+    tensors = [v if isinstance(v, Tensor) else torch.full((), v, device=like.device) for v in values]
     packed = torch.cat([tensor.reshape(-1).to(statistics_dtype(like.dtype)) for tensor in tensors])
     dist.all_reduce(packed)
     parts = packed.split([tensor.numel() for tensor in tensors])
