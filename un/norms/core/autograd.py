@@ -50,6 +50,16 @@ def hold(values: Values) -> Values:
     return pytree.tree_unflatten([next(held) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
 
+def is_inside_backward() -> bool:
+    """Tells whether a backward is running, which recomputes this call; torch.utils.checkpoint asks the same way."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def may_be_recomputed() -> bool:
+    """Tells whether a call has no gradient (reentrant checkpointing), or what it saves is intercepted (the other kind)."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 class _Note(NamedTuple):
     shape: torch.Size
     sums: Tensor  # (C,), tells calls apart
@@ -77,11 +87,10 @@ class CallNotes:
         """
         if torch.compiler.is_compiling():
             return hold(decide())
-        if torch._C._current_graph_task_id() != -1:  # how torch.utils.checkpoint itself asks
+        if is_inside_backward():
             return self._recall(rows)
         decision = decide()
-        # Without gradient (reentrant checkpointing) or where what is saved is intercepted (the other kind).
-        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if may_be_recomputed():
             self._notes.append(_Note(rows.shape, _sum_columns(rows), decision))
         return decision
 
