@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import keep_freed_memory, print_rows
-from benchmarks.compile import add_options as add_compile_options
 from benchmarks.inference import add_options as add_inference_options
+from benchmarks.training import add_options as add_training_options
 
 from un.command.cli import CommandParser, end_on_mistake, read_count
 from un.command.errors import UserError
@@ -34,21 +34,22 @@ def parse_options() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
     common = CommandParser(add_help=False)
     common.add_argument("--threads", type=read_count, default=2)
-    common.add_argument("--output", type=Path, help="JSON file to write")
+    written = CommandParser(add_help=False)
+    written.add_argument("--output", type=Path, help="JSON file to write")
 
-    def add(what: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(what, parents=[common], help=text)
+    def add(what: str, text: str, *more: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(what, parents=[common, *more], help=text)
 
-    layers = add("layers", "every norm against nn.LayerNorm")
+    layers = add("layers", "every norm against nn.LayerNorm", written)
     layers.add_argument("--rounds", type=read_count, default=200, help="timed calls of each arm")
-    processes = add("processes", "training steps of processes under DDP")
+    processes = add("processes", "training steps of processes under DDP", written)
     processes.add_argument("--rounds", type=read_count, default=100, help="timed steps of each arm")
     processes.add_argument("--processes", type=read_count, default=4, help="on the CPU; they share --threads")
     processes.add_argument("--experiment", default="digits_vit", help="whose model and data to take")
     processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
-    add_compile_options(add("compile", "training steps of norms, eager and compiled"))
     add_inference_options(add("inference", "folded UN against LayerNorm in whole models"))
-    scaling = add("scaling", "what UN costs on many GPUs, counted and predicted")
+    add_training_options(add("training", "training steps of whole models"))
+    scaling = add("scaling", "what UN costs on many GPUs, counted and predicted", written)
     scaling.add_argument("--update", type=Path, help="Markdown file whose results block is replaced by the tables")
     options = parser.parse_args()
     if hasattr(options, "overrides"):
@@ -66,18 +67,19 @@ def run_benchmark(options: argparse.Namespace) -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    if options.output and not options.output.parent.is_dir():
-        raise UserError(f"--output {options.output}: no such folder {options.output.parent}")
+    file = None if hasattr(options, "budget") else options.output  # a sweep writes a file for each setting
+    if file and not file.parent.is_dir():
+        raise UserError(f"--output {file}: no such folder {file.parent}")
     benchmark = importlib.import_module(f"benchmarks.{options.what}")
     rows = benchmark.measure(options)
     if hasattr(benchmark, "show"):
         benchmark.show(rows, options)
     else:
         print_rows(rows)
-    if options.output:
+    if file:
         machine = {"cpu": platform.processor() or platform.machine(), "threads": options.threads}
         versions = {"torch": torch.__version__, "python": platform.python_version()}
-        options.output.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
+        file.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

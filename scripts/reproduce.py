@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from un.command.cli import EXIT_CODE, CommandParser, end_on_mistake
 from un.command.errors import CONFIG_FOLDER
 from un.command.overrides import quote_override
-from un.reports.comparison import Comparison, compare_measurements
-from un.reports.measurements import FOLDER, find_measurements, plan_settings
+from un.reports.comparison import Comparison
+from un.reports.efficiency import compare_measurements
+from un.reports.measurements import FOLDERS, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
 from un.sweeps.launch import expand, launch
@@ -90,8 +91,8 @@ def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path,
         )
     import torch  # takes a second, which tables of runs need not spend here
 
-    folder = Path(choices["paths.runs"]) / FOLDER
-    settings = plan_settings(table.models, "cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(choices["paths.runs"]) / FOLDERS[table.benchmark]
+    settings = plan_settings(table.models, "cuda" if torch.cuda.is_available() else "cpu", table.benchmark)
     missing = [setting for setting in settings if not (folder / setting.file).is_file()]
     for setting in settings:
         command = shlex.join(["python", "scripts/benchmark.py", *setting.list_arguments(folder)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ from benchmarks.common import make_dictionary
 from un.folding import fold_norms
 from un.norms import UnifiedNorm
 from un.norms.core.base import Norm
-from un.reports.measurements import FOLDED, LAYER_NORM
+from un.reports.measurements import ELEMENTARY, FOLDED, IDENTITY, LAYER_NORM
 from un.surgery import replace_norms
 from un.tasks import GraphPart
 
 VISION = {"swin_tiny": "swin_tiny_patch4_window7_224", "vit_small": "vit_small_patch16_224", "t2t_vit_14": "t2t_vit_14"}
-ELEMENTARY, UNFOLDED, IDENTITY = "layernorm_elementary", "un", "identity"
+UNFOLDED = "un"
 ARMS = (LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY)
 NUM_WORDS = 10152  # about the joint dictionary of IWSLT14 German-English
-FOLD_EXAMPLES = 2
+FOLD_EXAMPLES, FOLD_LENGTH = 2, 8  # of the inputs that folding traces
 BEAM = 5
 
 
@@ -79,23 +80,51 @@ class Workload:
         return GraphPart(self.models[arm], self.inputs, self.dynamic, ("output", "mask")[:count])
 
 
-def build_workload(name: str, batch: int, options: argparse.Namespace, device: torch.device) -> Workload:
-    """Builds one model in all arms, of equal weights and in evaluation mode."""
-    dtype = getattr(torch, options.dtype)
-    if name in VISION:
-        from un.vision.models import create_model
+def build_workload(name: str, batch: int, dtype: str, options: argparse.Namespace) -> Workload:
+    """Places one model in all arms, of equal weights and in evaluation mode, on the device.
 
-        images = torch.randn(batch, 3, 224, 224)
-        models = build_arms(partial(create_model, VISION[name]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
-        inputs = {"images": images.to(device, dtype)}
-        placed = {arm: model.to(device, dtype) for arm, model in models.items()}
+    int8 models are float32 here.
+    """
+    kind = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    place = {"device": torch.device(options.device), "dtype": kind}
+    models = {arm: copy.deepcopy(model).to(**place) for arm, model in _build_once(name).items()}
+    if name not in VISION:
+        return _translate(name, models, batch, options, place["device"])
+    inputs = {"images": torch.randn(batch, 3, 224, 224).to(**place)}
 
-        def classify(model: Any) -> Tensor:
-            return model(*inputs.values())
+    def classify(model: Any) -> Tensor:
+        return model(*inputs.values())
 
-        axes = {"images": {0: "batch"}}
-        return Workload(placed, inputs, axes, classify, lambda arm: classify(placed[arm]), ("images", batch))
-    return _build_translation(name, batch, options, device, dtype)
+    axes = {"images": {0: "batch"}}
+    return Workload(models, inputs, axes, classify, lambda arm: classify(models[arm]), ("images", batch))
+
+
+def _build_once(name: str) -> Mapping[str, nn.Module]:
+    """Returns a model in all arms in float32 on the CPU; folding takes longer than most measurements."""
+    return _build_vision(name) if name in VISION else _build_transformers(NUM_WORDS)
+
+
+@cache
+def _build_vision(name: str) -> Mapping[str, nn.Module]:
+    from un.vision.models import create_model
+
+    return build_arms(partial(create_model, VISION[name]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
+
+
+@cache
+def _build_transformers(num_words: int) -> Mapping[str, Any]:
+    from un.translation.transformer import build_transformer
+
+    words = make_dictionary(num_words)
+    form: dict[str, Any] = {
+        "encoder_normalize_before": True,
+        "decoder_normalize_before": True,
+        "share_all_embeddings": True,
+    }
+    source = torch.randint(words.nspecial, len(words), (FOLD_EXAMPLES, FOLD_LENGTH))
+    lengths = torch.full((FOLD_EXAMPLES,), FOLD_LENGTH)
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": source}
+    return build_arms(partial(build_transformer, words, words, **form), inputs)
 
 
 def build_arms(build: Callable[[], nn.Module], fold_inputs: tuple[Any, ...] | dict[str, Any]) -> dict[str, nn.Module]:
@@ -121,41 +150,29 @@ def draw_statistics(model: nn.Module) -> None:
             nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 1.5)
 
 
-def _build_translation(
-    name: str, batch: int, options: argparse.Namespace, device: torch.device, dtype: torch.dtype
+def _translate(
+    name: str, models: Mapping[str, Any], batch: int, options: argparse.Namespace, device: torch.device
 ) -> Workload:
     from un.translation.encoder_graph import EncoderGraph
     from un.translation.generation import BeamSearch
-    from un.translation.transformer import build_transformer
 
-    words = make_dictionary(NUM_WORDS)
-    form: dict[str, Any] = {
-        "encoder_normalize_before": True,
-        "decoder_normalize_before": True,
-        "share_all_embeddings": True,
-    }
-    source = torch.randint(words.nspecial, len(words), (max(batch, FOLD_EXAMPLES), options.length))
+    words = models[LAYER_NORM].encoder.dictionary
+    source = torch.randint(words.nspecial, len(words), (batch, options.length), device=device)
     source[:, -1] = words.eos()
-    lengths = torch.full((len(source),), options.length)
-    few = {"src_tokens": source[:FOLD_EXAMPLES], "src_lengths": lengths[:FOLD_EXAMPLES]}
-    models: Mapping[str, Any] = build_arms(
-        partial(build_transformer, words, words, **form), {**few, "prev_output_tokens": few["src_tokens"]}
-    )
-    source, lengths = source[:batch].to(device), lengths[:batch].to(device)
+    lengths = torch.full((batch,), options.length, device=device)
     inputs = {"source_tokens": source}
-    placed = {arm: model.to(device, dtype) for arm, model in models.items()}
     if name == "iwslt_encoder":
-        encoders = {arm: EncoderGraph(model).eval() for arm, model in placed.items()}
+        encoders = {arm: EncoderGraph(model).eval() for arm, model in models.items()}
         axes = {"source_tokens": {0: "batch", 1: "length"}}
 
         def predict(arm: str) -> Tensor:
-            return placed[arm](source, lengths, source)[0]
+            return models[arm](source, lengths, source)[0]
 
         items = ("tokens", source.numel())
         return Workload(encoders, inputs, axes, lambda model: model(source), predict, items)
     # Untrained models end at any length, and each arm at another: all search for as many steps here.
     search = BeamSearch(beam=BEAM, min_len=options.steps, max_len_b=options.steps)
-    sample = {"id": torch.arange(batch), "net_input": {"src_tokens": source, "src_lengths": lengths}}
+    sample = {"id": torch.arange(batch, device=device), "net_input": {"src_tokens": source, "src_lengths": lengths}}
     translate = partial(search.translate, batch=sample)
     items = ("tokens", batch * options.steps)
-    return Workload(placed, inputs, None, translate, lambda arm: translate(placed[arm]), items)
+    return Workload(models, inputs, None, translate, lambda arm: translate(models[arm]), items)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.commands import FAST, run_here
 from tests.reports.runs import make_measurement, make_run
-from un.reports.measurements import FOLDER, MODELS, plan_settings
+from un.reports.measurements import FOLDERS, MODELS, plan_settings
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
 
@@ -46,14 +46,14 @@ def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
 def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [(one.model, one.engine, one.batch) for one in plan_settings(MODELS, "cpu")]
     for setting in settings[1:-1]:
-        make_measurement(tmp_path / FOLDER, *setting)
+        make_measurement(tmp_path / FOLDERS["inference"], *setting)
     command = (REPRODUCE, "table=efficiency", f"paths.runs={tmp_path}")
     started: list[list[str]] = []
 
     def measure(arguments: list[str], **_: object) -> None:
         started.append(arguments[2:])
         if "swin_tiny" in arguments:  # the other fails
-            make_measurement(tmp_path / FOLDER, *settings[0])
+            make_measurement(tmp_path / FOLDERS["inference"], *settings[0])
 
     monkeypatch.setattr(subprocess, "run", measure)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -67,7 +67,7 @@ def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch
     assert "| Swin-T, eager, batch 1, a CPU (2 threads) | 31.2 [1] | 20.0 † |" in outcome.output
     assert list_names(tmp_path / "out") == {f"efficiency.{end}" for end in ("md", "tex", "csv")}
     options = ["inference", "--models", settings[-1][0], "--engines", "eager", "--device", "cpu", "--dtype", "float32"]
-    assert started[1] == [*options, "--batches", "8", "--folder", str(tmp_path / FOLDER)]
+    assert started[1] == [*options, "--batches", "8", "--folder", str(tmp_path / FOLDERS["inference"])]
 
 
 def test_report(tmp_path: Path) -> None:

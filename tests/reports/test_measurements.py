@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.reports.runs import make_measurement
-from un.reports.comparison import compare_measurements
-from un.reports.measurements import BATCHES, FOLDER, find_measurements, plan_settings
+from un.reports.efficiency import compare_measurements
+from un.reports.measurements import find_measurements, plan_settings
 from un.reports.rendering import render_markdown
 from un.reports.specification import parse_table
 
@@ -32,12 +32,12 @@ def test_gains_are_ratios_of_calls_per_second_and_of_memory(tmp_path: Path) -> N
 
 
 def test_files_are_found_and_broken_ones_named(tmp_path: Path) -> None:
-    good = make_measurement(tmp_path / FOLDER, "vit_small")
+    good = make_measurement(tmp_path / "elsewhere/below", "vit_small")
     first = make_measurement(tmp_path / "elsewhere", "swin_tiny", device="cuda", batch=64)
     assert first.place == "a GPU"
     (tmp_path / "a-batch=1.json").write_text("{")
     (tmp_path / "b-batch=1.json").write_text('{"model": "swin_tiny"}')
-    found, problems = find_measurements([tmp_path, tmp_path / FOLDER])
+    found, problems = find_measurements([tmp_path, tmp_path / "elsewhere/below"])
     assert found == [first, good]
     assert len(problems) == 2
     assert "a-batch=1.json is not a measurement of inference: Invalid JSON" in problems[0]

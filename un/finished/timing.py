@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import torch
+
+LEAST_ROUNDS = 5  # however short the time
+WARMUP_SHARE = 1 / 3  # of the time, for calls that are not counted
+Turns = list[dict[str, float]]
 
 
 def measure_call(run: Callable[[], object]) -> float:
@@ -31,10 +36,33 @@ def time_interleaved(
     rounds: int,
     warmup: int,
     measure: Callable[[Callable[[], object]], float] = measure_call,
+    seconds: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Returns the seconds of every call of every arm; each round calls every arm once."""
-    turns = [{name: measure(run) for name, run in arms.items()} for _ in range(warmup + rounds)]
-    return {name: [turn[name] for turn in turns[warmup:]] for name in arms}
+    """Returns the seconds of every call of every arm; each round calls every arm once.
+
+    Args:
+        arms: what is called.
+        rounds: that are counted.
+        warmup: rounds before.
+        measure: returns the seconds of a call.
+        seconds: after which no further round begins, once there are LEAST_ROUNDS.
+    """
+    _take_turns(arms, warmup, measure, WARMUP_SHARE * seconds, least=1)
+    turns = _take_turns(arms, rounds, measure, seconds, LEAST_ROUNDS)
+    return {name: [turn[name] for turn in turns] for name in arms}
+
+
+def _take_turns(
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    measure: Callable[[Callable[[], object]], float],
+    seconds: float,
+    least: int,
+) -> Turns:
+    end, turns = perf_counter() + seconds, Turns()
+    while len(turns) < rounds and (len(turns) < least or perf_counter() < end):
+        turns.append({name: measure(run) for name, run in arms.items()})
+    return turns
 
 
 def compare(values: Sequence[float], base: Sequence[float]) -> float:

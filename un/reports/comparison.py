@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from un.reports.measurements import BATCHES, Measurement, plan_settings
 from un.reports.runs import Run, group_by_setting, name_reference
-from un.reports.specification import Published, Table, TableRow
+from un.reports.specification import Published
 from un.reports.statistics import Difference, Summary, compare_paired, summarise
 
 LAYERNORM = "layernorm"
@@ -141,40 +140,6 @@ def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
         ]
         comparisons.append(Comparison(experiment, experiment, ("",), tuple(rows), shows_marks=False))
     return comparisons
-
-
-def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> Comparison:
-    """Returns a row for every measurement of the table's models; one without any shows what was published."""
-    rows: list[Line] = []
-    for row in table.rows:
-        found: list[Measurement | None] = [one for one in measurements if one.model == row.model]
-        rows += [_fill_line(table, row, one) for one in found or [None]]
-    measured, counts = {one.file for one in measurements}, []
-    for device in BATCHES:
-        planned = plan_settings(table.models, device)
-        counts.append(f"{sum(one.file in measured for one in planned)} of {len(planned)} on {device}")
-    missing = (
-        f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
-    )
-    columns = tuple(column.label for column in table.columns)
-    setting = f"{table.setting} {missing}".strip()
-    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting)
-
-
-def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:
-    cells = tuple(
-        Cell(
-            metric=column.metric,
-            published=published,
-            paper_setting=table.paper_setting,
-            measured=found.get_gain(str(column.metric)) if found else None,
-        )
-        for column, published in zip(table.columns, row.published, strict=True)
-    )
-    if found is None:
-        return Line(str(row.label), "un", cells)
-    dtype = "" if found.dtype == "float32" else f" {found.dtype}"
-    return Line(f"{row.label}, {found.engine}{dtype}, batch {found.batch}, {found.place}", "un", cells)
 
 
 def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from un.reports.measurements import METRICS, Model
+from un.reports.measurements import METRICS, Benchmark, Model
 from un.reports.validation import STRICT, parse
 
 
@@ -45,7 +45,7 @@ class TableRow:
         label: of the row; None for one row per setting that the arguments expand to, as with `ablation=<name>`.
         arguments: of train.py, for every cell of the row.
         published: a figure or None for each column; in the file a number, or a list of them.
-        model: of `scripts/benchmark.py inference`, which fills the row instead of runs: one row per measurement.
+        model: of `scripts/benchmark.py`, which fills the row instead of runs: one row per measurement.
         source: of the published figures; None for the table's.
     """
 
@@ -72,6 +72,7 @@ class Table:
         needs: names of the tables whose runs these start from, each row from the one in the row of its label.
         metric: of columns that name none; None for the task's main one.
         source: of the published figures of rows that name none.
+        benchmark: of `scripts/benchmark.py`, where rows have models.
     """
 
     name: str
@@ -85,10 +86,11 @@ class Table:
     needs: tuple[str, ...] = ()
     metric: str | None = None
     source: str | None = None
+    benchmark: Benchmark = "inference"
 
     @property
     def models(self) -> list[Model]:
-        """Models that the benchmark of inference measures for it."""
+        """Models that the benchmark measures for it."""
         return [row.model for row in self.rows if row.model is not None]
 
 
@@ -134,5 +136,6 @@ def _check_measured(table: Table, where: str) -> None:
         if row.model is None or row.label is None or row.arguments:
             raise ValueError(f"{where}: row {row.label}: expected a model in every row, with a label and no arguments")
     for column in table.columns:
-        if column.metric not in METRICS:
-            raise ValueError(f"{where}: metric is {column.metric!r}, allowed with model: {', '.join(METRICS)}")
+        if column.metric not in METRICS[table.benchmark]:
+            allowed = ", ".join(METRICS[table.benchmark])
+            raise ValueError(f"{where}: metric is {column.metric!r}, allowed with model: {allowed}")

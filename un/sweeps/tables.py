@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
 from un.command.overrides import quote_override
-from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, compare_measurements
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line
+from un.reports.efficiency import compare_measurements
 from un.reports.measurements import Measurement
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Table, TableRow, parse_table
@@ -145,7 +146,7 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     comparisons, measured = [], []
     for name in list_tables():
         table = read_table(name)
-        if any(measurement.model in table.models for measurement in measurements):
+        if any(one.benchmark == table.benchmark and one.model in table.models for one in measurements):
             measured.append(compare_measurements(table, measurements))
         table = _keep_columns(table, experiments)
         if table.columns:

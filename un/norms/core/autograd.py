@@ -50,6 +50,18 @@ def hold(values: Values) -> Values:
     return pytree.tree_unflatten([next(held) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
 
+def is_inside_backward() -> bool:
+    """Tells whether a backward is running, which recomputes this call; a compiled call is never inside one."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1  # how torch.utils.checkpoint itself asks
+
+
+def may_be_recomputed() -> bool:
+    """Tells whether a call has no gradient (reentrant checkpointing), or what it saves is intercepted (the other kind)."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 class _Note(NamedTuple):
     shape: torch.Size
     sums: Tensor  # (C,), tells calls apart
@@ -78,17 +90,16 @@ class CallNotes:
         """
         if torch.compiler.is_compiling():
             return hold(decide())
-        if is_recomputing():
+        if is_inside_backward():
             return self._recall(rows)
         decision = decide()
-        # Without gradient (reentrant checkpointing) or where what is saved is intercepted (the other kind).
-        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if may_be_recomputed():
             self._notes.append(_Note(rows.shape, _sum_columns(rows), decision))
         return decision
 
     def keep_penalty(self, penalty: Tensor) -> None:
         """Keeps what a call adds to the loss, without axes, until it is taken; that of a recomputed call is dropped."""
-        if not is_recomputing():
+        if not is_inside_backward():
             self.penalty = penalty
 
     def __reduce__(self) -> tuple[type[CallNotes], tuple[()]]:
@@ -113,13 +124,6 @@ class CallNotes:
             f"a norm in training mode was called inside a backward, with an input {tuple(rows.shape)} that none of its "
             f"last {NOTED_CALLS} checkpointed calls had: activation checkpointing must recompute the same numbers"
         )
-
-
-def is_recomputing() -> bool:
-    """Tells whether this is inside a backward, where only activation checkpointing calls a norm."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1  # how torch.utils.checkpoint itself asks
 
 
 def _sum_columns(rows: Tensor) -> Tensor:
