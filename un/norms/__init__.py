@@ -1,6 +1,7 @@
 """Normalization layers for Transformers, all as `norm(x, pad_mask=None)` on channel-last x."""
 
 from un.norms.batchnorm import BatchNorm, RepBatchNorm
+from un.norms.channel_map import CenteredMap, ChannelMap
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.switches import Switches
@@ -15,6 +16,8 @@ from un.norms.unified_variants import UnifiedNormVariant
 
 __all__ = [
     "BatchNorm",
+    "CenteredMap",
+    "ChannelMap",
     "DynamicErf",
     "DynamicTanh",
     "GroupNorm",
