@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from un.datasets import count_updates
+from un.norms.core.penalties import sum_penalties
 from un.tasks import GraphPart
 from un.translation.batches import Batch
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
@@ -91,6 +92,10 @@ class Translation(lightning.LightningModule):
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         self.log("train/loss", loss.detach() / batch["ntokens"], prog_bar=True, batch_size=batch["ntokens"])
         self.log("train/lr", max(rates), batch_size=batch["ntokens"])
+        penalty = sum_penalties(self.model)
+        if penalty is not None:
+            self.log("train/penalty", penalty.detach(), batch_size=batch["ntokens"])
+            loss = loss + penalty * batch["ntokens"]
         return loss * self.trainer.accumulate_grad_batches  # by which Lightning divides
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from un.datasets import count_updates
+from un.norms.core.penalties import sum_penalties
 from un.norms.core.updates import call_after_step
 from un.tasks import GraphPart
 from un.vision.batches import Batch
@@ -31,6 +32,8 @@ class ImageClassification(lightning.LightningModule):
     """Cross-entropy training of a classifier, with timm's Mixup and moving average.
 
     Logs `train/loss` and `train/lr` by step; `val/` and `test/` `loss`, `acc1` and `acc5` (percent) by epoch.
+    Norms with a penalty add it to the mean over the images of a batch; it is logged as `train/penalty`, and part of no
+    reported loss.
 
     Gradients are those of the mean over all images of an update, however many accumulated batches it has and however
     large these are.
@@ -116,6 +119,10 @@ class ImageClassification(lightning.LightningModule):
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         self.log("train/lr", max(rates), batch_size=len(images))
+        penalty = sum_penalties(self.model)
+        if penalty is not None:
+            self.log("train/penalty", penalty.detach(), batch_size=len(images))
+            loss = loss + penalty
         self._batch_sizes.append(len(images))
         return loss * (len(images) / self._batch_sizes[0])
 

@@ -57,9 +57,10 @@ class _Note(NamedTuple):
 
 
 class CallNotes:
-    """What the latest training calls of one norm decided, wherever they may be recomputed."""
+    """What the latest training calls of one norm decided, wherever they may be recomputed; a copy has none of them."""
 
     def __init__(self) -> None:
+        self.penalty: Tensor | None = None  # of the latest call, for the loss; with gradient
         self._notes: deque[_Note] = deque(maxlen=NOTED_CALLS)
         self._used: deque[_Note] = deque(maxlen=NOTED_CALLS)  # recomputed once; a second backward may ask again
 
@@ -77,13 +78,21 @@ class CallNotes:
         """
         if torch.compiler.is_compiling():
             return hold(decide())
-        if torch._C._current_graph_task_id() != -1:  # how torch.utils.checkpoint itself asks
+        if is_recomputing():
             return self._recall(rows)
         decision = decide()
         # Without gradient (reentrant checkpointing) or where what is saved is intercepted (the other kind).
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             self._notes.append(_Note(rows.shape, _sum_columns(rows), decision))
         return decision
+
+    def keep_penalty(self, penalty: Tensor) -> None:
+        """Keeps what a call adds to the loss, without axes, until it is taken; that of a recomputed call is dropped."""
+        if not is_recomputing():
+            self.penalty = penalty
+
+    def __reduce__(self) -> tuple[type[CallNotes], tuple[()]]:
+        return CallNotes, ()  # tensors of a graph cannot be copied
 
     def _recall(self, rows: Tensor) -> Any:
         sums = _sum_columns(rows)
@@ -104,6 +113,13 @@ class CallNotes:
             f"a norm in training mode was called inside a backward, with an input {tuple(rows.shape)} that none of its "
             f"last {NOTED_CALLS} checkpointed calls had: activation checkpointing must recompute the same numbers"
         )
+
+
+def is_recomputing() -> bool:
+    """Tells whether this is inside a backward, where only activation checkpointing calls a norm."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1  # how torch.utils.checkpoint itself asks
 
 
 def _sum_columns(rows: Tensor) -> Tensor:

@@ -134,6 +134,13 @@ class Norm(nn.Module):
         """Returns that of which the norm takes its statistics, for an input x (..., C)."""
         return x
 
+    def penalty(self) -> Tensor | None:
+        """Returns what the latest training forward adds to the loss, a scalar with gradient; None where it is nothing.
+
+        A class may also compute it here. Tasks add the sum over the norms, see `un.norms.core.penalties`.
+        """
+        return self.notes.penalty if self.training else None
+
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none.
 
