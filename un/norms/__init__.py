@@ -1,6 +1,7 @@
 """Normalization layers for Transformers, all as `norm(x, pad_mask=None)` on channel-last x."""
 
 from un.norms.batchnorm import BatchNorm, FeedForwardBatchNorm, RepBatchNorm
+from un.norms.channel_map import CenteredMap, ChannelMap
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.schedule import set_training_length
@@ -17,6 +18,8 @@ from un.norms.unified_variants import UnifiedNormVariant
 
 __all__ = [
     "BatchNorm",
+    "CenteredMap",
+    "ChannelMap",
     "DynamicErf",
     "DynamicTanh",
     "FeedForwardBatchNorm",

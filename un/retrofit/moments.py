@@ -1,0 +1,74 @@
+"""What the rows of a calibration set say about a norm: sums over all of them, in float64 and one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class PairMoments:
+    """Means, variances and covariance per channel of inputs x and targets y.
+
+    Each batch is centred by its own means before it is merged, so that large means cost no digits (Chan, Golub and
+    LeVeque, 1979).
+
+    Args:
+        measure_rows: gives one number for each row of x (R, C), to be averaged; None for none.
+    """
+
+    def __init__(self, measure_rows: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.measure_rows = measure_rows
+        self.num_rows = 0
+        self.row_mean = 0.0
+        self.x_mean = self.y_mean = self.xx = self.xy = self.yy = torch.zeros(0)  # (C,) each; the last three are sums
+        self.smallest = self.largest = torch.zeros(0)  # of x, (C,)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds rows x and y, (R, C) each."""
+        if not len(x):
+            return
+        x, y = x.double(), y.double()
+        rows = 0.0 if self.measure_rows is None else float(self.measure_rows(x).mean())
+        smallest, largest = torch.aminmax(x, dim=0)
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        x, y = x - x_mean, y - y_mean
+        xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
+        count, total = len(x), self.num_rows + len(x)
+        if self.num_rows:
+            share, weight = count / total, count * self.num_rows / total
+            x_gap, y_gap = x_mean - self.x_mean, y_mean - self.y_mean
+            xx = self.xx + xx + weight * x_gap * x_gap
+            xy = self.xy + xy + weight * x_gap * y_gap
+            yy = self.yy + yy + weight * y_gap * y_gap
+            x_mean, y_mean = self.x_mean + share * x_gap, self.y_mean + share * y_gap
+            rows = self.row_mean + share * (rows - self.row_mean)
+            smallest, largest = torch.minimum(self.smallest, smallest), torch.maximum(self.largest, largest)
+        self.num_rows, self.row_mean, self.x_mean, self.y_mean = total, rows, x_mean, y_mean
+        self.xx, self.xy, self.yy, self.smallest, self.largest = xx, xy, yy, smallest, largest
+
+    @property
+    def x_variance(self) -> Tensor:
+        return self.xx / self.num_rows
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(total.isfinite().all()) for total in (self.xx, self.xy, self.yy))
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Returns the map y = scale x + shift with the least squared error, each (C,); scale 0 for constant x."""
+        scale = torch.where(self.xx > 0, self.xy / self.xx, 0.0)
+        return scale, self.y_mean - scale * self.x_mean
+
+    def measure_fit(self, scale: Tensor, shift: Tensor) -> Tensor:
+        """Returns R² of a map, (C,): 1 minus its squared error over that of the mean; 1 where y is constant and met."""
+        gap = self.y_mean - scale * self.x_mean - shift
+        error = self.yy - 2 * scale * self.xy + scale * scale * self.xx + self.num_rows * gap * gap
+        return torch.where(self.yy > 0, 1 - error / self.yy, torch.where(error > 0, -torch.inf, 1.0))
+
+    def find_outlier(self) -> tuple[float, float]:
+        """Returns the largest distance of an x from its channel's mean, in standard deviations, and the largest |x|."""
+        distance = torch.maximum(self.largest - self.x_mean, self.x_mean - self.smallest)
+        deviations = torch.where(distance > 0, distance / self.x_variance.sqrt(), 0.0)
+        return float(deviations.max()), float(torch.maximum(self.largest.abs(), self.smallest.abs()).max())
