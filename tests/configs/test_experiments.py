@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from un.command.checks import check_config
-from un.command.errors import CONFIG_FOLDER
+from un.command.errors import CONFIG_FOLDER, UserError
 from un.training.assembly import build, build_trainer
 from un.vision.batches import EpochSampler
 
@@ -21,6 +21,7 @@ MAX_LINES = 30
 SHRUNK = ["debug=fast", "trainer.max_steps=2", "trainer.accelerator=cpu", "callbacks.checkpoints=null"]
 SHRUNK += ["data.image_size=32", "data.batch_size=4", "data.limit=8"]
 SHALLOW = {
+    "cifar10_swin_tiny": "model.depths=[1,1]",
     "cifar10_transfer": "+model.depth=1",
     "cifar10_vit_tiny": "model.depth=1",
     "digits_vit": "model.depth=1",
@@ -37,6 +38,8 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "imagenet_deit_small": {"data.val_split": "validation", "surgery.reset_steps": False, "task.random_erasing": None},
     "imagenet_swin_tiny": {"data.val_split": "validation", "surgery.reset_steps": False, "task.random_erasing": None},
+    "cifar10_swin_tiny": {"data.path": "uoft-cs/cifar10", "trainer.max_epochs": 5, "norm.filtration": True},
+    "tatoeba_small": {"trainer.max_epochs": 5, "norm.filtration": False, "norm.pad_gradient": "excluded"},
     "cifar10_transfer": {"data.path": "uoft-cs/cifar10", "data.num_classes": 10},
     "cifar100_transfer": {"data.path": "uoft-cs/cifar100", "data.num_classes": 100},
     "iwslt14_de_en": {"data.batch_size": None, "trainer.max_epochs": -1},
@@ -66,6 +69,10 @@ def run(config: DictConfig, folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_and_resolves(name: str) -> None:
     config = compose_config(f"experiment={name}", "norm=un")
+    if OmegaConf.is_missing(config.data, "path"):
+        with pytest.raises(UserError, match=r"^data\.path is missing: .* give data\.path=<value>$"):
+            check_config(config)
+        config.data.path = "folder"
     check_config(config)
     OmegaConf.resolve(config)
     for key, value in VALUES.get(name, {}).items():

@@ -95,3 +95,37 @@ def test_too_few_pairs():
         make_sampler(True, sizes=SIZES[:5], world_size=2)
     with pytest.raises(ValueError, match="3 sentence pairs cannot be shared evenly by 2 processes"):
         make_sampler(False, sizes=SIZES[:3], batch_size=1, world_size=2)
+
+
+def measure_padding(batches, sizes):
+    """Shares of padding in source and target."""
+    whole = sum(len(batch) * sizes[batch].max(axis=0) for batch in batches)
+    return 1 - sizes.sum(axis=0) / whole
+
+
+def test_groupings_differ_in_padding_only():
+    """The order of `source_length` leaves the target ragged, that of `nothing` both sides; every pair comes once."""
+    sizes = np.random.default_rng(1).integers(2, 12, (400, 2))
+    found = []
+    for group_by in ("lengths", "source_length", "nothing"):
+        sampler = make_sampler(sizes=sizes, max_tokens=10_000, batch_size=8, group_by=group_by)
+        batches = list_indices(sampler)
+        assert sorted(itertools.chain(*batches)) == list(range(400))
+        assert len(sampler) == 50
+        found.append(measure_padding(batches, sizes))
+    grouped, ragged, shuffled = found
+    assert ragged[0] == grouped[0]
+    assert ragged[1] > grouped[1] + 0.1
+    assert shuffled[0] > grouped[0] + 0.1
+
+
+@pytest.mark.parametrize("group_by", ["source_length", "nothing"])
+def test_batches_with_more_padding_keep_within_the_limit_and_their_number(group_by):
+    sampler = make_sampler(group_by=group_by, seed=3)
+    first, second = list_indices(sampler), list_indices(sampler, 1)
+    assert all(measure(batch) <= 200 for batch in first)
+    assert first != second
+    assert sorted(first) == sorted(second)  # otherwise epochs would differ in length
+    assert first == list_indices(make_sampler(group_by=group_by, seed=3))
+    assert sorted(first) != sorted(list_indices(make_sampler(group_by=group_by, seed=4)))
+    assert list_indices(make_sampler(False, group_by=group_by)) == list_indices(make_sampler(False))

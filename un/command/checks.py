@@ -45,6 +45,9 @@ def check_config(config: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=ABSENT)
         if value is not ABSENT:
             check_kind(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, kind)
+    for key in config.get("data") or {}:
+        if OmegaConf.is_missing(config.data, key):
+            raise UserError(f"data.{key} is missing: this data set has no value of its own, give data.{key}=<value>")
     if OmegaConf.select(config, "trainer.max_epochs") in (-1, None) and config.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: set one of them")
     _check_compile(config)

@@ -21,7 +21,7 @@ from un.files import replace_file
 from un.reports.validation import parse
 
 # Choices of `data` whose `data.path` says only where that set lies; for any other choice it says which data these are.
-LOCATED = ("cifar10", "cifar100", "imagenet", "multi30k", "iwslt14_de_en", "wmt14_en_de")
+LOCATED = ("cifar10", "cifar100", "imagenet", "multi30k", "tatoeba", "iwslt14_de_en", "wmt14_en_de")
 DIGEST_LENGTH = 8  # of a path in a folder's name
 LEFT_BY_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # hidden files, too, are none of the data
 

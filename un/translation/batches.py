@@ -1,7 +1,7 @@
 """Batches of sentences of similar length: batch i of epoch e depends on (seed, e, i) and the process only."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from un.translation.fairseq_library import LanguagePairDataset, data_utils
 
 Batch = dict[str, Any]  # of `LanguagePairDataset.collater`
+GroupBy = Literal["lengths", "source_length", "nothing"]
+GROUPINGS: tuple[GroupBy, ...] = get_args(GroupBy)
 
 
 class TokenSampler:
@@ -21,6 +23,10 @@ class TokenSampler:
     and those that the processes cannot share evenly are left out. In evaluation, every pair comes once, the shortest
     first; where the processes cannot share the batches evenly, the largest are halved.
 
+    `group_by` is for experiments with more padding in the training batches: pairs are then sorted by the length of the
+    source alone, or not at all. Their cut depends on who stands beside whom, so these batches are the same in every
+    epoch, in another order; otherwise epochs would differ in length.
+
     Args:
         sizes: Tokens of source and target, (N, 2).
         indices: Numbers of the pairs to take.
@@ -29,6 +35,7 @@ class TokenSampler:
         training: Selects one of the two behaviours above.
         seed: Decides the order in training.
         multiple: Batches have fewer pairs than this, or a multiple of it; the last may have any number.
+        group_by: What the pairs of a training batch have in common; fairseq's is `lengths`.
         rank: Number of this process.
         world_size: Number of processes.
 
@@ -46,14 +53,18 @@ class TokenSampler:
         training: bool,
         seed: int = 0,
         multiple: int = 1,
+        group_by: GroupBy = "lengths",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.indices, self.training, self.seed = indices, training, seed
+        self.group_by: GroupBy = group_by if training else "lengths"
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._lengths = sizes[indices].T
-        longer = self._lengths.max(axis=0)[self._sort(np.arange(len(indices)))]
+        drawn = np.random.default_rng(seed).permutation(len(indices))
+        self._order = self._sort(drawn if training and group_by != "lengths" else np.arange(len(indices)))
+        longer = self._lengths.max(axis=0)[self._order]
         counts = cut(longer, max_tokens, batch_size, multiple)
         if not training:
             counts = spread(counts, world_size)
@@ -75,17 +86,19 @@ class TokenSampler:
     def list_batches(self) -> list[NDArray[np.int64]]:
         """Returns the numbers of the pairs in each batch of the current epoch."""
         if not self.training:
-            order = self._sort(np.arange(len(self.indices)))
-            return np.split(self.indices[order], self._ends)[self.rank :: self.world_size]
+            return np.split(self.indices[self._order], self._ends)[self.rank :: self.world_size]
         random = np.random.default_rng((self.seed, self.epoch))
-        batches = np.split(self.indices[self._sort(random.permutation(len(self.indices)))], self._ends)
+        ties = random.permutation(len(self.indices))
+        order = self._sort(ties) if self.group_by == "lengths" else self._order
+        batches = np.split(self.indices[order], self._ends)
         shuffled = random.permutation(len(batches))[: self.num_batches * self.world_size]
         return [batches[number] for number in shuffled[self.rank :: self.world_size]]
 
     def _sort(self, ties: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sorts by source length, target length and then `ties`; the lengths come out the same for any ties."""
+        """Sorts by what `group_by` says and then `ties`; both lengths come out the same for any ties."""
         source, target = self._lengths
-        return np.lexsort((ties, target, source))
+        keys = {"lengths": (target, source), "source_length": (source,), "nothing": ()}[self.group_by]
+        return np.lexsort((ties, *keys))
 
 
 def cut(lengths: NDArray[np.int64], max_tokens: int, batch_size: int | None, multiple: int) -> list[int]:

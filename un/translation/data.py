@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from un.datasets import BatchLoader, ResumableDataModule
-from un.translation.batches import Batch, TokenSampler, load_batches
+from un.translation.batches import GROUPINGS, Batch, GroupBy, TokenSampler, load_batches
 from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
 from un.translation.prepared import PreparedFolder, is_prepared
@@ -51,6 +51,7 @@ class TranslationDataModule(ResumableDataModule):
     max_tokens: int  # of a batch and process, padding included, of the longer side
     batch_size: int | None = None  # most pairs of a batch; None is no limit
     batch_size_multiple: int = 1  # in training, batches have fewer pairs than this, or a multiple of it
+    group_by: GroupBy = "lengths"  # how pairs share training batches; the others are for more padding, `TokenSampler`
     lowercase: bool = False
     bpe_merges: int | None = None  # of byte-pair encoding, learned on the training split; None leaves words whole
     joined_dictionary: bool = True  # of both languages, which sharing all embeddings needs
@@ -73,6 +74,8 @@ class TranslationDataModule(ResumableDataModule):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name}={value} must be at least {least}")
+        if self.group_by not in GROUPINGS:
+            raise ValueError(f"data.group_by={self.group_by} must be one of {', '.join(GROUPINGS)}")
         for name in ("source_lang", "target_lang"):
             check_language(getattr(self, name), f"data.{name}")
         if self.source_lang == self.target_lang:
@@ -173,6 +176,7 @@ class TranslationDataModule(ResumableDataModule):
             training=training,
             seed=self.seed,
             multiple=self.batch_size_multiple if training else 1,
+            group_by=self.group_by,
             rank=self.rank,
             world_size=self.world_size,
         )
