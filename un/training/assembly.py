@@ -19,11 +19,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from un.command.errors import UserError
-from un.command.value_types import check_kinds
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
-from un.training.parts import build_part, read_partial
+from un.training.parts import build_part, check_arguments, read_partial
 from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
 from un.training.run_folder import RunFolder
 from un.training.weights import check_state, drop_other_head, read_model_weights
@@ -99,7 +98,7 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
     if config.get("_target_") is None:
         return None
     factory = read_partial("norm", config)
-    check_kinds("norm", factory.func, factory.keywords)
+    check_arguments("norm", factory.func, factory.keywords)
     try:
         factory(PROBE_FEATURES, device="meta")
     except (TypeError, ValueError) as error:

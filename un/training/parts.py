@@ -29,9 +29,9 @@ def build_part(config: DictConfig, key: str, **objects: Any) -> Any:
     _check_nested(key, OmegaConf.to_container(node, resolve=True))
     partial = read_partial(key, node)
     if node.get("_partial_", False):
-        _check_arguments(key, partial.func, partial.keywords)
+        check_arguments(key, partial.func, partial.keywords)
         return functools.partial(_call, key, partial)
-    _check_arguments(key, partial.func, partial.keywords, objects)
+    check_arguments(key, partial.func, partial.keywords, objects)
     return _call(key, partial, **objects)
 
 
@@ -60,10 +60,10 @@ def _check_nested(key: str, node: Any) -> None:
             check_kind(f"{key}.{name}._target_", child["_target_"], str)
             _check_nested(f"{key}.{name}", child)
             plain = {k: v for k, v in child.items() if not k.startswith("_") and not isinstance(v, dict)}
-            _check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
+            check_arguments(f"{key}.{name}", get_object(child["_target_"]), plain)
 
 
-def _check_arguments(
+def check_arguments(
     key: str, target: Callable[..., Any], arguments: Mapping[str, Any], objects: Mapping[str, Any] | None = None
 ) -> None:
     """Compares arguments of the config with the signature and the annotations of what takes them.

@@ -27,6 +27,10 @@ NOTED_CALLS = 64
 # Largest difference of column sums, relative to the largest sum, between a call and its recomputation: kernels that add
 # in no fixed order stay far below, other inputs far above. Ours.
 RECALL_TOLERANCE = 1e-2
+PENALTY_WITHOUT_GRADIENT = (
+    "the penalty of a norm has no gradient, because its forward ran without, as in reentrant activation checkpointing "
+    "(fairseq's checkpoint_activations): use another kind (use_reentrant=False), none, or no penalty"
+)
 
 # Operators of this package. A call of `torch.library.custom_op` takes three times as long.
 LIBRARY = torch.library.Library("un", "DEF")
@@ -58,7 +62,7 @@ def is_inside_backward() -> bool:
 
 
 def may_be_recomputed() -> bool:
-    """Tells whether a call has no gradient (reentrant checkpointing), or what it saves is intercepted (the other kind)."""
+    """Tells whether a call has no gradient (reentrant checkpointing) or what it saves is intercepted (the other kind)."""
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
@@ -72,7 +76,8 @@ class CallNotes:
     """What the latest training calls of one norm decided, wherever they may be recomputed; a copy has none of them."""
 
     def __init__(self) -> None:
-        self.penalty: Tensor | None = None  # of the latest call, for the loss; with gradient
+        self.penalty: Tensor | None = None  # of the latest call, for the loss
+        self._penalty_has_gradient = True
         self._notes: deque[_Note] = deque(maxlen=NOTED_CALLS)
         self._used: deque[_Note] = deque(maxlen=NOTED_CALLS)  # recomputed once; a second backward may ask again
 
@@ -100,7 +105,17 @@ class CallNotes:
     def keep_penalty(self, penalty: Tensor) -> None:
         """Keeps what a call adds to the loss, without axes, until it is taken; that of a recomputed call is dropped."""
         if not is_inside_backward():
-            self.penalty = penalty
+            self.penalty, self._penalty_has_gradient = penalty, torch.is_grad_enabled()
+
+    def read_penalty(self) -> Tensor | None:
+        """Returns what `keep_penalty` kept.
+
+        Raises:
+            RuntimeError: with gradients wanted now, and not in the call, as under reentrant checkpointing.
+        """
+        if self.penalty is not None and torch.is_grad_enabled() and not self._penalty_has_gradient:
+            raise RuntimeError(PENALTY_WITHOUT_GRADIENT)
+        return self.penalty
 
     def __reduce__(self) -> tuple[type[CallNotes], tuple[()]]:
         return CallNotes, ()  # tensors of a graph cannot be copied

@@ -164,7 +164,7 @@ class Norm(nn.Module):
 
         A class may also compute it here. Tasks add the sum over the norms, see `un.norms.core.penalties`.
         """
-        return self.notes.penalty if self.training else None
+        return self.notes.read_penalty() if self.training else None
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """Returns the inference map as (scale, shift), each (C,): y = scale * x + shift; None where there is none.
