@@ -2,9 +2,9 @@
 
     python scripts/report.py [runs ...] [--output report]
 
-Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, and
-every setting of every experiment is compared with LayerNorm. `--update README.md` writes nothing but the results block
-of that file: the measurements and the settings.
+Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, every
+setting of every experiment is compared with LayerNorm, and published figures of other norms are quoted. `--update
+README.md` writes nothing but the results block of that file: the measurements and the settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from un.reports.measurements import find_measurements
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
 from un.reports.runs import find_runs
-from un.sweeps.tables import compare_known
+from un.sweeps.tables import compare_known, quote_published
 
 TITLE = "Unified Normalization: results"
 
@@ -50,7 +50,7 @@ def main() -> None:
             shown = [*compare_known([], measurements), *overview]
             replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
         else:
-            tables = compare_known(runs, measurements)
+            tables = [*compare_known(runs, measurements), *quote_published()]
             page = render_page(tables, runs, options.output, draw_svg, problems, TITLE)
             write_reports([*tables, *overview], page, options.output)
 

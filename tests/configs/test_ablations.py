@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 NUM_VARIANTS = {
+    "final_statistics": 4,
     "norms": 10,
     "un_smoothing": 16,
     "un_filtration": 8,
@@ -40,13 +41,14 @@ def list_first_seeds(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_variant_is_another_norm(name):
+def test_every_variant_is_another_norm_or_has_other_statistics(name):
     runs = list_first_seeds(name)
     assert len(runs) == NUM_VARIANTS[name]
     norms = []
     for run in runs:
-        config = compose_config(*run.arguments).norm
-        norms.append(OmegaConf.to_container(config, resolve=True))
+        whole = compose_config(*run.arguments)
+        config = whole.norm
+        norms.append((OmegaConf.to_container(config, resolve=True), whole.final_statistics))
         if config._target_ is not None:
             instantiate(config, _convert_="all")(24, device="meta")  # no option is unknown or out of range
     assert all(norm not in norms[:index] for index, norm in enumerate(norms))

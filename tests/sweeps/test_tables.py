@@ -18,6 +18,7 @@ from un.sweeps.tables import (
     find_on_disk,
     list_tables,
     plan_table,
+    quote_published,
     read_table,
 )
 from un.training.run_folder import read_overrides
@@ -28,7 +29,35 @@ ABLATIONS = {path.stem for path in (CONFIGS / "ablation").glob("*.yaml")}
 ABSTRACT = ("ViT-S", "T2T-ViT-14", "IWSLT14 Transformer, encoder", "IWSLT14 Transformer, beam search")
 # Figures seen in the official readmes and abstracts; (row, column) -> value.
 PUBLISHED = {
-    "iwslt14": {("LayerNorm", 0): 35.3, ("BatchNorm", 0): 31.1, ("UN", 0): 35.4, ("PowerNorm", 0): 35.87},
+    "iwslt14": {
+        **{("LayerNorm", 0): 35.3, ("BatchNorm", 0): 31.1, ("UN", 0): 35.4, ("PowerNorm", 0): 35.87},
+        ("PowerNorm without group scaling", 0): 35.0,
+    },
+    "rivals_gpt2": {("LayerNorm", 0): 2.94, ("RMSNorm", 0): 2.95, ("Dynamic Tanh", 0): 2.97, ("Dynamic erf", 0): 2.94},
+    "rivals_fakeln": {
+        **dict(zip([("GPT-2 small", i) for i in range(3)], (3.1006, 3.0126, 3.0797), strict=True)),
+        **dict(zip([("GPT-2 medium", i) for i in range(3)], (2.8145, 2.7390, 2.7642), strict=True)),
+        **dict(zip([("GPT-2 large", i) for i in range(3)], (2.6623, 2.6240, 2.6384), strict=True)),
+        **dict(zip([("GPT-2 XL", i) for i in range(3)], (2.5567, 2.4799, 2.5052), strict=True)),
+    },
+    "rivals_tapernorm": {
+        **dict(zip([("RMSNorm, batch 1", i) for i in range(3)], (40.7, 79.3, 163.2), strict=True)),
+        **dict(zip([("TaperNorm folded, batch 1", i) for i in range(3)], (48.7, 96.8, 195.5), strict=True)),
+        **dict(zip([("RMSNorm, batch 4", i) for i in range(3)], (149.3, 290.5, 546.3), strict=True)),
+        **dict(zip([("TaperNorm folded, batch 4", i) for i in range(3)], (180.4, 344.9, 615.9), strict=True)),
+        ("TaperNorm folded, last-token logits, up to", 3): 1.22,
+        ("TaperNorm explicit, with KV cache", 3): 1.14,
+        ("TaperNorm folded, with KV cache", 3): 1.18,
+    },
+    "rivals_imagenet": {
+        **{("LayerNorm", 0): 79.9, ("BatchNorm", 0): 77.3, ("InstanceNorm", 0): 77.7, ("GroupNorm", 0): 78.3},
+        **{("Switchable Normalization", 0): 80.1, ("ScaleNorm", 0): 80.0, ("PowerNorm", 0): 79.8},
+        **{("Dynamic Token Normalization", 0): 80.6, ("LayerNorm", 1): 82.3, ("Dynamic Tanh", 1): 82.5},
+        **{("Dynamic erf", 1): 82.8, ("RMSNorm", 1): 82.4, ("GroupNorm", 1): 82.5, ("LayerNorm", 2): 83.1},
+        **{("Dynamic Tanh", 2): 83.6, ("Dynamic erf", 2): 83.8, ("RMSNorm", 2): 83.0, ("GroupNorm", 2): 83.1},
+        **{("Fixup", 3): 77.2, ("SkipInit", 3): 74.1, ("σReparam", 3): 82.5, ("Dynamic Tanh", 3): 82.8},
+        **{("LayerNorm", 4): 71.89, ("BatchNorm", 4): 68.70, ("BN + FFN-BN", 4): 69.04},
+    },
     "imagenet_t2t_vit_14": {("LayerNorm", 0): 81.5, ("BatchNorm", 0): 79.8, ("UN", 0): 80.9},
     "cifar_transfer": {
         **{("LayerNorm", 0): 98.3, ("BatchNorm", 0): 96.6, ("UN", 0): 98.3},
@@ -90,6 +119,18 @@ def test_rows_of_an_ablation_are_labelled_by_what_differs() -> None:
     assert all(len(cell) == 2 for row in plan.rows for cell in row.runs)
     labels = [row.label for row in plan_table(describe_ablation("un_filtration")).rows]
     assert "filtration=true filter_decision=channel threshold_scope=channel" in labels
+
+
+def test_quoted_tables_have_figures_and_no_runs() -> None:
+    quoted = {comparison.name: comparison for comparison in quote_published()}
+    assert {"rivals_imagenet", "rivals_gpt2", "rivals_fakeln", "rivals_tapernorm"} <= quoted.keys()
+    assert not {"iwslt14", "norms", "efficiency"} & quoted.keys()
+    for comparison in quoted.values():
+        assert all(cell.published or not cell.planned for cell in comparison.cells)
+    by_column = [row.cells[3].published for row in quoted["rivals_imagenet"].rows if row.label == "Dynamic Tanh"]
+    assert [(one.value, one.source) for one in by_column if one] == [(82.8, "arXiv 2503.10622 (Dynamic Tanh)")]
+    with pytest.raises(UserError, match=r"table=rivals_gpt2 quotes published figures and starts no run: got norm=un"):
+        plan_table(read_table("rivals_gpt2"), ["norm=un"])
 
 
 def test_another_experiment_takes_the_place_of_all_columns() -> None:

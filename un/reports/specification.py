@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from pydantic import Field
@@ -30,11 +31,13 @@ class Column:
         label: of the header.
         arguments: of train.py, for every cell of the column.
         metric: of its cells; None for the table's.
+        source: of the published figures of rows that name none; None for the table's.
     """
 
     label: str = ""
     arguments: tuple[str, ...] = ()
     metric: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -46,7 +49,7 @@ class TableRow:
         arguments: of train.py, for every cell of the row.
         published: a figure or None for each column; in the file a number, or a list of them.
         model: of `scripts/benchmark.py`, which fills the row instead of runs: one row per measurement.
-        source: of the published figures; None for the table's.
+        source: of the published figures; None for the column's.
     """
 
     label: str | None = None
@@ -58,7 +61,7 @@ class TableRow:
 
 @dataclass(frozen=True, config=STRICT)
 class Table:
-    """A table file.
+    """A table file; without runs and models it only quotes published figures.
 
     Attributes:
         name: of the file.
@@ -89,6 +92,11 @@ class Table:
     benchmark: Benchmark = "inference"
 
     @property
+    def is_quoted(self) -> bool:
+        """Whether it has neither runs nor measurements."""
+        return not (self.runs or self.models or any(part.arguments for part in (*self.columns, *self.rows)))
+
+    @property
     def models(self) -> list[Model]:
         """Models that the benchmark measures for it."""
         return [row.model for row in self.rows if row.model is not None]
@@ -106,7 +114,9 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
         raise ValueError(f"{where}: there is no key name; the name of the file is the table's")
     columns, rows = content.get("columns") or [{}], content.get("rows")
     if isinstance(columns, list) and isinstance(rows, list):
-        rows = [_pair_published(row, content.get("source"), len(columns)) for row in rows]
+        own = (column.get("source") if isinstance(column, dict) else None for column in columns)
+        sources = [source or content.get("source") for source in own]
+        rows = [_pair_published(row, sources) for row in rows]
     whole = json.dumps({**content, "name": name, "columns": columns, "rows": rows}, default=str)
     table = parse(Table, whole, where, {"columns": Column, "rows": TableRow})
     for row in table.rows:
@@ -121,14 +131,17 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
     return table
 
 
-def _pair_published(row: Any, source: str | None, columns: int) -> Any:
+def _pair_published(row: Any, sources: Sequence[str | None]) -> Any:
     """Returns a row of the file with the source beside each published figure."""
     if not isinstance(row, dict):
         return row
     published = row.get("published")
-    figures = published if isinstance(published, list) else [published] * (columns if published is None else 1)
-    source = row.get("source", source)
-    return row | {"published": [None if figure is None else {"value": figure, "source": source} for figure in figures]}
+    figures = published if isinstance(published, list) else [published] * (len(sources) if published is None else 1)
+    pairs = [
+        None if figure is None else {"value": figure, "source": row.get("source", source)}
+        for figure, source in zip_longest(figures, sources[: len(figures)])
+    ]
+    return row | {"published": pairs}
 
 
 def _check_measured(table: Table, where: str) -> None:

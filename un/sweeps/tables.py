@@ -89,7 +89,17 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
         table: to plan.
         arguments: of train.py for every run; they win over the table's. An experiment takes the place of all columns
             and of what was published.
+
+    Raises:
+        UserError: arguments for a table that only quotes published figures.
     """
+    if table.is_quoted:
+        if arguments:
+            raise UserError(
+                f"table={table.name} quotes published figures and starts no run: got {', '.join(arguments)}"
+            )
+        empty: tuple[tuple[PlannedRun, ...], ...] = ((),) * len(table.columns)
+        return Plan(table, tuple(PlannedRow(str(row.label), row.published, empty) for row in table.rows))
     arguments = [quote_override(argument, is_sweep=True) for argument in arguments]
     for override in parse(arguments):
         if override.key_or_group == "experiment":
@@ -152,6 +162,12 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
         if table.columns:
             comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
     return [*filter(_says_something, comparisons), *measured]
+
+
+def quote_published() -> list[Comparison]:
+    """Returns the tables that only quote published figures."""
+    tables = map(read_table, list_tables())
+    return [fill_table(plan_table(table), find_on_disk) for table in tables if table.is_quoted]
 
 
 def _list_departures(cell: Sequence[PlannedRun], known: Mapping[Path, Run | None], find: Find) -> tuple[str, ...]:
