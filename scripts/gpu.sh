@@ -61,8 +61,8 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
             COMMAND=("${measure[@]}" inference "${budget[@]}" --output "$RESULTS/inference")
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_encoder --engines eager --batches 1 --rounds 3 --warmup 1) ;;
         training)
-            COMMAND=("${measure[@]}" compile "${budget[@]}" --output "$RESULTS/training")
-            [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_encoder --engines eager --sentences 4 --rounds 3 --warmup 1) ;;
+            COMMAND=("${measure[@]}" training "${budget[@]}" --output "$RESULTS/training")
+            [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_transformer --engines eager --batches 4 --rounds 3 --warmup 1) ;;
         translation)
             COMMAND=("$PYTHON" scripts/benchmarks/translation_runs.py "${budget[@]}" --output "$RESULTS/translation.json")
             [ ! -d "$WHEELS/multi30k" ] || COMMAND+=(--data "$WHEELS/multi30k") ;;

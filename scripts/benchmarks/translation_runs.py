@@ -53,7 +53,8 @@ class Job(NamedTuple):
         arguments += [f"paths.runs={self.name_folder(options)}"]
         if options.device == "cuda":
             return [*arguments, "trainer=gpu", f"trainer.precision={self.precision}"]
-        return [*arguments, "trainer=cpu", "trainer.max_steps=3", "trainer.limit_val_batches=1", "data.bpe_merges=200"]
+        limits = [f"trainer.limit_{split}_batches=1" for split in ("val", "test")]
+        return [*arguments, "trainer=cpu", "trainer.max_steps=3", "data.limit=256", "data.bpe_merges=200", *limits]
 
 
 def main() -> None:

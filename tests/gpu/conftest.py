@@ -9,13 +9,6 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test of this folder; with DEVICE=cpu the marker may be left out of the selection."""
-    for item in items:
-        if "tests/gpu/" in item.path.as_posix():
-            item.add_marker(pytest.mark.gpu)
-
-
 @pytest.fixture
 def device() -> torch.device:
     name = os.environ.get("DEVICE", "cuda")

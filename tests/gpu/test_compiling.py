@@ -7,6 +7,8 @@ from tests.compilation import assert_compiled_training_agrees
 from tests.gpu.helpers import move
 from tests.norms.test_compiling import NORMS, build_block, compute_loss, make_batches
 
+pytestmark = pytest.mark.gpu
+
 STEPS = 9  # past every phase
 REHEARSED = ("un",)  # on the CPU, where a C++ compiler takes long
 FLOAT32 = ("un", "un_filtration", "powernorm")  # the type that is trained in; the others would be the same code again

@@ -13,6 +13,8 @@ from un.folding import fold_norms
 from un.surgery import replace_norms
 from un.translation.generation import BeamSearch
 
+pytestmark = pytest.mark.gpu
+
 MODELS = {
     "vit": lambda: timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=5

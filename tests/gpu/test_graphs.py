@@ -18,6 +18,8 @@ from un.norms import UnifiedNorm
 from un.surgery import replace_norms
 from un.translation.encoder_graph import EncoderGraph
 
+pytestmark = pytest.mark.gpu
+
 C = 8  # channels of the batches of test_compiling
 REPLAYS = 9
 RATE = 0.1

@@ -9,6 +9,8 @@ from tests.gpu.helpers import forbid_waiting, move, relative_difference
 from tests.norms.helpers import BUILDERS, step
 from un.norms.core.updates import end_update
 
+pytestmark = pytest.mark.gpu
+
 STEPS, OUTLIER = 12, 7  # training calls, and the one whose input is far larger, so that filtration strikes
 # (B, N, C): few rows, and so many that the kernel that sums over them needs several blocks for a column.
 SIZES = {"small": (3, 5, 6), "large": (16, 197, 48)}

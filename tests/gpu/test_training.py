@@ -22,6 +22,8 @@ from un.surgery import replace_norms
 from un.training.callbacks.divergence import DivergenceStop
 from un.translation.losses import sum_cross_entropy
 
+pytestmark = pytest.mark.gpu
+
 OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, 1e-3),
     "fused": lambda parameters: torch.optim.AdamW(parameters, 1e-3, fused=True),
