@@ -41,6 +41,9 @@ class InferenceTask(Protocol):
     def make_fold_inputs(self, batch: Any) -> tuple[Any, ...] | dict[str, Any]:
         """Returns some examples of a batch, as `un.folding.fold_norms` wants them."""
 
+    def call_model(self, model: nn.Module, batch: Any) -> Any:
+        """Returns what a model computes of a batch as it is trained, translations with their targets as input."""
+
     def predict(self, model: nn.Module, batch: Any) -> Any:
         """Returns what a user of the model runs it for."""
 
