@@ -20,7 +20,7 @@ from un.command.errors import CONFIG_FOLDER, UserError
 
 RUNS = "paths.runs"
 # Keys where nothing but a path or null is right, and whether a sweep may vary it.
-PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
+PATHS = {"data.path": True, "init_weights": True, "retrofit": True, "output": False, RUNS: False, "run": False}
 SEARCH_PATH = "hydra.searchpath"
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 # What commas part, but for those in quotes.

@@ -87,7 +87,7 @@ def open_run(config: DictConfig) -> FinishedRun:
         )
     if config.average_checkpoints and not list_epoch_checkpoints(folder.checkpoints):
         raise UserError(f"average_checkpoints={count}: {folder.path} kept no epochs, as it was trained without it")
-    run_config.init_weights = None  # the checkpoints hold all weights
+    run_config.init_weights = run_config.retrofit = None  # the checkpoints hold all weights
     run_config.callbacks = {"progress_bar": run_config.callbacks.get("progress_bar")}
     data, module = build(run_config, folder)
     tested = load_final(folder, module) if has_final else load_tested(folder, module, count)

@@ -15,7 +15,7 @@ from un.command.errors import CONFIG_FOLDER
 from un.command.value_types import show
 from un.reports.runs import Run
 from un.sweeps.run_names import PlannedRun
-from un.training.config_keys import flatten, is_science, pins_precision
+from un.training.config_keys import drop_unused, flatten, is_science, pins_precision
 from un.training.run_folder import RunFolder
 
 # Not compared as typed: their effect is recorded, and compared below.
@@ -53,6 +53,7 @@ def compose_recipe(arguments: tuple[str, ...]) -> Mapping[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", list(arguments)), resolve=True)
+    drop_unused(config)
     return dict(flatten(config))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
 from un.training.parts import build_part, check_arguments, read_partial
 from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
+from un.training.retrofitting import build_retrofitted
 from un.training.run_folder import RunFolder
 from un.training.weights import check_state, drop_other_head, read_model_weights
 
@@ -55,9 +57,16 @@ def build(config: DictConfig, finished: RunFolder | None = None) -> tuple[Any, L
     data.setup("fit")
     if config.init_weights is not None:
         check_initial_weights(data, Path(str(config.init_weights)))
-    model = build_model(config, data.model_arguments(), factory)
+    if config.get("retrofit") is not None and factory is not None:
+        return data, build_retrofitted(config, data, factory, partial(build_task, config))
+    return data, build_task(config, build_model(config, data.model_arguments(), factory))
+
+
+def build_task(config: DictConfig, model: nn.Module) -> LightningModule:
+    """Builds the task's module, which makes optimizer and scheduler when it is fitted."""
     parts = {name: build_part(config, name) for name in ("optimizer", "scheduler") if config.get(name) is not None}
-    return data, build_part(config, "task", model=model, **parts)
+    task: LightningModule = build_part(config, "task", model=model, **parts)
+    return task
 
 
 def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormFactory | None) -> nn.Module:

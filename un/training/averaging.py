@@ -33,14 +33,19 @@ def load_tested(folder: RunFolder, module: LightningModule, count: int | None) -
     Raises:
         UserError: a file is missing, cut short or of another model.
     """
-    paths = list_epoch_checkpoints(folder.checkpoints)[-count:] if count else []
-    if count and len(paths) < count:
-        found = f"the mean of the {len(paths)} there are" if paths else "best.ckpt"
-        log.warning("average_checkpoints=%d, but %s has %d: %s is tested", count, folder.path, len(paths), found)
-    paths = paths or [folder.best]
+    paths = choose_tested(folder, count)
+    there = len(paths) if paths != [folder.best] else 0
+    if count and there < count:
+        found = f"the mean of the {there} there are" if there else "best.ckpt"
+        log.warning("average_checkpoints=%d, but %s has %d: %s is tested", count, folder.path, there, found)
     states = (_read_state(path, module) for path in paths)
     module.load_state_dict(average_states(states) if len(paths) > 1 else next(states))
     return [path.name for path in paths]
+
+
+def choose_tested(folder: RunFolder, count: int | None) -> list[Path]:
+    """Returns the checkpoints that `load_tested` takes the mean of."""
+    return (list_epoch_checkpoints(folder.checkpoints)[-count:] if count else []) or [folder.best]
 
 
 def average_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

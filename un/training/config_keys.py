@@ -42,6 +42,12 @@ def pins_precision(experiment: str) -> bool:
     return read_experiment(experiment).get("trainer.precision") is not None
 
 
+def drop_unused(config: Any) -> None:
+    """Sets what a config says about retrofitting to null where nothing is: it makes no other run."""
+    if config.get("retrofit") is None and "retrofit_options" in config:
+        config["retrofit_options"] = None
+
+
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields dotted key and value of every leaf; an empty mapping is one."""
     if isinstance(node, Mapping) and node:

@@ -52,15 +52,15 @@ def read_preprocessor(data: InferenceData, path: Path) -> Preprocessor:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
-def check_initial_weights(data: InferenceData, weights: Path) -> None:
-    """Raises a UserError where a run's weights cannot be the start of a training on these data."""
+def check_initial_weights(data: InferenceData, weights: Path, key: str = "init_weights") -> None:
+    """Raises a UserError, which names the config's key, where a run's weights are no start for these data."""
     trained = RunFolder(weights.resolve().parent.parent).preprocessor
     if not trained.is_dir():
         return
     try:
         data.preprocessor.check_initial_weights(read_preprocessor(data, trained))
     except ValueError as error:
-        raise UserError(f"init_weights={weights} cannot be used: {error}") from error
+        raise UserError(f"{key}={weights} cannot be used: {error}") from error
 
 
 def check_changes(run_config: DictConfig, changed: DictConfig) -> None:

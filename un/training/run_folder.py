@@ -4,7 +4,7 @@ Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes),
 execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints,
 tested.ckpt for final_statistics), what the task writes (translations/), result.json (written last), and wandb/ or
 tensorboard/ where asked for; eval.py writes eval.json and evaluation/, scripts/fold.py checkpoints/folded.*,
-scripts/export.py exports/. Nothing here imports torch.
+scripts/export.py exports/, scripts/retrofit.py retrofit.json and retrofit/. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes wi
 NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
 FILES = ("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json")
 FOLDERS = ("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard", "figures")
+RETROFIT = ("retrofit.json", "retrofit")  # of scripts/retrofit.py
 RECORDS = ("activation_stats.parquet",)
 MAX_NAME_LENGTH = 150  # bytes of one folder name; file systems allow 255
 HASH_LENGTH = 10
@@ -157,7 +158,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left, except the log."""
-        for name in (*FILES, *FOLDERS, *RECORDS):
+        for name in (*FILES, *FOLDERS, *RETROFIT, *RECORDS):
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -12,6 +12,7 @@ from un.command.checks import check_config
 from un.command.errors import UserError
 from un.command.ranks import is_first_process
 from un.reports.result import read_result
+from un.training.original import resolve_original
 from un.training.run_folder import RunFolder, RunIdentity
 
 NOTHING_TO_DO = ": nothing to do (force=true starts over)"
@@ -40,6 +41,7 @@ def start_run(config: DictConfig) -> float | None:
     check_config(config)
     expand_home(config)
     identity = RunIdentity.from_hydra()
+    resolve_original(config, identity)
     folder = RunFolder(identity.folder)
     if is_first_process():
         open_folder(folder, config)

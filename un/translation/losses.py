@@ -8,14 +8,12 @@ from un.translation.batches import Batch
 from un.translation.transformer import Transformer
 
 
-def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Returns the cross-entropy in nats, summed over the target tokens; padding never reaches the output projection.
+def compute_logits(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Returns logits (R, V), at least in float32, and targets (R,); padding never reaches the output projection.
 
     Args:
         model: Gives features (B, T, C).
         batch: Comes from `LanguagePairDataset.collater`.
-        label_smoothing: As fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
-            all V, so that the target keeps 1 - label_smoothing. torch counts the share that is taken from the target.
     """
     target = batch["target"].flatten()
     # Looked up before the forward: on a GPU this waits for the device, which the encoder does then anyway.
@@ -24,8 +22,24 @@ def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float =
         features, _ = model(**batch["net_input"], features_only=True)
     else:  # by parts, since a folded model as a whole promises its logits alone; its projection takes its features
         features, _ = model.extract_features(**batch["net_input"])
-    logits = model.decoder.output_layer(features.flatten(0, 1)[places])  # (R, V)
+    logits = model.decoder.output_layer(features.flatten(0, 1)[places])
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), target[places]  # no sums in half precision
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Returns the cross-entropy in nats, summed over the target tokens.
+
+    Args:
+        logits: (R, V).
+        targets: (R,).
+        label_smoothing: As fairseq counts it: the share of the V - 1 types other than the target, spread evenly over
+            all V, so that the target keeps 1 - label_smoothing. torch counts the share that is taken from the target.
+    """
     num_types = logits.shape[-1]
     share = label_smoothing * num_types / (num_types - 1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no sum over types in half precision
-    return F.cross_entropy(logits, target[places], label_smoothing=share, reduction="sum")
+    return F.cross_entropy(logits, targets, label_smoothing=share, reduction="sum")
+
+
+def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Returns the `cross_entropy` of a model on a batch."""
+    return cross_entropy(*compute_logits(model, batch), label_smoothing)

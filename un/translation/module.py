@@ -18,7 +18,7 @@ from un.tasks import GraphPart
 from un.translation.batches import Batch
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
-from un.translation.losses import sum_cross_entropy
+from un.translation.losses import compute_logits, cross_entropy, sum_cross_entropy
 from un.translation.scores import SentencePair, score_translations, write_translations
 from un.translation.transformer import Transformer
 
@@ -57,6 +57,10 @@ class Translation(lightning.LightningModule):
         TypeError: A name in `val_bleu` is unknown.
     """
 
+    distillation: Any = (
+        None  # what the original of a retrofitted model adds to the loss, see `un.retrofit.distillation`
+    )
+
     def __init__(
         self,
         model: Transformer,
@@ -87,7 +91,8 @@ class Translation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss summed over target tokens; gradients are normalised before the update."""
-        loss = sum_cross_entropy(self.model, batch, self.label_smoothing)
+        logits, targets = compute_logits(self.model, batch)
+        loss = cross_entropy(logits, targets, self.label_smoothing)
         self._num_tokens += batch["ntokens"]
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         self.log("train/loss", loss.detach() / batch["ntokens"], prog_bar=True, batch_size=batch["ntokens"])
@@ -96,6 +101,11 @@ class Translation(lightning.LightningModule):
         if penalty is not None:
             self.log("train/penalty", penalty.detach(), batch_size=batch["ntokens"])
             loss = loss + penalty * batch["ntokens"]
+        if self.distillation is not None:
+            taught = self.distillation(logits, lambda model: compute_logits(model, batch)[0])
+            if taught is not None:
+                self.log("train/distillation", taught.detach(), batch_size=batch["ntokens"])
+                loss = loss + taught * batch["ntokens"]
         return loss * self.trainer.accumulate_grad_batches  # by which Lightning divides
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -41,6 +41,9 @@ class ImageClassification(lightning.LightningModule):
 
     monitor = "val/acc1"
     monitor_mode = "max"
+    distillation: Any = (
+        None  # what the original of a retrofitted model adds to the loss, see `un.retrofit.distillation`
+    )
 
     def __init__(
         self,
@@ -117,7 +120,8 @@ class ImageClassification(lightning.LightningModule):
         if self.random_erasing is not None:
             self.random_erasing.device = images.device
             images = self.random_erasing(images)
-        loss = F.cross_entropy(self(images), targets, label_smoothing=smoothing)
+        logits = self(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         self.log("train/lr", max(rates), batch_size=len(images))
@@ -125,6 +129,11 @@ class ImageClassification(lightning.LightningModule):
         if penalty is not None:
             self.log("train/penalty", penalty.detach(), batch_size=len(images))
             loss = loss + penalty
+        if self.distillation is not None:
+            taught = self.distillation(logits, lambda model: self.call_model(model, (images, targets)))
+            if taught is not None:
+                self.log("train/distillation", taught.detach(), batch_size=len(images))
+                loss = loss + taught
         self._batch_sizes.append(len(images))
         return loss * (len(images) / self._batch_sizes[0])
 
