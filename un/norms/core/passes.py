@@ -141,7 +141,8 @@ class _Normalize(torch.autograd.Function):
         ctx.parameter_types = [None if p is None else p.dtype for p in (weight, bias)]
         # No view of anything: autograd forbids in-place operations on views that such a function returns.
         y = x * scale if shift is None else torch.addcmul(shift, x, scale)
-        return y.to(x.dtype)
+        # A cast that does nothing is not returned: compiled by torch 2.11, it makes every gradient 0 without a word.
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
