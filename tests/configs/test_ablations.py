@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 NUM_VARIANTS = {
-    "norms": 10,
+    "norms": 13,
     "un_smoothing": 16,
     "un_filtration": 8,
     "un_window": 8,
