@@ -18,7 +18,7 @@ CONFIGS = REPOSITORY / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 NUM_VARIANTS = {
     "final_statistics": 4,
-    "norms": 10,
+    "norms": 14,
     "un_smoothing": 16,
     "un_filtration": 8,
     "un_window": 8,

@@ -62,6 +62,9 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("dyt", norms.DynamicTanh, set()),
         ("derf", norms.DynamicErf, set()),
         ("groupnorm", norms.GroupNorm, set()),
+        ("rbn", norms.RegularizedBatchNorm, set()),
+        ("ffn_bn", norms.FeedForwardBatchNorm, set()),
+        ("scalenorm", norms.ScaleNorm, set()),
         ("powernorm_ungrouped", norms.PowerNorm, {"warmup_steps", "group_scaling"}),
     ],
 )
@@ -75,3 +78,11 @@ def test_other_configs_state_the_defaults_of_their_class(name: str, kind: type, 
 def test_a_value_of_the_command_line_wins_over_the_experiment() -> None:
     config = compose_config("experiment=cifar10_vit_tiny", "norm.filtration=false", "norm.momentum=0.5")
     assert (config.norm.filtration, config.norm.momentum, config.norm.warmup_steps) == (False, 0.5, 300)
+
+
+def test_penalties_of_translation_are_those_of_the_official_sum_per_token() -> None:
+    """The official code adds 0.1 and 0.01 times a difference to the loss summed over a batch of about 4096 tokens."""
+    for experiment in ("phrasebook_tiny", "multi30k_small", "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"):
+        norm = compose_config(f"experiment={experiment}", "norm=rbn").norm
+        assert norm.penalty_mean == pytest.approx(0.1 / 4096, rel=0.02)
+        assert norm.penalty_variance == pytest.approx(0.01 / 4096, rel=0.02)

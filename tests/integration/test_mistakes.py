@@ -19,6 +19,8 @@ TRAIN = [
     ("+sed=3", ["no config key 'sed'", "did you mean 'seed'?"]),
     ("surgery.reset_steps=yes", ["surgery.reset_steps=yes must be true or false"]),
     ("--nothing", ["unrecognized arguments: --nothing"]),
+    ("norm=batchnorm +norm.penalty_mean=1", ["norm has no option 'penalty_mean'"]),
+    ("norm=rbn norm.penalty_mean=-1", ["norm: penalty_mean must be at least 0, got -1"]),
     ("norm.window=abc", ["norm.window=abc must be an integer or a list"]),
     ("norm.window=0", ["norm", "window must be at least 1", "0"]),
     ("norm.compensation_start=abc", ["norm: compensation_start must be at least 0, got abc"]),

@@ -85,14 +85,18 @@ def run_steps(
     found = []
     for first in range(0, STEPS, calls):
         norm.zero_grad()
-        inputs, outputs, grads = [], [], []
+        inputs, outputs, grads, penalties = [], [], [], []
         for step in range(first, first + calls):
             shards = make_shards(step, count, seed)
             x, mask, grad = join_shards(shards) if rank is None else shards[rank]
             inputs.append(x.requires_grad_())
             outputs.append(checkpoint(norm, x, mask, use_reentrant=False) if checkpointed else norm(x, mask))
             grads.append(grad)
-        torch.autograd.backward(outputs, grads)
+            if (penalty := norm.penalty()) is not None:  # every process adds it, and gradients are summed over them
+                penalties.append(penalty if rank is None else penalty / count)
+        outputs_and_penalties = [*outputs, *penalties]
+        grads += [torch.ones_like(penalty) for penalty in penalties]
+        torch.autograd.backward(outputs_and_penalties, grads)
         found.append(
             {
                 "y": [y.detach().numpy() for y in outputs],

@@ -15,6 +15,7 @@ from un.norms import (
     ProgressiveRepBatchNorm,
     RepBatchNorm,
     RMSNorm,
+    ScaleNorm,
     UnifiedNorm,
     calibrate,
 )
@@ -120,6 +121,17 @@ def test_rmsnorm_equals_torch_with_statistics_in_float32():
     assert torch.allclose(RMSNorm(C, **DOUBLE)(x), nn.RMSNorm(C, eps=1e-6, **DOUBLE)(x), rtol=1e-13)
     x = torch.full((2, C), 3e3, dtype=torch.float16)  # its square overflows float16
     assert torch.allclose(RMSNorm(C)(x).float(), torch.ones(2, C), atol=1e-2)
+
+
+def test_scalenorm_gives_every_row_one_length():
+    norm, (x, _) = ScaleNorm(C, **DOUBLE), next(batches())
+    assert torch.allclose(norm(x), RMSNorm(C, eps=0, **DOUBLE)(x), rtol=1e-12)
+    nn.init.constant_(norm.scale, 3.0)
+    assert torch.allclose(norm(x), 3 * x / x.norm(dim=-1, keepdim=True), rtol=1e-12)
+    assert torch.allclose(norm(1e-9 * x), 3 * 1e-9 * x / 1e-5, rtol=1e-12)  # below the least length
+    zero = torch.zeros(2, C, requires_grad=True, **DOUBLE)
+    norm(zero).sum().backward()
+    assert zero.grad.isfinite().all()
 
 
 def test_dynamic_tanh():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests.compilation import assert_compiled_training_agrees, make_mabn, make_unified
 from tests.norms.helpers import BUILDERS, paper_options
 from un import norms
+from un.norms.core.penalties import sum_penalties
 
 C = 8
 STEPS = 20
@@ -18,9 +19,11 @@ NORMS = {
     "powernorm": partial(norms.PowerNorm, warmup_steps=4, num_groups=2),
     "mabn": make_mabn,
     "batchnorm": norms.BatchNorm,
+    "rbn": norms.RegularizedBatchNorm,
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": partial(norms.ProgressiveRepBatchNorm, steps=9, layer_norm_steps=2),
     "rmsnorm": norms.RMSNorm,
+    "scalenorm": norms.ScaleNorm,
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": partial(norms.GroupNorm, num_groups=2),
@@ -37,7 +40,7 @@ NORMS = {
     "un_official_types": partial(make_unified, statistics_type="input", reject_nonfinite=False),
 }
 # With `test_two_forwards_before_a_backward`, those that differ in what reaches the backward.
-FAST = ("powernorm", "un_window_centered")
+FAST = ("powernorm", "un_window_centered", "rbn")
 slow = pytest.mark.slow  # seconds each to compile
 
 
@@ -80,7 +83,9 @@ def make_batches(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def compute_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     x, pad_mask, weight = batch
-    return (model(x, pad_mask) * weight).mean()
+    loss = (model(x, pad_mask) * weight).mean()
+    penalty = sum_penalties(model)
+    return loss if penalty is None else loss + penalty
 
 
 def build_block(name: str) -> Block:

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.translation.tiny import make_model, make_unified
+from un.norms import RegularizedBatchNorm
+from un.norms.core.penalties import sum_penalties
 from un.translation.data import TranslationDataModule
 from un.translation.losses import sum_cross_entropy
 from un.translation.module import Translation
@@ -48,6 +50,10 @@ def build_model(data, **options):
     return make_model(dictionary=data.preprocessor.source_dictionary, **options)
 
 
+def build_regularized(data):
+    return make_model(RegularizedBatchNorm, dictionary=data.preprocessor.source_dictionary, pad_mask=True)
+
+
 def make_module(model, optimizer=make_adam, max_len_b=10, **options):
     return Translation(model, optimizer, max_len_b=max_len_b, **options)
 
@@ -69,9 +75,16 @@ class Recorder(Callback):
             self.gradients.append([parameter.grad.clone() for parameter in module.model.parameters()])
 
 
+def compute_loss(model, batch, label_smoothing=0.1):
+    """Summed over target tokens, of which each has a share in the penalty of the norms."""
+    loss = sum_cross_entropy(model, batch, label_smoothing)
+    penalty = sum_penalties(model)
+    return loss if penalty is None else loss + batch["ntokens"] * penalty
+
+
 def compute_gradients(model, batches, label_smoothing=0.1):
     """Of the mean over all target tokens of the batches."""
-    loss = sum(sum_cross_entropy(model, batch, label_smoothing) for batch in batches)
+    loss = sum(compute_loss(model, batch, label_smoothing) for batch in batches)
     return torch.autograd.grad(loss / sum(batch["ntokens"] for batch in batches), list(model.parameters()))
 
 
@@ -101,6 +114,19 @@ def test_losses_are_per_token_and_clipping_sees_the_mean(data):
     assert recorder.losses == [pytest.approx(expected.item(), rel=1e-6)]
     norm = torch.stack([gradient.norm() for gradient in recorder.gradients[-1]]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_penalties_are_trained_on_and_not_reported(data):
+    """On the scale of the mean over target tokens, also where batches are accumulated."""
+    batches, recorder = list(data.train_dataloader())[:2], Recorder()
+    limits = {"max_steps": 1, "limit_train_batches": 2, "limit_val_batches": 0}
+    trainer = make_trainer(callbacks=[recorder], accumulate_grad_batches=2, **limits)
+    trainer.fit(make_module(build_regularized(data), make_sgd), datamodule=data)
+    assert_close(recorder.gradients[0], compute_gradients(build_regularized(data), batches))
+    model = build_regularized(data)
+    losses = [(sum_cross_entropy(model, batch, 0.1) / batch["ntokens"]).item() for batch in batches]
+    assert recorder.losses == pytest.approx(losses, rel=1e-5)
+    assert trainer.callback_metrics["train/penalty"].item() == pytest.approx(sum_penalties(model).item(), rel=1e-5)
 
 
 def test_rates_follow_the_schedule_update_by_update(data):

@@ -12,7 +12,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR
 
-from un.norms import UnifiedNorm
+from un.norms import RegularizedBatchNorm, UnifiedNorm
+from un.norms.core.penalties import sum_penalties
 from un.vision.module import ImageClassification
 from un.vision.optimization import create_scheduler
 
@@ -121,6 +122,34 @@ def test_mixup_smooths_once_and_needs_pairs():
     torch.testing.assert_close(loss, F.cross_entropy(module.model(images), labels, label_smoothing=0.3))
     with pytest.raises(ValueError, match=r"data.batch_size=3 must be even for task.mixup"):
         module.training_step((images[:3], labels[:3]), 0)
+
+
+def test_penalties_are_trained_on_and_not_reported(make_data):
+    """On the scale of the mean over images; the losses that are logged are those of the predictions alone."""
+    data, seen = make_data(limit=16), []
+
+    class Follow(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            twin = copy.deepcopy(module.model)
+            loss = F.cross_entropy(twin(batch[0]), batch[1])
+            penalty = sum_penalties(twin)
+            self.expected = loss, penalty
+            self.gradients = torch.autograd.grad(loss + penalty, list(twin.parameters()))
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            for parameter, expected in zip(module.model.parameters(), self.gradients, strict=True):
+                torch.testing.assert_close(parameter.grad, expected)
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            logged = [float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "penalty")]
+            assert logged == pytest.approx([float(value) for value in self.expected])
+            seen.append(logged[1])
+
+    trainer = make_trainer([Follow()], max_epochs=1)
+    trainer.fit(make_module(SmallModel(RegularizedBatchNorm)), datamodule=data)
+    assert len(seen) > 1
+    assert min(seen) > 0
+    assert not any("penalty" in name for name in trainer.callback_metrics if not name.startswith("train/"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ The statistics of a batch m, u (mean and biased variance) are drawn towards the 
 
     λ_m Σ_c (running_mean - m)² + λ_v Σ_c |running_var - u|,
 
-in which the running statistics, already moved by the batch, are constants.
+in which the running statistics, already moved by the batch, are constants. The official code adds it to the loss summed
+over the target tokens of a batch, our tasks to the mean: the same λ weigh more here by the number of tokens.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class RegularizedBatchNorm(BatchNorm):
     Args:
         num_features: C.
         momentum: weight of the NEW value in the running statistics (torch's convention).
-        penalty_mean: λ_m; the default is that of pre-norm Transformers, post-norm has 60.
-        penalty_variance: λ_v; the default is that of pre-norm Transformers, post-norm has 0.
+        penalty_mean: λ_m; the default is the official one of pre-norm Transformers, post-norm has 60.
+        penalty_variance: λ_v; the default is the official one of pre-norm Transformers, post-norm has 0.
         eps: the least variance.
         affine, sync, device, dtype: as of `BatchNorm`.
     """

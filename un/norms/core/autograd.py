@@ -111,10 +111,10 @@ class CallNotes:
         """Returns what `keep_penalty` kept.
 
         Raises:
-            RuntimeError: with gradients wanted now, and not in the call, as under reentrant checkpointing.
+            ValueError: with gradients wanted now, and not in the call, as under reentrant checkpointing.
         """
         if self.penalty is not None and torch.is_grad_enabled() and not self._penalty_has_gradient:
-            raise RuntimeError(PENALTY_WITHOUT_GRADIENT)
+            raise ValueError(PENALTY_WITHOUT_GRADIENT)
         return self.penalty
 
     def __reduce__(self) -> tuple[type[CallNotes], tuple[()]]:

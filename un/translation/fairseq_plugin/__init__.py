@@ -26,6 +26,7 @@ from un.translation.fairseq_library import (
 from un.translation.transformer import Transformer
 
 MODEL = "transformer_un"
+# Without RBN: fairseq's criteria would not add its penalty to the loss.
 NORMS: dict[str, type[nn.Module] | None] = {
     "un": norms.UnifiedNorm,
     "layernorm": None,
