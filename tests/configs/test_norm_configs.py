@@ -14,7 +14,7 @@ from un import norms
 from un.command.errors import CONFIG_FOLDER
 
 NAMES = sorted(path.stem for path in (CONFIG_FOLDER / "norm").glob("*.yaml"))
-TASK_DEPENDENT = {"warmup_steps", "filtration", "steps"}  # come from norm_defaults
+TASK_DEPENDENT = {"warmup_steps", "filtration"}  # come from norm_defaults
 
 
 def read_options(name: str) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("mabn", norms.MovingAverageBatchNorm, {"window"}),  # 4, to compare with UN
         ("rmsnorm", norms.RMSNorm, set()),
         ("rep_batchnorm", norms.RepBatchNorm, set()),
-        ("prepbn", norms.ProgressiveRepBatchNorm, {"steps"}),
+        ("prepbn", norms.ProgressiveRepBatchNorm, set()),
+        ("tapernorm", norms.TaperNorm, set()),
         ("dyt", norms.DynamicTanh, set()),
         ("derf", norms.DynamicErf, set()),
         ("groupnorm", norms.GroupNorm, set()),

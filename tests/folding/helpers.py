@@ -16,6 +16,7 @@ from un.norms import (
     PowerNorm,
     ProgressiveRepBatchNorm,
     RepBatchNorm,
+    TaperNorm,
     UnifiedNorm,
 )
 
@@ -31,6 +32,7 @@ OFFLINE = {
     "pn_v": partial(UnifiedNorm, window=1),
     "powernorm": partial(PowerNorm, group_scaling=False),
     "rep_batchnorm": RepBatchNorm,
+    "tapernorm": partial(TaperNorm, start_steps=0, end_steps=0),
     "prepbn": ProgressiveRepBatchNorm,
 }
 

@@ -28,6 +28,8 @@ BUILDERS = {
     "rmsnorm": norms.RMSNorm,
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": lambda c, **k: norms.ProgressiveRepBatchNorm(c, steps=3, layer_norm_steps=1, **k),
+    "tapernorm": lambda c, **k: norms.TaperNorm(c, start_steps=1, end_steps=4, **k),
+    "tapernorm_layernorm": lambda c, **k: norms.TaperNorm(c, base="layernorm", start_steps=1, end_steps=4, **k),
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),

@@ -20,6 +20,7 @@ NORMS = {
     "batchnorm": norms.BatchNorm,
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": partial(norms.ProgressiveRepBatchNorm, steps=9, layer_norm_steps=2),
+    "tapernorm": partial(norms.TaperNorm, start_steps=4, end_steps=12),
     "rmsnorm": norms.RMSNorm,
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,

@@ -11,6 +11,7 @@ from un.norms.mabn import MovingAverageBatchNorm
 from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
 from un.norms.rmsnorm import RMSNorm
+from un.norms.taper import TaperNorm
 from un.norms.unified import UnifiedNorm
 from un.norms.unified_variants import UnifiedNormVariant
 
@@ -26,6 +27,7 @@ __all__ = [
     "RMSNorm",
     "RepBatchNorm",
     "Switches",
+    "TaperNorm",
     "UnifiedNorm",
     "UnifiedNormVariant",
     "calibrate",

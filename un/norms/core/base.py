@@ -41,6 +41,8 @@ class Norm(nn.Module):
     running_moment = "running_var"  # the second moment that inference uses
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
+    obstacle = ""  # why nothing of it can be folded at present
+    is_final = False  # whether it is the last before the output layer; set by `un.surgery.mark_final_norms`
     shown: tuple[str, ...] = ()  # options in its repr()
     variant: Any = None  # the subclass for options that the class does not have itself; has `is_asked_for(options)`
 
