@@ -76,3 +76,26 @@ def test_other_configs_state_the_defaults_of_their_class(name: str, kind: type, 
 def test_a_value_of_the_command_line_wins_over_the_experiment() -> None:
     config = compose_config("experiment=cifar10_vit_tiny", "norm.filtration=false", "norm.momentum=0.5")
     assert (config.norm.filtration, config.norm.momentum, config.norm.warmup_steps) == (False, 0.5, 300)
+
+
+def test_the_recommended_preset_depends_on_the_task() -> None:
+    """Images are centred, text is not; `norm=un` does not change."""
+    for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"):
+        config = compose_config(f"experiment={path.stem}", "norm=un_recommended")
+        is_translation = config.task._target_.startswith("un.translation")
+        assert config.norm.centering == ("none" if is_translation else "batch"), path.stem
+    assert (config.norm.warmup_steps, config.norm.warmup_fraction, config.norm.warmup_gradient) == (
+        None,
+        0.2,
+        "instant",
+    )
+    official = compose_config("norm=un").norm
+    assert (official.centering, official.warmup_fraction, official.warmup_gradient) == ("none", None, "running")
+
+
+def test_tapernorm_keeps_the_final_norm_unless_told_otherwise() -> None:
+    final = compose_config("surgery=keep_final").surgery.exclude
+    assert "encoder.layer_norm" in final
+    assert compose_config("norm=tapernorm").surgery.exclude == final
+    everything = compose_config("norm=tapernorm", "surgery=all").surgery
+    assert (everything.exclude, everything.final) == ([], final)

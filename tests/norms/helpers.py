@@ -39,9 +39,9 @@ STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 
 def paper_options() -> dict:
-    """The switches of configs/norm/un_paper.yaml."""
+    """The switches of configs/norm/un_paper.yaml, and no warm-up, as in the paper."""
     text = yaml.safe_load((ROOT / "configs/norm/un_paper.yaml").read_text())
-    return {key: value for key, value in text.items() if key != "defaults"}
+    return {"warmup_steps": 0, **{key: value for key, value in text.items() if key != "defaults"}}
 
 
 def step(norm, x, grad, mask=None):

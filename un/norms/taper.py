@@ -204,15 +204,13 @@ class TaperNorm(Norm):
         progress = ((step - self.taper_start).to(self.fixed_scale.dtype) / length).clamp(0, 1)
         return (1 + torch.cos(math.pi * progress)) / 2
 
-    @property
-    def obstacle(self) -> str:
-        """Why the norm cannot be folded: the gate is not 0 yet."""
+    def describe_obstacle(self) -> str:
         gate = float(self.find_gate(self.iters))
         return f"its taper has not ended: the gate is {gate:.3g}, and folds at 0" if gate else ""
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """Returns the inference map once the taper has ended; None before."""
-        if self.iters.is_meta or self.obstacle:
+        if self.iters.is_meta or self.describe_obstacle():
             return None
         scale = self.fixed_scale.expand(self.num_features)
         scale = scale if self.fixed_weight is None else scale * self.fixed_weight
