@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.training.toy import ToyData, ToyModel, ToyTask, make_config
+from tests.training.toy import ToyData, ToyModel, ToyTask, make_config, run_toy
 from un.norms import UnifiedNorm
 from un.surgery import replace_norms
 from un.training.assembly import build_model, build_norm_factory
@@ -102,6 +102,13 @@ def test_the_final_norm_is_marked(tmp_path: Path) -> None:
     assert model.norm.is_final  # type: ignore[union-attr]
     config.surgery.final = ["fc_norm"]
     assert not build_model(config, {"num_classes": 3}, build_norm_factory(config.norm)).norm.is_final  # type: ignore[union-attr]
+
+
+def test_what_is_tested_has_tapered(tmp_path: Path) -> None:
+    """The best checkpoint is one of those after the taper, however good earlier ones were."""
+    taper = {"_target_": "un.norms.TaperNorm", "_partial_": True, "start_fraction": 0.2, "end_fraction": 0.7}
+    result = run_toy(tmp_path, "trainer.max_epochs=10", "optimizer.lr=0", norm=taper)
+    assert result.best_epoch == 6  # of equals the first, after 35 of 50 steps
 
 
 class OverflowingTask(ToyTask):
