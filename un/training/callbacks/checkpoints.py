@@ -100,7 +100,7 @@ class Checkpoints(Checkpoint):
         return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        vars(self).update({"best_settled": True, **state_dict})  # runs that began before it was kept have no such norms
 
     def _ends_stretch(self, trainer: Trainer, batch_idx: int) -> bool:
         """Tells that the epoch ends or a validation may follow; a validation that does saves by itself."""
