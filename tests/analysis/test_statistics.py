@@ -59,7 +59,7 @@ def scale_groups(x: Tensor) -> Tensor:
         (UnifiedNorm(CHANNELS), lambda x: x.square().mean((0, 1))),
         (BatchNorm(CHANNELS), lambda x: x.var((0, 1), correction=0)),
         (UnifiedNorm(CHANNELS, centering="batch"), lambda x: x.var((0, 1), correction=0)),
-        (ProgressiveRepBatchNorm(CHANNELS), lambda x: x.var((0, 1), correction=0)),
+        (ProgressiveRepBatchNorm(CHANNELS, steps=5), lambda x: x.var((0, 1), correction=0)),
         (PowerNorm(CHANNELS, num_groups=2), lambda x: scale_groups(x).square().mean((0, 1))),
     ],
     ids=["un", "batchnorm", "un centered", "prepbn", "powernorm"],
@@ -132,7 +132,7 @@ class Sites(nn.Module):
         self.map = LayerNorm2d(4)
         self.wrapped = ChannelFirst(UnifiedNorm(4))
         self.first = nn.LayerNorm(CHANNELS)
-        self.again = nn.Sequential(self.first, ProgressiveRepBatchNorm(CHANNELS))
+        self.again = nn.Sequential(self.first, ProgressiveRepBatchNorm(CHANNELS, steps=5))
 
     def forward(self, image: Tensor, x: Tensor) -> Tensor:
         self.wrapped(self.map(image))

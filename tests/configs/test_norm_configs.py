@@ -14,7 +14,7 @@ from un import norms
 from un.command.errors import CONFIG_FOLDER
 
 NAMES = sorted(path.stem for path in (CONFIG_FOLDER / "norm").glob("*.yaml"))
-TASK_DEPENDENT = {"warmup_steps", "filtration", "steps"}  # come from norm_defaults
+TASK_DEPENDENT = {"warmup_steps", "filtration"}  # come from norm_defaults
 
 
 def read_options(name: str) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("mabn", norms.MovingAverageBatchNorm, {"window"}),  # 4, to compare with UN
         ("rmsnorm", norms.RMSNorm, set()),
         ("rep_batchnorm", norms.RepBatchNorm, set()),
-        ("prepbn", norms.ProgressiveRepBatchNorm, {"steps"}),
+        ("prepbn", norms.ProgressiveRepBatchNorm, set()),
+        ("tapernorm", norms.TaperNorm, set()),
         ("dyt", norms.DynamicTanh, set()),
         ("derf", norms.DynamicErf, set()),
         ("groupnorm", norms.GroupNorm, set()),
@@ -86,3 +87,26 @@ def test_penalties_of_translation_are_those_of_the_official_sum_per_token() -> N
         norm = compose_config(f"experiment={experiment}", "norm=rbn").norm
         assert norm.penalty_mean == pytest.approx(0.1 / 4096, rel=0.02)
         assert norm.penalty_variance == pytest.approx(0.01 / 4096, rel=0.02)
+
+
+def test_the_recommended_preset_depends_on_the_task() -> None:
+    """Images are centred, text is not; `norm=un` does not change."""
+    for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"):
+        config = compose_config(f"experiment={path.stem}", "norm=un_recommended")
+        is_translation = config.task._target_.startswith("un.translation")
+        assert config.norm.centering == ("none" if is_translation else "batch"), path.stem
+    assert (config.norm.warmup_steps, config.norm.warmup_fraction, config.norm.warmup_gradient) == (
+        None,
+        0.2,
+        "instant",
+    )
+    official = compose_config("norm=un").norm
+    assert (official.centering, official.warmup_fraction, official.warmup_gradient) == ("none", None, "running")
+
+
+def test_tapernorm_keeps_the_final_norm_unless_told_otherwise() -> None:
+    final = compose_config("surgery=keep_final").surgery.exclude
+    assert "encoder.layer_norm" in final
+    assert compose_config("norm=tapernorm").surgery.exclude == final
+    everything = compose_config("norm=tapernorm", "surgery=all").surgery
+    assert (everything.exclude, everything.final) == ([], final)

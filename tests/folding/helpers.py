@@ -16,12 +16,20 @@ from un.norms import (
     PowerNorm,
     ProgressiveRepBatchNorm,
     RepBatchNorm,
+    TaperNorm,
     UnifiedNorm,
 )
 
 C = 8  # channels of the small models
 TOKENS = (3, 5, C)
 NORM_KEYS = ("running", "ema_gz", "buffer_", "iters", "eta")
+
+
+def make_tapered(num_features: int, **options) -> TaperNorm:
+    """A TaperNorm at the end of its taper."""
+    norm = TaperNorm(num_features, start_steps=0, end_steps=0, **options)
+    norm.iters.fill_(1)
+    return norm
 
 
 OFFLINE = {
@@ -31,6 +39,7 @@ OFFLINE = {
     "pn_v": partial(UnifiedNorm, window=1),
     "powernorm": partial(PowerNorm, group_scaling=False),
     "rep_batchnorm": RepBatchNorm,
+    "tapernorm": make_tapered,
     "prepbn": ProgressiveRepBatchNorm,
 }
 

@@ -96,6 +96,13 @@ NORMS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "mabn": {"window": UNIFIED["window"], "warmup_steps": STEPS, "momentum": FRACTION},
     "rep_batchnorm": {"initial_eta": FRACTION, "momentum": FRACTION},
     "prepbn": {"steps": st.integers(1, 3), "layer_norm_steps": STEPS, "start": FRACTION},
+    "tapernorm": {
+        "base": st.sampled_from(["rmsnorm", "layernorm"]),
+        "start_fraction": st.sampled_from(["0", "0.5"]),
+        "end_fraction": st.sampled_from(["0.5", "1"]),
+        "sync": FLAG,
+    },
+    "un_recommended": {"centering": UNIFIED["centering"], "warmup_fraction": FRACTION},
     "dyt": {"bias": FLAG},
     "derf": {"bias": FLAG},
 }

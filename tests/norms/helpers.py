@@ -30,6 +30,8 @@ BUILDERS = {
     "rmsnorm": norms.RMSNorm,
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": lambda c, **k: norms.ProgressiveRepBatchNorm(c, steps=3, layer_norm_steps=1, **k),
+    "tapernorm": lambda c, **k: norms.TaperNorm(c, start_steps=1, end_steps=4, **k),
+    "tapernorm_layernorm": lambda c, **k: norms.TaperNorm(c, base="layernorm", start_steps=1, end_steps=4, **k),
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),
@@ -40,9 +42,9 @@ STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 
 def paper_options() -> dict:
-    """The switches of configs/norm/un_paper.yaml."""
+    """The switches of configs/norm/un_paper.yaml, and no warm-up, as in the paper."""
     text = yaml.safe_load((ROOT / "configs/norm/un_paper.yaml").read_text())
-    return {key: value for key, value in text.items() if key != "defaults"}
+    return {"warmup_steps": 0, **{key: value for key, value in text.items() if key != "defaults"}}
 
 
 def step(norm, x, grad, mask=None):

@@ -22,6 +22,7 @@ NORMS = {
     "rbn": norms.RegularizedBatchNorm,
     "rep_batchnorm": norms.RepBatchNorm,
     "prepbn": partial(norms.ProgressiveRepBatchNorm, steps=9, layer_norm_steps=2),
+    "tapernorm": partial(norms.TaperNorm, start_steps=4, end_steps=12),
     "rmsnorm": norms.RMSNorm,
     "scalenorm": norms.ScaleNorm,
     "dyt": norms.DynamicTanh,

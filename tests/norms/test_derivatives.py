@@ -61,7 +61,8 @@ def test_batched_gradients_in_training_are_right_or_refused(name):
 
 
 @pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("name", STATISTICAL)
+# TaperNorm's training is made of ordinary operations, as LayerNorm's is, and has a second derivative.
+@pytest.mark.parametrize("name", [name for name in STATISTICAL if not name.startswith("tapernorm")])
 def test_training_has_a_first_derivative_with_a_graph_and_refuses_a_second(name, constant):
     """Also where the upstream gradient is a constant, so that it gives the norm's gradient no graph of its own."""
     norm, x = build(name, training=True), draw()

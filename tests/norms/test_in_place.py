@@ -95,5 +95,5 @@ def test_what_a_gradient_needs_is_not_changed_silently(name, training, change):
     if isinstance(found, str):
         assert "modified by an inplace operation" in found
     else:
-        assert not training
+        assert not training or name.startswith("tapernorm")  # whose backward needs neither weight nor output
         assert torch.equal(found, expected)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from un.surgery import share_pad_mask
 
 B, N, C = 3, 5, 4
 KINDS = [norms.UnifiedNorm, norms.BatchNorm, norms.PowerNorm, norms.MovingAverageBatchNorm, norms.RepBatchNorm]
-KINDS += [norms.ProgressiveRepBatchNorm, norms.RMSNorm, norms.DynamicTanh]
+KINDS += [partial(norms.ProgressiveRepBatchNorm, steps=5), norms.RMSNorm, norms.DynamicTanh]
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_presets_find_their_sites(name, arguments, total, blocks, final):
     def choose(preset: str) -> set[str]:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(preset)
-        assert set(config) == {"include", "exclude", "carry_affine", "reset_steps", "pad_mask"}
+        assert set(config) == {"include", "exclude", "carry_affine", "reset_steps", "pad_mask", "final"}
         return set(assign_factories(sites, RowScale, list(config.include), list(config.exclude)))
 
     everything = choose("all")

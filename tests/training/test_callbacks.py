@@ -171,7 +171,7 @@ def test_divergence_in_another_process_stops_this_one() -> None:
 )
 def test_best_checkpoint(mode: str, values: list[float], best: int) -> None:
     checkpoints = Checkpoints(every_n_steps=1)
-    module = mock.Mock(monitor="val/x", monitor_mode=mode)
+    module = mock.Mock(monitor="val/x", monitor_mode=mode, modules=list)
     for step, value in enumerate(values, 1):
         metrics = {"val/x": torch.tensor(value), "train/loss": torch.tensor(0.0)}
         trainer = mock.Mock(global_step=step, callback_metrics=metrics, default_root_dir="x", sanity_checking=False)

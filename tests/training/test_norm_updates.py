@@ -13,9 +13,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.training.toy import ToyData, ToyModel, ToyTask
+from tests.training.toy import ToyData, ToyModel, ToyTask, make_config, run_toy
 from un.norms import UnifiedNorm
 from un.surgery import replace_norms
+from un.training.assembly import build_model, build_norm_factory
 from un.training.callbacks.divergence import SKIPPED_STEPS, DivergedError, DivergenceStop
 from un.training.callbacks.norm_updates import NormUpdates
 from un.vision.module import ImageClassification
@@ -91,6 +92,22 @@ def test_a_resumed_training_keeps_its_schedule(tmp_path: Path, caplog: pytest.Lo
         fit(ToyTask(resumed, sgd), max_epochs=-1, max_steps=max_steps)
         assert resumed.norm.warmup_steps == 10
         assert ("the schedule of 1 norms, first model.norm, ends after the 9 steps" in caplog.text) == warns
+
+
+def test_the_final_norm_is_marked(tmp_path: Path) -> None:
+    """It is known by the surgery's list of names, also where the model is built again."""
+    config = make_config(tmp_path, "surgery.final=[norm]")
+    model = build_model(config, {"num_classes": 3}, build_norm_factory(config.norm))
+    assert model.norm.is_final  # type: ignore[union-attr]
+    config.surgery.final = ["fc_norm"]
+    assert not build_model(config, {"num_classes": 3}, build_norm_factory(config.norm)).norm.is_final  # type: ignore[union-attr]
+
+
+def test_what_is_tested_has_tapered(tmp_path: Path) -> None:
+    """The best checkpoint is one of those after the taper, however good earlier ones were."""
+    taper = {"_target_": "un.norms.TaperNorm", "_partial_": True, "start_fraction": 0.2, "end_fraction": 0.7}
+    result = run_toy(tmp_path, "trainer.max_epochs=10", "optimizer.lr=0", norm=taper)
+    assert result.best_epoch == 6  # of equals the first, after 35 of 50 steps
 
 
 class OverflowingTask(ToyTask):

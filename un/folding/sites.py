@@ -90,6 +90,7 @@ def _read_site(norm: nn.Module, names: tuple[str, ...], traits: NormTraits | int
         for value, neutral in ((traits.scale, 1.0), (traits.shift, 0.0))
     )
     if isinstance(inner, Norm):
+        obstacle = obstacle or inner.describe_obstacle()
         plain: Any = None if obstacle else Probe(inner, torch.float64).module  # makes its weights plain
         affine = None if plain is None else plain.affine()
         if affine is not None:

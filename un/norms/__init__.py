@@ -13,6 +13,7 @@ from un.norms.powernorm import PowerNorm
 from un.norms.progressive import ProgressiveRepBatchNorm
 from un.norms.regularized import RegularizedBatchNorm
 from un.norms.rmsnorm import RMSNorm, ScaleNorm
+from un.norms.taper import TaperNorm
 from un.norms.unified import UnifiedNorm
 from un.norms.unified_variants import UnifiedNormVariant
 
@@ -33,6 +34,7 @@ __all__ = [
     "RepBatchNorm",
     "ScaleNorm",
     "Switches",
+    "TaperNorm",
     "UnifiedNorm",
     "UnifiedNormVariant",
     "calibrate",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -144,6 +145,19 @@ def reset_norm_steps(model: nn.Module) -> int:
     for norm in counters:
         norm.reset_steps()
     return len(counters)
+
+
+def mark_final_norms(model: nn.Module, globs: Globs) -> None:
+    """Marks the norms whose names match a glob as the last before the output layer, which hold the scale of its input.
+
+    Globs without a match do no harm, so that one list can serve several models.
+    """
+    globs = [globs] if isinstance(globs, str) else globs
+    for name, module in model.named_modules():
+        if any(fnmatchcase(name, glob) for glob in globs):
+            for norm in module.modules():  # a `ChannelFirst` holds it
+                if isinstance(norm, Norm):
+                    norm.is_final = True
 
 
 def _build_norm(site: Site, norm_factory: NormFactory, model: nn.Module, carry_affine: bool) -> nn.Module:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from un.command.errors import UserError
-from un.surgery import NormFactory, replace_norms, reset_norm_steps
+from un.surgery import NormFactory, mark_final_norms, replace_norms, reset_norm_steps
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
 from un.training.parts import build_part, check_arguments, read_partial
@@ -86,6 +86,7 @@ def build_model(config: DictConfig, arguments: Mapping[str, Any], factory: NormF
         surgery = config.surgery
         report = replace_norms(model, factory, surgery.include, surgery.exclude, surgery.carry_affine)
         log.info("%s", report)
+        mark_final_norms(model, surgery.get("final") or [])
         if hasattr(model, "use_pad_mask"):
             model.use_pad_mask(bool(surgery.pad_mask))
     else:

@@ -43,6 +43,7 @@ class Norm(nn.Module):
     filtration: bool | None = None  # of outliers, on or off; None where there is none
     average_window: Callable[[Tensor], Tensor]  # (M, C) to (C,), of a norm with a window of second moments
     in_mlps = False  # whether surgery also puts one between the first layer and the activation of every MLP
+    is_final = False  # whether it is the last before the output layer; set by `un.surgery.mark_final_norms`
     shown: tuple[str, ...] = ()  # options in its repr()
     variant: Any = None  # the subclass for options that the class does not have itself; has `is_asked_for(options)`
 
@@ -173,6 +174,10 @@ class Norm(nn.Module):
         """
         moment, mean = self.read_running()
         return None if moment is None else self.combine_affine((moment + self.eps).rsqrt(), mean)
+
+    def describe_obstacle(self) -> str:
+        """Returns why nothing of the norm can be folded at present; empty where something can."""
+        return ""
 
     def watch(self) -> dict[str, Tensor]:
         """Returns scalars worth logging during training, as tensors without axes on the norm's device.

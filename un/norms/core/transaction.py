@@ -44,11 +44,11 @@ def take_batch(norm: Norm, moments: Moments, step: Callable[[Batch], Result]) ->
     """
     norm.batch_moments = moments
     square, mean, num_rows = moments
-    refused = _find_nonfinite(norm, square)
+    refused = find_nonfinite(norm, square)
     norm.nonfinite_counter.add_(refused)
     if isinstance(num_rows, Tensor) or not num_rows:
         refused = refused | (num_rows == 0)
-    number: Any = _advance_steps(norm, refused) if norm.counts_steps else None
+    number: Any = advance_steps(norm, refused) if norm.counts_steps else None
     running_moment, running_mean = norm.read_running()
     square = torch.where(refused, running_moment, square)
     mean = None if mean is None else torch.where(refused, running_mean, mean)
@@ -77,7 +77,7 @@ def take_gradient(
     Returns:
         What the step returns, or `otherwise`.
     """
-    refused = refused | _find_nonfinite(norm, statistic)
+    refused = refused | find_nonfinite(norm, statistic)
     if norm.count == "updates":
         norm.update_calls[BACKWARD].add_(~refused)
     used: Any = _keep_where(refused, norm.gradient_state, norm, lambda: step(statistic))
@@ -99,7 +99,7 @@ def preview(norm: Any, moments: Moments, **settings: object) -> Any:
     return take_batch(twin, moments, twin.smooth_moment)
 
 
-def _advance_steps(norm: Norm, refused: Tensor) -> Tensor:
+def advance_steps(norm: Norm, refused: Tensor) -> Tensor:
     """Advances the step counter, and returns the number of the call, or of its update; 0 for a refused batch."""
     entered = ~refused
     if norm.count == "updates":
@@ -120,7 +120,7 @@ def _keep_where(refused: Tensor, names: Iterable[str], norm: Norm, step: Callabl
     return result
 
 
-def _find_nonfinite(norm: Norm, value: Tensor) -> Tensor:
+def find_nonfinite(norm: Norm, value: Tensor) -> Tensor:
     """Tells whether anything in value (C,) is not finite, as a boolean without axes; False where it is let in."""
     if not norm.rejects_nonfinite:
         return torch.zeros((), dtype=torch.bool, device=value.device)

@@ -20,9 +20,18 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from un.command import signals
 from un.command.value_types import FromOne
 from un.files import replace_file
+from un.norms.core.base import Norm
 from un.training.callbacks.batches import ends_epoch, ends_step
 
-KEPT = ("best_metrics", "best_epoch", "best_step", "validated_step", "saved_step", "epoch")  # of a resumed run
+KEPT = (
+    "best_metrics",
+    "best_epoch",
+    "best_step",
+    "best_settled",
+    "validated_step",
+    "saved_step",
+    "epoch",
+)  # on resuming
 EPOCH_CHECKPOINT = re.compile(r"epoch=(\d+)\.ckpt")
 
 
@@ -35,6 +44,8 @@ def list_epoch_checkpoints(folder: Path) -> list[Path]:
 class Checkpoints(Checkpoint):
     """Saves the last and the best state; the task's `monitor` and `monitor_mode` say what is best.
 
+    A model with norms that are still giving way (TaperNorm) is never better than one whose norms have done so.
+
     Args:
         every_n_steps: optimizer steps between two saves of last.ckpt inside an epoch; every validation saves it too.
         keep_epochs: how many epoch=<n>.ckpt to keep, of the last whole epochs; the first is 0. 0 or None keeps none. An
@@ -44,6 +55,7 @@ class Checkpoints(Checkpoint):
         best_metrics: validation metrics of best.ckpt; empty before the first validation.
         best_epoch: its epoch, the first is 0.
         best_step: its optimizer step.
+        best_settled: whether its norms were what they are at the end.
     """
 
     def __init__(self, every_n_steps: FromOne, keep_epochs: int | None = None) -> None:
@@ -52,6 +64,7 @@ class Checkpoints(Checkpoint):
         self.best_metrics: dict[str, float] = {}
         self.best_epoch: int | None = None
         self.best_step: int | None = None
+        self.best_settled = False
         self.validated_step = -1
         self.saved_step = 0
         self.epoch = 0
@@ -87,7 +100,7 @@ class Checkpoints(Checkpoint):
         return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        vars(self).update({"best_settled": True, **state_dict})  # runs that began before it was kept have no such norms
 
     def _ends_stretch(self, trainer: Trainer, batch_idx: int) -> bool:
         """Tells that the epoch ends or a validation may follow; a validation that does saves by itself."""
@@ -109,9 +122,13 @@ class Checkpoints(Checkpoint):
         if monitor not in metrics:
             raise ValueError(f"the task monitors {monitor!r} but logged {', '.join(sorted(metrics)) or 'nothing'}")
         # Written so that NaN never beats anything, and everything beats NaN.
-        best = self.best_metrics.get(monitor)
-        if best is not None and best == best and not sign * metrics[monitor] > sign * best:
+        best, settled = self.best_metrics.get(monitor), _is_settled(pl_module)
+        if self.best_settled and not settled:
             return
+        beaten = settled and not self.best_settled
+        if not beaten and best is not None and best == best and not sign * metrics[monitor] > sign * best:
+            return
+        self.best_settled = settled
         self.best_metrics, self.best_epoch, self.best_step = metrics, self.epoch, trainer.global_step
         trainer.save_checkpoint(self._place(trainer, "best.ckpt"), weights_only=True)
 
@@ -130,6 +147,11 @@ class Checkpoints(Checkpoint):
 
     def _place(self, trainer: Trainer, name: str) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / name
+
+
+def _is_settled(pl_module: LightningModule) -> bool:
+    """Tells that no norm of the model is on its way to what it is at inference."""
+    return not any(isinstance(norm, Norm) and norm.describe_obstacle() for norm in pl_module.modules())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
