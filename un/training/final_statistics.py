@@ -61,7 +61,7 @@ def measure_final_statistics(
     loader: Any = data.make_loader("train", training=False)  # type: ignore[attr-defined]
     module.to(device)
     for _ in range(PASSES):  # a pass measures each norm behind the old statistics of those before it
-        batches = _limit(loader, trainer.limit_train_batches)  # type: ignore[attr-defined]
+        batches = _limit(loader, trainer.limit_train_batches)
         count = calibrate(module.inference_model, batches, run, sync=True)
     log.info("inference statistics of %d norms measured again over the training set", count)
     if trainer.is_global_zero:
