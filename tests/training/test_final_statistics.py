@@ -14,7 +14,7 @@ from tests.training.toy import ToyTask, make_config, run_toy
 from un.command.checks import check_config
 from un.command.errors import CONFIG_FOLDER, UserError
 from un.finished.open_run import open_run
-from un.norms import UnifiedNorm
+from un.norms import BatchNorm, UnifiedNorm
 from un.training.assembly import build
 from un.training.averaging import average_states
 from un.training.weights import read_checkpoint
@@ -77,7 +77,8 @@ class OtherModelTask(ToyTask):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.other = nn.Sequential(nn.Linear(8, 8), UnifiedNorm(8), nn.Linear(8, 3)).requires_grad_(False)
+        layers = [nn.Linear(8, 8), UnifiedNorm(8), nn.Linear(8, 8), BatchNorm(8), nn.Linear(8, 3)]
+        self.other = nn.Sequential(*layers).requires_grad_(False)
 
     @property
     def inference_model(self) -> nn.Module:
@@ -85,11 +86,18 @@ class OtherModelTask(ToyTask):
 
 
 def test_only_the_model_that_is_tested_is_measured(tmp_path: Path) -> None:
+    """Each of its norms behind the new statistics of those before it."""
     task = "task._target_=tests.training.test_final_statistics.OtherModelTask"
     run_toy(tmp_path, "final_statistics=train", "trainer.max_epochs=1", task)
     tested, best = (read_state(tmp_path, name) for name in ("tested", "best"))
     changed = [name for name, value in best.items() if not torch.equal(value, tested[name])]
-    assert changed == ["other.1.running_var"]
+    assert changed == ["other.1.running_var", "other.3.running_mean", "other.3.running_var"]
+    data, module = build(make_config(tmp_path, task))
+    module.load_state_dict(tested)
+    images = torch.cat([inputs for inputs, _ in data.make_loader("train", training=False)])
+    seen = module.other.eval()[:3](images)
+    torch.testing.assert_close(tested["other.3.running_mean"], seen.mean(0))
+    torch.testing.assert_close(tested["other.3.running_var"], seen.var(0, correction=0))
 
 
 @pytest.mark.parametrize(

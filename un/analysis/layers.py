@@ -15,6 +15,8 @@ from un.analysis.style import (
     COLORS,
     HEAT_MAP,
     LINES,
+    LOG_RATIO,
+    RELATIVE_LOG_RATIO,
     add_depth_bar,
     choose_spread,
     color_depths,
@@ -58,7 +60,7 @@ def draw_discrepancy(frame: pd.DataFrame) -> Figure | None:
     if not known:  # in tables of earlier versions, too
         return None
     title = "Training-inference discrepancy: running v against q of the batch, mean over channels"
-    figure, panels = _draw_heat_maps(frame, title, known, "mean")
+    figure, panels = _draw_heat_maps(frame, title, known, "mean", RELATIVE_LOG_RATIO)
     panels[-1].set_xlabel(STEP_LABEL)
     return figure
 
@@ -205,26 +207,26 @@ def _choose_edges(frame: pd.DataFrame) -> list[float]:
 
 
 def _draw_heat_maps(
-    frame: pd.DataFrame, title: str, maps: Mapping[str, tuple[str, str]], how: str
+    frame: pd.DataFrame, title: str, maps: Mapping[str, tuple[str, str]], how: str, log_ratio: float = LOG_RATIO
 ) -> tuple[Figure, list[Axes]]:
     """Draws columns of the table below each other, each with its title and the label of its colours."""
     height = 1.4 + len(maps) * max(2.0, 0.17 * frame["layer"].nunique() + 0.9)
     figure = make_figure(WIDTH, height, title)
     panels = list(figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0])
     for axes, (column, (name, label)) in zip(panels, maps.items(), strict=True):
-        _draw_heat_map(figure, axes, pivot(frame, column, how), label)
+        _draw_heat_map(figure, axes, pivot(frame, column, how), label, log_ratio)
         axes.set_title(name)
     return figure, panels
 
 
-def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str) -> None:
+def _draw_heat_map(figure: Figure, axes: Axes, table: pd.DataFrame, label: str, log_ratio: float) -> None:
     values = table.to_numpy(dtype=float).T
     image = axes.pcolormesh(
         table.index.to_numpy(dtype=float),
         np.arange(len(values)),
         values,
         cmap=HEAT_MAP,
-        norm=LogNorm() if is_wide(values) else None,
+        norm=LogNorm() if is_wide(values, log_ratio) else None,
         shading="nearest",
     )
     figure.colorbar(image, ax=axes, label=label, pad=0.02)

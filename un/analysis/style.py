@@ -23,6 +23,7 @@ HEAT_MAP = "cividis"
 MAX_POINTS = 400  # of one line; more are averaged
 MAX_LABELS = 14  # of one axis with names
 LOG_RATIO = 20.0  # an axis whose values span more is logarithmic
+RELATIVE_LOG_RATIO = 3.0  # the same for values that are relative errors
 DPI = 150
 OPTIONS: Any = {
     "font.size": 9,
@@ -74,11 +75,11 @@ def choose_spread(count: int, most: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
 
 
-def is_wide(values: Any) -> bool:
+def is_wide(values: Any, ratio: float = LOG_RATIO) -> bool:
     """Returns whether all values are positive and span so much that a logarithmic axis shows them better."""
     numbers = np.asarray(values, dtype=float)
     numbers = numbers[np.isfinite(numbers)]
-    return numbers.size > 0 and bool(numbers.min() > 0 and numbers.max() / numbers.min() > LOG_RATIO)
+    return numbers.size > 0 and bool(numbers.min() > 0 and numbers.max() / numbers.min() > ratio)
 
 
 def thin_rows(frame: pd.DataFrame, how: str = "mean") -> pd.DataFrame:

@@ -94,7 +94,8 @@ class Table:
     @property
     def is_quoted(self) -> bool:
         """Whether it has neither runs nor measurements."""
-        return not (self.runs or self.models or any(part.arguments for part in (*self.columns, *self.rows)))
+        arguments = (self.runs, *(one.arguments for one in self.columns), *(row.arguments for row in self.rows))
+        return not (self.models or any(arguments))
 
     @property
     def models(self) -> list[Model]:

@@ -26,6 +26,7 @@ from un.norms.core.calibration import find_statistics
 from un.training.run_folder import RunFolder
 from un.training.weights import check_state, read_checkpoint
 
+PASSES = 3  # over the training set; on the digits, the fourth moves second moments by 0.1 %, as a mean over channels
 SOURCES = "averaged"  # key of the names of the checkpoints that the weights come from
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,10 @@ def measure_final_statistics(
             module.call_model(model, batch)
 
     loader: Any = data.make_loader("train", training=False)  # type: ignore[attr-defined]
-    batches = _limit(loader, trainer.limit_train_batches)  # type: ignore[attr-defined]
-    count = calibrate(module.to(device).inference_model, batches, run, sync=True)
+    module.to(device)
+    for _ in range(PASSES):  # a pass measures each norm behind the old statistics of those before it
+        batches = _limit(loader, trainer.limit_train_batches)
+        count = calibrate(module.inference_model, batches, run, sync=True)
     log.info("inference statistics of %d norms measured again over the training set", count)
     if trainer.is_global_zero:
         with replace_file(folder.tested, binary=True) as file:
