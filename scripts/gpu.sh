@@ -45,7 +45,7 @@ install() {  # into a folder of its own, never among the system's packages
     SITE=$(mktemp -d)
     trap 'rm -rf "$SITE"' EXIT
     # What travels as source needs Cython, numpy, ninja and a compiler here.
-    find "$WHEELS" -maxdepth 1 \( -name '*.whl' -o -name '*.tar.gz' \) -print0 | xargs -0 "$PYTHON" -m pip install --quiet \
+    find "$WHEELS/" -maxdepth 1 \( -name '*.whl' -o -name '*.tar.gz' \) -print0 | xargs -0 "$PYTHON" -m pip install --quiet \
         --disable-pip-version-check --no-index --no-deps --no-compile --no-build-isolation --target "$SITE" || return 1
     export PYTHONPATH=$PYTHONPATH:$SITE
     say "installed from $WHEELS after $(($(date +%s) - START)) s"
