@@ -21,10 +21,10 @@ PARTS=${PARTS:-tests inference training translation}
 BUDGET=${BUDGET:-8}
 WHEELS=${WHEELS:-.wheels}
 WORKERS=${WORKERS:-$([ "$DEVICE" = cuda ] && echo $(((CORES + 1) / 2)) || echo 1)}
-END=$((START + BUDGET * 60))
+END=$((START + $(awk "BEGIN {print int($BUDGET * 60)}")))
 NEEDED="antlr4 babel bitarray datasets fairseq hydra hydra_plugins omegaconf pydantic sacremoses subword_nmt"
 MARGIN=20  # seconds in which a part that has spent its budget still shows its table
-LEAST=30  # seconds, below which a part is not begun
+LEAST=${LEAST:-30}  # seconds, below which a part is not begun
 declare -A SHARES=([tests]=30 [inference]=45 [training]=30 [translation]=40)  # of the time, relative to one another
 
 say() { echo "$(date +%T)  $*" | tee -a "${LOG:-/dev/null}"; }
