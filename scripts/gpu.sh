@@ -65,7 +65,7 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_transformer --engines eager --batches 4 --rounds 3 --warmup 1) ;;
         translation)
             COMMAND=("$PYTHON" scripts/benchmarks/translation_runs.py "${budget[@]}" --output "$RESULTS/translation.json")
-            [ ! -d "$WHEELS/multi30k" ] || COMMAND+=(--data "$WHEELS/multi30k") ;;
+            COMMAND+=(--data "$([ -d "$WHEELS/multi30k" ] && echo "$WHEELS" || echo "${UN_DATA:-../shared/data}")/multi30k") ;;
     esac
 }
 

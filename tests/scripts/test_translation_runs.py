@@ -35,7 +35,7 @@ def test_runs_past_the_budget_are_stopped_and_those_with_a_result_found(
     from benchmarks.translation_runs import Job, train
 
     finished, slow = Job("un", "16-mixed", 0), Job("un", "16-mixed", 1)
-    options = Namespace(jobs=2, budget=2, runs=tmp_path, device="cuda", data=tmp_path)
+    options = Namespace(jobs=2, budget=4, runs=tmp_path, device="cuda", data=tmp_path)
     program = (
         "import pathlib, sys, time; n = [a for a in sys.argv if a.startswith('paths.runs=')][0].partition('=')[2]; "
         "p = pathlib.Path(n); p.mkdir(parents=True); time.sleep(60 if n.endswith('1') else 0); "
@@ -44,4 +44,4 @@ def test_runs_past_the_budget_are_stopped_and_those_with_a_result_found(
     (tmp_path / "train.py").write_text(program)
     monkeypatch.setattr(translation_runs, "REPOSITORY", tmp_path)
     monkeypatch.setattr(translation_runs, "END_SECONDS", 0)
-    assert train([finished, slow], options) == {finished: tmp_path / "un-16-mixed-0" / "result.json"}
+    assert list(train([finished, slow], options))[-1] == {finished: tmp_path / "un-16-mixed-0" / "result.json"}
