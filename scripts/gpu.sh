@@ -55,8 +55,8 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
     local measure=("$PYTHON" scripts/benchmark.py) budget=(--device "$DEVICE" --budget $((LIMIT - MARGIN)))
     case $1 in
         tests)
-            COMMAND=("$PYTHON" -m pytest tests/gpu -m gpu -q -p no:cacheprovider --timeout=120 --durations=8
-                --numprocesses="$WORKERS" --dist worksteal --junitxml="$RESULTS/tests.xml") ;;
+            COMMAND=("$PYTHON" -m pytest tests/gpu -m gpu -v --tb=short -p no:cacheprovider --timeout=120
+                --durations=8 --numprocesses="$WORKERS" --dist worksteal --junitxml="$RESULTS/tests.xml") ;;
         inference)
             COMMAND=("${measure[@]}" inference "${budget[@]}" --output "$RESULTS/inference")
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_encoder --engines eager --batches 1 --rounds 3 --warmup 1) ;;
@@ -70,12 +70,13 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
 }
 
 run_part() {  # of the seconds that are left it gets its share
-    local part=$1 left=$((END - $(date +%s))) began=$(date +%s) code seconds
+    local part=$1 left=$((END - $(date +%s))) began=$(date +%s) code seconds ends
     LIMIT=$((left * SHARES[$part] / $2))
     if [ "$LIMIT" -lt "$LEAST" ]; then say "$part: not reached, $left s were left"; return 1; fi
     choose_command "$part"
     say "$part: at most $LIMIT s: ${COMMAND[*]}"
-    timeout --kill-after=10 "$LIMIT" "${COMMAND[@]}" 2>&1 | tee "$RESULTS/$part.log"
+    [ "$part" = tests ] && ends=INT || ends=TERM  # pytest reports what it has when it is interrupted
+    timeout --signal=$ends --kill-after=10 "$LIMIT" "${COMMAND[@]}" 2>&1 | tee "$RESULTS/$part.log"
     code=${PIPESTATUS[0]} seconds=$(($(date +%s) - began))
     case $code in
         0) say "$part: done in $seconds s" ;;
@@ -90,7 +91,8 @@ summarise() {  # the outcomes and every part's table
         "$(git rev-parse --short HEAD 2>/dev/null || echo 'an unknown commit')"
     sed 's/^/    /' "$LOG"
     for part in tests inference training translation; do
-        [ -f "$RESULTS/$part.log" ] && printf '\n## %s\n\n' "$part" && grep -E '^\||runs? in [0-9.]+ minutes|passed|failed' "$RESULTS/$part.log"
+        [ -f "$RESULTS/$part.log" ] && printf '\n## %s\n\n' "$part" &&
+            grep -E '^\||runs? in [0-9.]+ minutes|^FAILED|^ERROR|passed|failed' "$RESULTS/$part.log"
     done
 }
 
