@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from un.command.cli import EXIT_CODE, CommandParser, end_on_mistake, read_count
-from un.reports.rendering import format_table
+from un.reports.rendering import format_signed, format_table
 from un.reports.result import read_result, write_json
 from un.training.environment import describe_hardware, list_packages
 
@@ -157,7 +157,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         cpu = row["cpu_bleu"]
         known = ", ".join(f"{seed}: {value:.2f}" for seed, value in cpu.items())
         bleu = row["bleu"]
-        difference = "" if bleu is None or not cpu else f"{bleu - sum(cpu.values()) / len(cpu):+.2f}"
+        difference = "" if bleu is None or not cpu else format_signed(bleu - sum(cpu.values()) / len(cpu), 2)
         shown = row["status"] if bleu is None else f"{bleu:.2f}"
         speed = row["samples_per_second"]
         figures = (f"{row['minutes']:.2f}", "" if speed is None else f"{speed:.0f}")

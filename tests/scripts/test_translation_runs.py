@@ -25,7 +25,7 @@ def test_the_table_compares_with_the_runs_of_the_cpu() -> None:
     assert known["0"] == pytest.approx(37.74, abs=0.01)
     row = {**Job("layernorm", "16-mixed", 1)._asdict(), "status": "finished", "cpu_bleu": {"0": 37.0, "1": 38.0}}
     line = render([{**row, "bleu": 37.25, "minutes": 1.5, "samples_per_second": 9000.4}]).splitlines()[-1]
-    assert line == "| layernorm | 16-mixed | 1 | 37.25 | 0: 37.00, 1: 38.00 | -0.25 | 1.50 | 9000 |"
+    assert line == "| layernorm | 16-mixed | 1 | 37.25 | 0: 37.00, 1: 38.00 | −0.25 | 1.50 | 9000 |"
 
 
 def test_runs_past_the_budget_are_stopped_and_those_with_a_result_found(
