@@ -21,10 +21,10 @@ PARTS=${PARTS:-tests inference training translation}
 BUDGET=${BUDGET:-8}
 WHEELS=${WHEELS:-.wheels}
 WORKERS=${WORKERS:-$([ "$DEVICE" = cuda ] && echo $(((CORES + 1) / 2)) || echo 1)}
-END=$((START + BUDGET * 60))
+END=$((START + $(awk "BEGIN {print int($BUDGET * 60)}")))
 NEEDED="antlr4 babel bitarray datasets fairseq hydra hydra_plugins omegaconf pydantic sacremoses subword_nmt"
 MARGIN=20  # seconds in which a part that has spent its budget still shows its table
-LEAST=30  # seconds, below which a part is not begun
+LEAST=${LEAST:-30}  # seconds, below which a part is not begun
 declare -A SHARES=([tests]=30 [inference]=45 [training]=30 [translation]=40)  # of the time, relative to one another
 
 say() { echo "$(date +%T)  $*" | tee -a "${LOG:-/dev/null}"; }
@@ -45,7 +45,7 @@ install() {  # into a folder of its own, never among the system's packages
     SITE=$(mktemp -d)
     trap 'rm -rf "$SITE"' EXIT
     # What travels as source needs Cython, numpy, ninja and a compiler here.
-    find "$WHEELS" -maxdepth 1 \( -name '*.whl' -o -name '*.tar.gz' \) -print0 | xargs -0 "$PYTHON" -m pip install --quiet \
+    find "$WHEELS/" -maxdepth 1 \( -name '*.whl' -o -name '*.tar.gz' \) -print0 | xargs -0 "$PYTHON" -m pip install --quiet \
         --disable-pip-version-check --no-index --no-deps --no-compile --no-build-isolation --target "$SITE" || return 1
     export PYTHONPATH=$PYTHONPATH:$SITE
     say "installed from $WHEELS after $(($(date +%s) - START)) s"
@@ -55,8 +55,8 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
     local measure=("$PYTHON" scripts/benchmark.py) budget=(--device "$DEVICE" --budget $((LIMIT - MARGIN)))
     case $1 in
         tests)
-            COMMAND=("$PYTHON" -m pytest tests/gpu -m gpu -q -p no:cacheprovider --timeout=120 --durations=8
-                --numprocesses="$WORKERS" --dist worksteal --junitxml="$RESULTS/tests.xml") ;;
+            COMMAND=("$PYTHON" -m pytest tests/gpu -m gpu -v --tb=short -p no:cacheprovider --timeout=120
+                --durations=8 --numprocesses="$WORKERS" --dist worksteal --junitxml="$RESULTS/tests.xml") ;;
         inference)
             COMMAND=("${measure[@]}" inference "${budget[@]}" --output "$RESULTS/inference")
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_encoder --engines eager --batches 1 --rounds 3 --warmup 1) ;;
@@ -65,17 +65,18 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_transformer --engines eager --batches 4 --rounds 3 --warmup 1) ;;
         translation)
             COMMAND=("$PYTHON" scripts/benchmarks/translation_runs.py "${budget[@]}" --output "$RESULTS/translation.json")
-            [ ! -d "$WHEELS/multi30k" ] || COMMAND+=(--data "$WHEELS/multi30k") ;;
+            COMMAND+=(--data "$([ -d "$WHEELS/multi30k" ] && echo "$WHEELS" || echo "${UN_DATA:-../shared/data}")/multi30k") ;;
     esac
 }
 
 run_part() {  # of the seconds that are left it gets its share
-    local part=$1 left=$((END - $(date +%s))) began=$(date +%s) code seconds
+    local part=$1 left=$((END - $(date +%s))) began=$(date +%s) code seconds ends
     LIMIT=$((left * SHARES[$part] / $2))
     if [ "$LIMIT" -lt "$LEAST" ]; then say "$part: not reached, $left s were left"; return 1; fi
     choose_command "$part"
     say "$part: at most $LIMIT s: ${COMMAND[*]}"
-    timeout --kill-after=10 "$LIMIT" "${COMMAND[@]}" 2>&1 | tee "$RESULTS/$part.log"
+    [ "$part" = tests ] && ends=INT || ends=TERM  # pytest reports what it has when it is interrupted
+    timeout --signal=$ends --kill-after=10 "$LIMIT" "${COMMAND[@]}" 2>&1 | tee "$RESULTS/$part.log"
     code=${PIPESTATUS[0]} seconds=$(($(date +%s) - began))
     case $code in
         0) say "$part: done in $seconds s" ;;
@@ -90,7 +91,8 @@ summarise() {  # the outcomes and every part's table
         "$(git rev-parse --short HEAD 2>/dev/null || echo 'an unknown commit')"
     sed 's/^/    /' "$LOG"
     for part in tests inference training translation; do
-        [ -f "$RESULTS/$part.log" ] && printf '\n## %s\n\n' "$part" && grep -E '^\||runs? in [0-9.]+ minutes|passed|failed' "$RESULTS/$part.log"
+        [ -f "$RESULTS/$part.log" ] && printf '\n## %s\n\n' "$part" &&
+            grep -E '^\||runs? in [0-9.]+ minutes|^FAILED|^ERROR|passed|failed' "$RESULTS/$part.log"
     done
 }
 

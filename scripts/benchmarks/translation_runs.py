@@ -16,14 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from un.command.cli import EXIT_CODE, CommandParser, end_on_mistake, read_count
-from un.reports.rendering import format_table
+from un.reports.rendering import format_signed, format_table
 from un.reports.result import read_result, write_json
 from un.training.environment import describe_hardware, list_packages
 
@@ -45,9 +45,6 @@ class Job(NamedTuple):
     def name_folder(self, options: argparse.Namespace) -> Path:
         return options.runs / f"{self.norm}-{self.precision}-{self.seed}"
 
-    def find_result(self, options: argparse.Namespace) -> Path | None:
-        return next(self.name_folder(options).rglob("result.json"), None)
-
     def list_arguments(self, options: argparse.Namespace) -> list[str]:
         arguments = [f"experiment={EXPERIMENT}", f"norm={self.norm}", f"seed={self.seed}", f"data.path={options.data}"]
         arguments += [f"paths.runs={self.name_folder(options)}"]
@@ -58,23 +55,21 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    """Trains what is missing, writes and prints."""
+    """Trains what is missing, and writes and prints what there is."""
     options = parse_options()
     with end_on_mistake():
-        jobs = plan_jobs(options)
-        start = time.monotonic()
-        done = train(jobs, options)
-        minutes = (time.monotonic() - start) / 60
-        rows = [describe_run(job, path) for job, path in done.items()]
-        speed = {"runs": len(done), "side_by_side": options.jobs, "minutes": minutes, "per_minute": len(done) / minutes}
-        facts = {"hardware": describe_hardware(), "packages": list_packages(), "speed": speed, "rows": rows}
-        missing = [" ".join(map(str, job)) for job in jobs if job not in done]
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json({**facts, "not_finished": missing}, options.output)
+        jobs, start = plan_jobs(options), time.monotonic()
+        done: dict[Job, Path] = {}
+        for done in train(jobs, options):
+            minutes = (time.monotonic() - start) / 60
+            rows = [describe_run(job, path) for job, path in done.items()]
+            missing = [" ".join(map(str, job)) for job in jobs if job not in done]
+            speed = {"side_by_side": options.jobs, "minutes": minutes, "runs_per_minute": len(done) / minutes}
+            machine = {"hardware": describe_hardware(), "packages": list_packages()}
+            write_json({**machine, "speed": speed, "rows": rows, "not_finished": missing}, options.output)
         print(render(rows))
-        print(
-            f"{len(done)} runs in {minutes:.1f} minutes, {options.jobs} at a time: {speed['per_minute']:.2f} a minute"
-        )
+        print(f"{len(done)} runs in {minutes:.1f} minutes, {options.jobs} at once: {len(done) / minutes:.2f} a minute")
     if missing:
         print(f"not finished: {', '.join(missing)}; logs in {options.runs}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -88,7 +83,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--full", nargs="*", default=["layernorm", "un"], help="norms that also train in float32")
     parser.add_argument("--jobs", type=read_count, default=max((os.cpu_count() or 2) // 2, 1), help="side by side")
-    parser.add_argument("--budget", type=read_count, default=600, help="seconds")
+    parser.add_argument("--budget", type=float, default=600, help="seconds")
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("translation.json"), help="JSON file to write")
     return parser.parse_args()
@@ -101,15 +96,22 @@ def plan_jobs(options: argparse.Namespace) -> list[Job]:
     return jobs if options.device == "cuda" else jobs[:1]
 
 
-def train(jobs: Sequence[Job], options: argparse.Namespace) -> dict[Job, Path]:
-    """Runs jobs side by side until all have ended or the budget is spent; returns the results that there are."""
+def train(jobs: Sequence[Job], options: argparse.Namespace) -> Iterator[dict[Job, Path]]:
+    """Runs jobs side by side until all have ended or the budget is spent.
+
+    Yields:
+        The results that there are, whenever runs have ended, and at last.
+    """
     waiting, running = list(jobs), list[subprocess.Popen[bytes]]()
     end = time.monotonic() + options.budget - END_SECONDS
     while (waiting or running) and time.monotonic() < end:
-        running = [process for process in running if process.poll() is None]
+        ended = [process for process in running if process.poll() is not None]
+        running = [process for process in running if process not in ended]
         while waiting and len(running) < options.jobs:
             command = [sys.executable, str(REPOSITORY / "train.py"), *waiting.pop(0).list_arguments(options)]
             running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=REPOSITORY))
+        if ended:
+            yield find_results(jobs, options)
         time.sleep(0.2)
     for process in running:
         process.send_signal(signal.SIGTERM)
@@ -118,7 +120,11 @@ def train(jobs: Sequence[Job], options: argparse.Namespace) -> dict[Job, Path]:
             process.wait(max(end + END_SECONDS - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
             process.kill()
-    found = {job: job.find_result(options) for job in jobs}
+    yield find_results(jobs, options)
+
+
+def find_results(jobs: Sequence[Job], options: argparse.Namespace) -> dict[Job, Path]:
+    found = {job: next(job.name_folder(options).rglob("result.json"), None) for job in jobs}
     return {job: path for job, path in found.items() if path is not None}
 
 
@@ -151,7 +157,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         cpu = row["cpu_bleu"]
         known = ", ".join(f"{seed}: {value:.2f}" for seed, value in cpu.items())
         bleu = row["bleu"]
-        difference = "" if bleu is None or not cpu else f"{bleu - sum(cpu.values()) / len(cpu):+.2f}"
+        difference = "" if bleu is None or not cpu else format_signed(bleu - sum(cpu.values()) / len(cpu), 2)
         shown = row["status"] if bleu is None else f"{bleu:.2f}"
         speed = row["samples_per_second"]
         figures = (f"{row['minutes']:.2f}", "" if speed is None else f"{speed:.0f}")
