@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
-    """Returns what is planned, or the product of what was asked for; the rest of the product is as in the first plan."""
+    """Returns what is planned, or the product of what was asked for; the rest of it is as in the first plan."""
     if not (options.engines or options.dtypes or options.batches):
         return plan_settings(options.models, options.device)
     first = PLANS["inference"][options.device][0]

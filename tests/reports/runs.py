@@ -78,7 +78,9 @@ def make_measurement(
         arm: {"seconds": seconds[index], "peak_megabytes": megabytes and megabytes[index]}
         for index, arm in enumerate(("layernorm", "un_folded"))
     }
-    arms |= {arm: {"seconds": other, "peak_megabytes": megabytes and megabytes[0]} for arm, other in (more or {}).items()}
+    arms |= {
+        arm: {"seconds": other, "peak_megabytes": megabytes and megabytes[0]} for arm, other in (more or {}).items()
+    }
     hardware = {"cpu": "a CPU", "threads": 2, "gpu": ["a GPU"] if device == "cuda" else []}
     root.mkdir(parents=True, exist_ok=True)
     write_json({**vars(setting), "threads": 2, "hardware": hardware, "arms": arms}, root / setting.file)

@@ -75,9 +75,9 @@ def test_a_sentence_says_which_layernorm_a_published_figure_takes(tmp_path: Path
     ]
     text = " ".join(compare_measurements(TABLE, found).setting.split())
     assert (
-        "Swin on a GPU: 20.0 % over the fused LayerNorm at the most (eager, batch 1; the published 30 % or more in 0 of "
-        "2 settings); 40.0 % over LayerNorm in elementary operations at the most (eager, batch 1; the published 30 % or "
-        "more in 2 of 2 settings); no norms at all are at most 26.3 % faster than the fused LayerNorm." in text
+        "Swin on a GPU: 20.0 % over the fused LayerNorm at the most (eager, batch 1; the published 30 % or more in 0 "
+        "of 2 settings); 40.0 % over LayerNorm in elementary operations at the most (eager, batch 1; the published "
+        "30 % or more in 2 of 2 settings); no norms at all are at most 26.3 % faster than the fused LayerNorm." in text
     )
 
 

@@ -105,7 +105,12 @@ def test_half_precision_keeps_statistics_in_float32(monkeypatch: pytest.MonkeyPa
     assert half.models["un"][1].weight.dtype == half.inputs["images"].dtype == torch.bfloat16
     small = {name: tensor.bfloat16() for name, tensor in INPUTS.items()}
     workload = workload.__class__(
-        half.models, small, None, lambda model: model(small["x"]), lambda arm: half.models[arm](small["x"]), ("images", 2)
+        half.models,
+        small,
+        None,
+        lambda model: model(small["x"]),
+        lambda arm: half.models[arm](small["x"]),
+        ("images", 2),
     )
     found = measure_workload(Setting("vit_small", "eager", "cpu", "bfloat16", 2), workload, OPTIONS)
     assert 0 < found["checks"]["differences"]["folded and unfolded"] < 0.05
