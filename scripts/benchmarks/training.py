@@ -39,6 +39,7 @@ from un.reports.measurements import (
     combine_settings,
     plan_settings,
 )
+from un.reports.rendering import format_table
 from un.surgery import NormFactory, replace_norms
 
 NUM_CLASSES, LEARNING_RATE = 1000, 1e-5  # which no one looks at
@@ -82,6 +83,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
     measure_all(list_settings(options), measure_setting, options)
     return rows
+
+
+def show(rows: list[Row], options: argparse.Namespace) -> None:
+    if rows:
+        print(format_table(rows[0], [row.values() for row in rows]))
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:

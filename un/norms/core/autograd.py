@@ -56,7 +56,7 @@ def is_inside_backward() -> bool:
 
 
 def may_be_recomputed() -> bool:
-    """Tells whether a call has no gradient (reentrant checkpointing) or its saved tensors are intercepted (the other)."""
+    """Tells whether a call has no gradient (reentrant checkpointing), or what it saves is intercepted (the other)."""
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
