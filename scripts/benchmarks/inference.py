@@ -11,6 +11,7 @@ float32. float32 is without TF32. int8 has 8-bit weights in linear layers, whose
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.common import Row
 from benchmarks.engines import Prepared, prepare
-from benchmarks.inference_models import ARMS, UNFOLDED, Workload, build_workload
-from benchmarks.sweep import add_sweep_options, measure_all, settle_options
+from benchmarks.inference_models import ARMS, UNFOLDED, Workload, build_workload, building_ahead
+from benchmarks.sweep import add_sweep_options, is_measured, measure_all, settle_options
 from un.command.cli import read_count
 from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
 from un.folding.verify import list_tensors, measure_difference
@@ -81,7 +82,12 @@ def measure(options: argparse.Namespace) -> list[Row]:
         return measure_workload(setting, latest[key], options)
 
     if not options.table:
-        measure_all(list_settings(options), measure_setting, options)
+        settings = [
+            one for one in list_settings(options) if options.again or not is_measured(options.output / one.file)
+        ]
+        is_quick = options.device == "cuda" and settings
+        with building_ahead(one.model for one in settings) if is_quick else contextlib.nullcontext():
+            measure_all(settings, measure_setting, options)
     return read_rows(options.output)
 
 

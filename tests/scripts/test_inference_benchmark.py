@@ -161,6 +161,7 @@ def test_translation_arms_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     real = transformer.build_transformer
     monkeypatch.setattr(transformer, "build_transformer", partial(real, **small))
     monkeypatch.setattr(inference_models, "NUM_WORDS", 20)
+    inference_models._build_once.cache_clear()
     options = argparse.Namespace(**{**vars(OPTIONS), "steps": 2, "rounds": 1, "warmup": 0})
     workload = inference_models.build_workload(name, 2, "float32", options)
     result = measure_workload(Setting(name, "eager", "cpu", "float32", 2), workload, options)
