@@ -28,12 +28,14 @@ from un.command.cli import CommandParser, end_on_mistake, read_count
 from un.command.errors import UserError
 from un.command.overrides import quote_override
 
+CPU_THREADS = 2
+
 
 def parse_options() -> argparse.Namespace:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     common = CommandParser(add_help=False)
-    common.add_argument("--threads", type=read_count, default=2)
+    common.add_argument("--threads", type=read_count, help="default: 2, beside a GPU as many as there are cores")
     written = CommandParser(add_help=False)
     written.add_argument("--output", type=Path, help="JSON file to write")
 
@@ -65,6 +67,8 @@ def main() -> None:
 def run_benchmark(options: argparse.Namespace) -> None:
     """Measures, prints and writes."""
     keep_freed_memory()
+    on_gpu = getattr(options, "device", "cpu") == "cuda"  # models are built on the CPU
+    options.threads = options.threads or (os.cpu_count() or CPU_THREADS if on_gpu else CPU_THREADS)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     file = None if hasattr(options, "budget") else options.output  # a sweep writes a file for each setting

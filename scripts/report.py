@@ -2,7 +2,7 @@
 
     python scripts/report.py [runs ...] [--output report]
 
-Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, every
+Every table of configs/table for which runs, or measurements by scripts/benchmark.py, exist is filled, every
 setting of every experiment is compared with LayerNorm, and published figures of other norms are quoted. `--update
 README.md` writes nothing but the results block of that file: the measurements and the settings.
 """

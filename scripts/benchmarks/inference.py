@@ -11,6 +11,7 @@ float32. float32 is without TF32. int8 has 8-bit weights in linear layers, whose
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.common import Row
 from benchmarks.engines import Prepared, prepare
-from benchmarks.inference_models import ARMS, UNFOLDED, Workload, build_workload
-from benchmarks.sweep import add_sweep_options, measure_all, settle_options
+from benchmarks.inference_models import ARMS, UNFOLDED, Workload, build_workload, building_ahead
+from benchmarks.sweep import add_sweep_options, is_measured, measure_all, settle_options
 from un.command.cli import read_count
 from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
 from un.folding.verify import list_tensors, measure_difference
@@ -71,13 +72,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[Row]:
     """Measures what was asked for, as far as the budget goes; returns a row for each arm in the folder."""
     settle_options(options)
+    latest: dict[tuple[str, int, str], Workload] = {}  # engines come one after the other for one workload
+
+    def measure_setting(setting: Setting) -> dict[str, Any]:
+        key = (setting.model, setting.batch, setting.dtype)
+        if key not in latest:
+            latest.clear()
+            latest[key] = build_workload(*key, options)
+        return measure_workload(setting, latest[key], options)
+
     if not options.table:
-        measure_all(list_settings(options), lambda setting: measure_setting(setting, options), options)
+        settings = [
+            one for one in list_settings(options) if options.again or not is_measured(options.output / one.file)
+        ]
+        is_quick = options.device == "cuda" and settings
+        with building_ahead(one.model for one in settings) if is_quick else contextlib.nullcontext():
+            measure_all(settings, measure_setting, options)
     return read_rows(options.output)
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
-    """Returns what is planned, or the product of what was asked for; the rest of the product is as in the first plan."""
+    """Returns what is planned, or the product of what was asked for; the rest of it is as in the first plan."""
     if not (options.engines or options.dtypes or options.batches):
         return plan_settings(options.models, options.device)
     first = PLANS["inference"][options.device][0]
@@ -126,12 +141,6 @@ def render_table(rows: Sequence[Row]) -> str:
         ratios = (folded["ratio_to_layernorm"], identity["ratio_to_layernorm"], folded["ratio_to_identity"])
         lines.append([*setting, *times, *(f"{ratio:.3f}" for ratio in ratios)])
     return format_table(HEADER, lines)
-
-
-def measure_setting(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    """Builds a model in all arms and measures it."""
-    workload = build_workload(setting.model, setting.batch, setting.dtype, options)
-    return measure_workload(setting, workload, options)
 
 
 def measure_workload(setting: Setting, workload: Workload, options: argparse.Namespace) -> dict[str, Any]:

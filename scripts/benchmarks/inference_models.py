@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +31,9 @@ ARMS = (LAYER_NORM, ELEMENTARY, UNFOLDED, FOLDED, IDENTITY)
 NUM_WORDS = 10152  # about the joint dictionary of IWSLT14 German-English
 FOLD_EXAMPLES, FOLD_LENGTH = 2, 8  # of the inputs that folding traces
 BEAM = 5
+TRANSFORMER = "transformer"
+BUILD_THREADS = 2  # of each process that builds
+_ahead: dict[str, Future[Path]] = {}
 
 
 class ElementaryLayerNorm(nn.Module):
@@ -87,7 +95,7 @@ def build_workload(name: str, batch: int, dtype: str, options: argparse.Namespac
     """
     kind = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     place = {"device": torch.device(options.device), "dtype": kind}
-    models = {arm: copy.deepcopy(model).to(**place) for arm, model in _build_once(name).items()}
+    models = {arm: copy.deepcopy(model).to(**place) for arm, model in _build_once(_find_build(name)).items()}
     if name not in VISION:
         return _translate(name, models, batch, options, place["device"])
     inputs = {"images": torch.randn(batch, 3, 224, 224).to(**place)}
@@ -99,23 +107,48 @@ def build_workload(name: str, batch: int, dtype: str, options: argparse.Namespac
     return Workload(models, inputs, axes, classify, lambda arm: classify(models[arm]), ("images", batch))
 
 
-def _build_once(name: str) -> Mapping[str, nn.Module]:
-    """Returns a model in all arms in float32 on the CPU; folding takes longer than most measurements."""
-    return _build_vision(name) if name in VISION else _build_transformers(NUM_WORDS)
+@contextlib.contextmanager
+def building_ahead(names: Iterable[str]) -> Iterator[None]:
+    """Builds models in other processes meanwhile, for folding takes longer than many measurements on a GPU."""
+    builds = dict.fromkeys(map(_find_build, names))
+    with tempfile.TemporaryDirectory() as folder:
+        pool = ProcessPoolExecutor(len(builds), get_context("spawn"))
+        _ahead.update({build: pool.submit(_save, build, Path(folder) / f"{build}.pt") for build in builds})
+        try:
+            yield
+        finally:
+            _ahead.clear()
+            pool.shutdown(cancel_futures=True)
+
+
+def _find_build(name: str) -> str:
+    """Returns what a model is part of: encoder and search are of one Transformer."""
+    return name if name in VISION else TRANSFORMER
+
+
+def _save(build: str, path: Path) -> Path:
+    torch.set_num_threads(BUILD_THREADS)
+    torch.save(_build(build), path)
+    return path
 
 
 @cache
-def _build_vision(name: str) -> Mapping[str, nn.Module]:
-    from un.vision.models import create_model
+def _build_once(build: str) -> Mapping[str, Any]:
+    """Returns a model in all arms in float32 on the CPU."""
+    if build in _ahead:
+        models: Mapping[str, Any] = torch.load(_ahead[build].result(), weights_only=False)
+        return models
+    return _build(build)
 
-    return build_arms(partial(create_model, VISION[name]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
 
+def _build(build: str) -> Mapping[str, Any]:
+    if build in VISION:
+        from un.vision.models import create_model
 
-@cache
-def _build_transformers(num_words: int) -> Mapping[str, Any]:
+        return build_arms(partial(create_model, VISION[build]), (torch.randn(FOLD_EXAMPLES, 3, 224, 224),))
     from un.translation.transformer import build_transformer
 
-    words = make_dictionary(num_words)
+    words = make_dictionary(NUM_WORDS)
     form: dict[str, Any] = {
         "encoder_normalize_before": True,
         "decoder_normalize_before": True,

@@ -21,12 +21,15 @@ from un.training.environment import describe_git, describe_hardware, list_packag
 # Without other options: how long a setting is timed, and how long a sweep may take. Ours; a sweep of all that is
 # planned fits a slot of some minutes on a current GPU.
 GPU_SECONDS, GPU_BUDGET = 1.0, 170
-FIRST_GUESS = {"compile": 60.0}  # seconds that a setting takes, until one of its engine has been measured
+FIRST_GUESS = {"compile": 60.0}  # seconds that an engine takes for a model, until it has been measured
 REASON_LENGTH = 300  # characters of an error that are kept
 
 
 class Setting(Protocol):
     """What is measured in one file."""
+
+    @property
+    def model(self) -> str: ...
 
     @property
     def engine(self) -> str: ...
@@ -80,13 +83,13 @@ def measure_all(
     """
     options.output.mkdir(parents=True, exist_ok=True)
     machine = {"hardware": describe_hardware(), "packages": list_packages(), "git": describe_git()}
-    start, longest, left = perf_counter(), dict(FIRST_GUESS), []
+    start, times, left = perf_counter(), dict[tuple[str, str], float](), []
     for setting in settings:
         path = options.output / setting.file
         if not options.again and is_measured(path):
             continue
-        begun = perf_counter()
-        if begun - start + longest.get(setting.engine, 0) > options.budget:
+        begun, kind = perf_counter(), (setting.model, setting.engine)
+        if begun - start + times.get(kind, FIRST_GUESS.get(setting.engine, 0)) > options.budget:
             left.append(setting)
             continue
         try:
@@ -95,9 +98,8 @@ def measure_all(
             found = {"failure": describe_error(error)}
         write_json({**vars(setting), **found, **machine}, path)
         release_memory(options.device)
-        took = perf_counter() - begun
-        longest[setting.engine] = max(longest.get(setting.engine, 0), took) if "failure" not in found else took
-        print(f"{setting.file}: {found.get('failure', 'measured')}, {took:.1f} s", file=sys.stderr, flush=True)
+        times[kind] = perf_counter() - begun
+        print(f"{setting.file}: {found.get('failure', 'measured')}, {times[kind]:.1f} s", file=sys.stderr, flush=True)
     for setting in left:
         print(f"{setting.file}: not reached within --budget {options.budget:g}", file=sys.stderr, flush=True)
     return left

@@ -1,6 +1,6 @@
 """Training steps of whole models: UN and BatchNorm against LayerNorm; forward, loss, backward and optimizer.
 
-Engines: eager; `compile_norms`, the same with UN's own step compiled (`compile_norms=true` of a run) against LayerNorm
+Engines: eager; `compile_norms`, the same with UN's own step compiled (`compile=norms` of a run) against LayerNorm
 in eager mode; `cuda_graph`, whole steps without the time that the host takes to launch them; `compile`, whole models.
 There is no dropout. UN is past its warm-up and compensates. bfloat16 is autocast: weights stay float32.
 """
@@ -39,6 +39,7 @@ from un.reports.measurements import (
     combine_settings,
     plan_settings,
 )
+from un.reports.rendering import format_table
 from un.surgery import NormFactory, replace_norms
 
 NUM_CLASSES, LEARNING_RATE = 1000, 1e-5  # which no one looks at
@@ -82,6 +83,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
     measure_all(list_settings(options), measure_setting, options)
     return rows
+
+
+def show(rows: list[Row], options: argparse.Namespace) -> None:
+    if rows:
+        print(format_table(rows[0], [row.values() for row in rows]))
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
@@ -170,7 +176,9 @@ def make_step(model: nn.Module, call: Callable[..., Any], batch: Batch, setting:
         optimizer.zero_grad()
         # A cache of cast weights would be made once, at the capture of a graph, and never again.
         mixed = setting.dtype != "float32"
-        with torch.autocast(setting.device, torch.bfloat16, enabled=mixed, cache_enabled=setting.engine != "cuda_graph"):
+        with torch.autocast(
+            setting.device, torch.bfloat16, enabled=mixed, cache_enabled=setting.engine != "cuda_graph"
+        ):
             outputs = call(*batch.inputs)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             loss = F.cross_entropy(logits.flatten(0, -2), batch.target.flatten())

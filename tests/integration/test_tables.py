@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.commands import FAST, run_here
 from tests.reports.runs import make_measurement, make_run
-from un.reports.measurements import FOLDERS, MODELS, plan_settings
+from un.reports.measurements import FOLDERS, MODELS, Setting, plan_settings
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
 
@@ -44,16 +44,21 @@ def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
 
 
 def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = [(one.model, one.engine, one.batch) for one in plan_settings(MODELS, "cpu")]
+    settings = plan_settings(MODELS, "cpu")
+
+    def make(setting: Setting) -> None:
+        folder = tmp_path / FOLDERS["inference"]
+        make_measurement(folder, setting.model, setting.engine, setting.batch, dtype=setting.dtype)
+
     for setting in settings[1:-1]:
-        make_measurement(tmp_path / FOLDERS["inference"], *setting)
+        make(setting)
     command = (REPRODUCE, "table=efficiency", f"paths.runs={tmp_path}")
     started: list[list[str]] = []
 
     def measure(arguments: list[str], **_: object) -> None:
         started.append(arguments[2:])
         if "swin_tiny" in arguments:  # the other fails
-            make_measurement(tmp_path / FOLDERS["inference"], *settings[0])
+            make(settings[0])
 
     monkeypatch.setattr(subprocess, "run", measure)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -64,10 +69,11 @@ def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch
     assert outcome.code == 2
     assert len(started) == 2
     assert f"missing   python scripts/benchmark.py {' '.join(started[1])}" in listed.output
-    assert "| Swin-T, eager, batch 1, a CPU (2 threads) | 31.2 [1] | 20.0 † |" in outcome.output
+    assert "| Swin-T, eager, batch 1, a CPU (2 threads) | 31.2 [1] | 31.2 [1] | 20.0 † |" in outcome.output
     assert list_names(tmp_path / "out") == {f"efficiency.{end}" for end in ("md", "tex", "csv")}
-    options = ["inference", "--models", settings[-1][0], "--engines", "eager", "--device", "cpu", "--dtype", "float32"]
-    assert started[1] == [*options, "--batches", "8", "--folder", str(tmp_path / FOLDERS["inference"])]
+    assert started[1] == settings[-1].list_arguments(tmp_path / FOLDERS["inference"])
+    options = ["inference", "--models", "iwslt_encoder", "--engines", "onnxruntime", "--device", "cpu"]
+    assert started[1][:7] == options
 
 
 def test_report(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Made-up results in the layout of run folders."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,20 @@ def make_measurement(
     batch: int = 1,
     *,
     device: str = "cpu",
+    dtype: str = "float32",
     seconds: tuple[float, float] = (0.12, 0.1),
     megabytes: tuple[float, float] | None = (10.0, 8.0),
+    more: Mapping[str, float] | None = None,
+    benchmark: str = "inference",
 ) -> Measurement:
-    """Writes a file as the benchmark of inference does; the pairs are of LayerNorm and of folded UN."""
-    setting = Setting(model, engine, device, "float32", batch)
+    """Writes a file as a benchmark does; pairs are of LayerNorm and of folded UN, `more` the seconds of other arms."""
+    setting = Setting(model, engine, device, dtype, batch, benchmark=benchmark)
     arms = {
         arm: {"seconds": seconds[index], "peak_megabytes": megabytes and megabytes[index]}
         for index, arm in enumerate(("layernorm", "un_folded"))
+    }
+    arms |= {
+        arm: {"seconds": other, "peak_megabytes": megabytes and megabytes[0]} for arm, other in (more or {}).items()
     }
     hardware = {"cpu": "a CPU", "threads": 2, "gpu": ["a GPU"] if device == "cuda" else []}
     root.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,12 @@ def test_half_precision_keeps_statistics_in_float32(monkeypatch: pytest.MonkeyPa
     assert half.models["un"][1].weight.dtype == half.inputs["images"].dtype == torch.bfloat16
     small = {name: tensor.bfloat16() for name, tensor in INPUTS.items()}
     workload = workload.__class__(
-        half.models, small, None, lambda model: model(small["x"]), lambda arm: half.models[arm](small["x"]), ("images", 2)
+        half.models,
+        small,
+        None,
+        lambda model: model(small["x"]),
+        lambda arm: half.models[arm](small["x"]),
+        ("images", 2),
     )
     found = measure_workload(Setting("vit_small", "eager", "cpu", "bfloat16", 2), workload, OPTIONS)
     assert 0 < found["checks"]["differences"]["folded and unfolded"] < 0.05
@@ -156,6 +161,7 @@ def test_translation_arms_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     real = transformer.build_transformer
     monkeypatch.setattr(transformer, "build_transformer", partial(real, **small))
     monkeypatch.setattr(inference_models, "NUM_WORDS", 20)
+    inference_models._build_once.cache_clear()
     options = argparse.Namespace(**{**vars(OPTIONS), "steps": 2, "rounds": 1, "warmup": 0})
     workload = inference_models.build_workload(name, 2, "float32", options)
     result = measure_workload(Setting(name, "eager", "cpu", "float32", 2), workload, options)

@@ -27,10 +27,19 @@ def test_a_compiled_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_norms_end_with_the_same_numbers(tmp_path: Path) -> None:
+    eager = run_toy(tmp_path / "eager", "trainer.max_epochs=1")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = run_toy(tmp_path / "compiled", "trainer.max_epochs=1", "compile=norms")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
+    assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("wanted", "part"),
     [
-        ({"compile": 3}, "compile=3 must be true or false or a mapping or null"),
+        ({"compile": 3}, "compile=3 must be true or false or"),
+        ({"compile": "norm"}, "compile=norm must be true or false or 'norms' or"),
         ({"compile": {"speed": 3}}, "no option 'speed'; it takes fullgraph"),
         ({"compile": True, "callbacks": {"activation_stats": {}}}, "exclude each other"),
     ],

@@ -19,7 +19,7 @@ KINDS: dict[str, Any] = {
     "final_statistics": Literal["train"] | None,
     "global_batch_size": FromOne | None,
     "updates": FromOne | None,
-    "compile": bool | Mapping[str, Any] | None,
+    "compile": bool | Literal["norms"] | Mapping[str, Any] | None,
     "trainer.max_epochs": FromOne | Literal[-1] | None,
     "trainer.max_steps": FromOne | Literal[-1],
     "trainer.accumulate_grad_batches": FromOne,
@@ -62,10 +62,10 @@ def _check_compile(config: DictConfig) -> None:
     wanted: Any = config.get("compile")
     if wanted is None or wanted is False:
         return
-    for name in () if wanted is True else wanted:
+    for name in wanted if OmegaConf.is_config(wanted) else ():
         if name not in COMPILE_OPTIONS:
             raise UserError(f"compile has no option {name!r}; it takes {', '.join(COMPILE_OPTIONS)}")
-    if OmegaConf.select(config, "callbacks.activation_stats") is not None:
+    if wanted != "norms" and OmegaConf.select(config, "callbacks.activation_stats") is not None:
         raise UserError("compile and callbacks=activation_stats exclude each other: compiled norms call no recorder")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from un.reports.comparison import Cell, Comparison, Line
-from un.reports.measurements import Measurement, plan_settings, DEVICES
+from un.reports.measurements import DEVICES, Measurement, plan_settings
 from un.reports.specification import Table, TableRow
 
 LIMIT = "speed_limit"

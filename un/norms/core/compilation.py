@@ -1,8 +1,8 @@
 """torch.compile for what the norms of a model do in a training step, and for nothing else of it.
 
 UN's step consists of small operations on (C,) vectors between four passes over the activations. On a GPU each is a
-kernel to launch, which may take the host longer than the device needs for all of them; compiled they become a few. Norms
-of equal shapes and options share one compilation.
+kernel to launch, which may take the host longer than the device needs for all of them; compiled they become a few.
+Norms of equal shapes and options share one compilation.
 """
 
 from __future__ import annotations
