@@ -74,7 +74,8 @@ def check_keys(config: DictConfig) -> None:
     train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
     groups = [name for entry in train.defaults if isinstance(entry, DictConfig) for name in entry]
     surgery: Any = OmegaConf.load(CONFIG_FOLDER / "surgery/all.yaml")
-    for prefix, node, known in (("", config, [*train, *groups]), ("surgery.", config.get("surgery") or {}, [*surgery])):
+    keys = [*train, *groups, "norm_defaults"]  # which configs/task sets
+    for prefix, node, known in (("", config, keys), ("surgery.", config.get("surgery") or {}, [*surgery])):
         for key in map(str, node):
             if key not in known:
                 raise UserError(f"there is no config key '{prefix}{key}'{suggest(key, known)}")
