@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from un.reports.measurements import METRICS, Model
+from un.reports.statistics import LEVEL_MARGIN
 from un.reports.validation import STRICT, parse
 
 
@@ -72,6 +73,7 @@ class Table:
         needs: names of the tables whose runs these start from, each row from the one in the row of its label.
         metric: of columns that name none; None for the task's main one.
         source: of the published figures of rows that name none.
+        margin: how far from LayerNorm still counts as level, in points; a file that sets it says why.
     """
 
     name: str
@@ -85,6 +87,13 @@ class Table:
     needs: tuple[str, ...] = ()
     metric: str | None = None
     source: str | None = None
+    margin: float = Field(default=LEVEL_MARGIN, gt=0)
+
+    @property
+    def is_about_published(self) -> bool:
+        """Whether it asks for no runs and no measurements: what was published is all that it shows."""
+        columns, rows = ((part.arguments for part in parts) for parts in (self.columns, self.rows))
+        return not any((self.runs, *columns, *rows)) and not self.models
 
     @property
     def models(self) -> list[Model]:
