@@ -84,8 +84,8 @@ def list_notes(comparison: Comparison) -> list[str]:
 def explain_verdicts(margin: float) -> str:
     """Returns what the words of `un.reports.statistics.judge` mean."""
     return (
-        f"Verdict: level, the interval lies within ±{margin:g}; else ahead or behind, it excludes zero; else not decided. "
-        "Diverges: at least one seed did."
+        f"Verdict: level, the interval lies within ±{margin:g}; else ahead or behind, it excludes zero; else not "
+        "decided. Diverges: at least one seed did."
     )
 
 
