@@ -193,10 +193,7 @@ def test_unknown_table() -> None:
         read_table("iwslt15")
 
 
-def test_a_table_about_published_figures_is_shown_without_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_figure_is_something_to_show() -> None:
     content = {"title": "Rivals", "source": "a paper", "rows": [{"label": "RBN", "published": 1.5}, {"label": "none"}]}
-    table = parse_table("rivals", content)
-    monkeypatch.setattr("un.sweeps.tables.list_tables", lambda: ["rivals"])
-    monkeypatch.setattr("un.sweeps.tables.read_table", lambda name: table)
-    (comparison,) = compare_known([])
+    comparison = fill_table(plan_table(parse_table("rivals", content)), find_on_disk)
     assert [row.label for row in comparison.rows] == ["RBN"]

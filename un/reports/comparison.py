@@ -215,7 +215,7 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     )
     columns = tuple(column.label for column in table.columns)
     setting = f"{table.setting} {missing}".strip()
-    return leave_out_empty(Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting))
+    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting)
 
 
 def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:

@@ -90,12 +90,6 @@ class Table:
     margin: float = Field(default=LEVEL_MARGIN, gt=0)
 
     @property
-    def is_about_published(self) -> bool:
-        """Whether it asks for no runs and no measurements: what was published is all that it shows."""
-        columns, rows = ((part.arguments for part in parts) for parts in (self.columns, self.rows))
-        return not any((self.runs, *columns, *rows)) and not self.models
-
-    @property
     def models(self) -> list[Model]:
         """Models that the benchmark of inference measures for it."""
         return [row.model for row in self.rows if row.model is not None]

@@ -157,27 +157,23 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
     """Fills every table that these runs or measurements belong to, wherever their files lie.
 
     Runs with LayerNorm alone make no table, nor does the only variant there is in a table of variants of one norm.
-    Tables about published figures alone come last.
     """
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
     there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
     experiments = there & {run.result.experiment for run in runs}
     roots = {run.folder.parents[2] for run in runs if len(run.folder.parents) > 2}
     arguments = [f"paths.runs={roots.pop()}"] if len(roots) == 1 else []  # it is part of a path in init_weights
-    comparisons, measured, published = [], [], []
+    comparisons, measured = [], []
     for name in list_tables():
         table = read_table(name)
         if any(measurement.model in table.models for measurement in measurements):
             measured.append(compare_measurements(table, measurements))
-        if table.is_about_published:
-            published.append(fill_table(plan_table(table), lambda run: None))
-            continue
         table = _keep_columns(table, experiments)
         if table.columns:
             plan = plan_table(table, arguments)
             comparison = fill_table(replace(plan, arguments=()), lambda run: known.get(run.key))
             comparisons += [comparison] if _says_something(plan, comparison) else []
-    return [*comparisons, *measured, *published]
+    return [*comparisons, *measured]
 
 
 def _list_departures(cell: Sequence[PlannedRun], known: Mapping[Path, Run | None], find: Find) -> tuple[str, ...]:
