@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from un.analysis import comparisons
 from un.analysis.drawing import FORMATS, draw_comparison, draw_run
 from un.analysis.runs import find_run_folders
 from un.analysis.storage import StatisticsFiles
 from un.command.cli import end_on_mistake
+from un.finished import figures
 from un.reports.runs import find_runs
 
 OPTIONS = ("run", "figure", "output", "format", "metrics")
@@ -77,14 +77,14 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     output = Path(options["output"][0]) if options["output"] else folders[0].parents[1] / "figures"
     path = output / f"{experiment}_{name}.{form}"
     if name != "cost":
-        return comparisons.save(lambda: comparisons.draw_recorded(name, folders), path)
+        return figures.save(lambda: figures.draw_recorded(name, folders), path)
     from un.finished.run_times import time_runs  # brings models and data, which the other figures need not
 
     runs, problems = find_runs(folders)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    return comparisons.save(
-        lambda: comparisons.draw_cost(runs, lambda chosen: [found.ratio for found in time_runs(chosen)]), path
+    return figures.save(
+        lambda: figures.draw_cost(runs, lambda chosen: [found.ratio for found in time_runs(chosen)]), path
     )
 
 

@@ -111,15 +111,15 @@ def draw_trade_off(points: Sequence[Point], metric: str, reference: str) -> Figu
         metric: label of the vertical axis.
         reference: whose time is 1.
     """
-    figure = make_figure(7.5, 4.6, f"{metric} against inference time, norms folded away where they can be")
+    title = "Accuracy against inference time, with the norms folded away that can be; upper left is better"
+    figure = make_figure(8.5, 5.2, title)
     axes = figure.subplots()
+    axes.axvline(1, color="grey", linestyle="--", linewidth=1)
     for point, color, marker in zip(points, COLORS * len(points), MARKERS * len(points), strict=False):
         label = f"{point.label} (n = {point.seeds})"
         style = {"color": color, "marker": marker, "markersize": 7, "capsize": 3, "linestyle": "none"}
         axes.errorbar(point.time, point.mean, yerr=point.std, label=label, **style)
-    axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    axes.set(
-        xlabel=f"inference time over that of {reference}", ylabel=f"{metric}, mean ± standard deviation over seeds"
-    )
-    figure.legend(loc="outside right upper", fontsize=8)
+    axes.set(xlabel=f"inference time over that of {reference}", ylabel=f"test {metric}, mean ± std over seeds")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=3, fontsize=8)
     return figure

@@ -16,7 +16,7 @@ from un.finished.fold_run import fold_run, require_inference
 from un.finished.open_run import open_run
 from un.finished.timing import compare, time_interleaved
 
-ROUNDS, WARMUP = 50, 10  # calls of each model, timed and before
+ROUNDS, WARMUP = 100, 10  # calls of each model, timed and before
 UNFOLDABLE = "layernorm"  # the untouched model, which has no norm of ours to fold
 
 

@@ -1,4 +1,4 @@
-"""From run folders to the figures that compare settings, for scripts/analyse.py figure=<name>."""
+"""From run folders to the figures that compare settings, for scripts/analyse.py figure=<name>. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from un.analysis.curves import AXIS_NAMES
 from un.analysis.settings import Point, draw_fluctuations, draw_peaks, draw_trade_off, draw_windows
 from un.analysis.storage import StatisticsFiles
 from un.analysis.style import OPTIONS, save_figure
@@ -73,8 +74,8 @@ def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
         summary = summarise(values)
         assert summary.mean is not None
         points.append(Point(name, ratio, summary.mean, summary.std, summary.n))
-    metric = by_folder[next(iter(groups.values()))[0]].main_metric or ""
-    return draw_trade_off(points, metric, names[0])
+    metric = str(by_folder[next(iter(groups.values()))[0]].main_metric).rpartition("/")[2]
+    return draw_trade_off(points, AXIS_NAMES.get(metric, metric), names[0])
 
 
 def save(draw: Callable[[], Figure], path: Path) -> Path:
