@@ -4,7 +4,7 @@
 
 Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, and the
 settings that stand in none are compared with LayerNorm. RESULTS.md begins with what the tables say, in words computed
-from their intervals. `--update README.md [--tables <name> ...]` writes nothing but the results block of that file.
+from their intervals. `--update README.md [--tables <name> ...] [--norms <name> ...]` writes the results block of that file alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
     parser.add_argument("--tables", nargs="+", metavar="NAME", help="write these alone, in this order; default: all")
+    parser.add_argument("--norms", nargs="+", metavar="NAME", help="write only the rows of these; default: all")
     with end_on_mistake():
         options = parser.parse_args()
         measurements, problems = find_measurements(options.folders)
@@ -49,8 +51,11 @@ def main() -> None:
             print(f"warning: {problem}", file=sys.stderr)
         tables = compare_known(runs, measurements)
         shown = choose_tables([*tables, *compare_settings(runs, tables)], options.tables)
+        shown = [keep_norms(comparison, options.norms) for comparison in shown] if options.norms else shown
         if options.update:
-            replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
+            last = len(shown) - 1
+            texts = [render_markdown(one, level=3, explain=place == last) for place, one in enumerate(shown)]
+            replace_block(options.update, "\n".join(texts))
         else:
             page = render_page(tables, runs, options.output, draw_svg, problems, TITLE)
             write_reports(shown, page, options.output)
@@ -71,12 +76,24 @@ def choose_tables(known: Sequence[Comparison], names: Sequence[str] | None) -> l
     return [by_name[name] for name in names]
 
 
+def keep_norms(comparison: Comparison, norms: Sequence[str]) -> Comparison:
+    """Returns the comparison with the rows of these norms; what else it lacks is for the whole table to say."""
+    return replace(comparison, rows=tuple(row for row in comparison.rows if row.norm in norms), left_out=0)
+
+
+def render_results(comparisons: Sequence[Comparison]) -> str:
+    """Returns a page of tables that begins with what they say, and explains once how they say it."""
+    story = tell(comparisons)
+    tables = [render_markdown(comparison, explain=not story) for comparison in comparisons]
+    return "\n".join(filter(None, [f"# {TITLE}\n", story, *tables]))
+
+
 def write_reports(comparisons: Sequence[Comparison], page: str, output: Path) -> None:
     """Writes index.html, RESULTS.md, tables.tex and results.csv."""
     output.mkdir(parents=True, exist_ok=True)
     contents = {
         "index.html": page,
-        "RESULTS.md": "\n".join(filter(None, [f"# {TITLE}\n", tell(comparisons), *map(render_markdown, comparisons)])),
+        "RESULTS.md": render_results(comparisons),
         "tables.tex": "\n".join(map(render_latex, comparisons)),
         "results.csv": render_csv(comparisons),
     }

@@ -95,7 +95,11 @@ def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
         assert text.endswith("<!-- end of results -->\nafter \\1\n")
         assert text.count("| UN | 51.25 |") == 1
         assert "old" not in text
-    assert run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "norms").code == 0
+    assert (
+        run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "norms", "--norms", "un").code
+        == 0
+    )
+    assert readme.read_text().count("| UN | 51.25 |") == 1
     run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "x").check_error(
         "--tables x: no runs"
     )

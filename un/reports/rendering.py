@@ -66,14 +66,19 @@ def format_signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def list_notes(comparison: Comparison) -> list[str]:
-    """Returns the notes below a table: setting, marks, differences and sources."""
+def list_notes(comparison: Comparison, explain: bool = True) -> list[str]:
+    """Returns the notes below a table: setting, marks, differences and sources.
+
+    Args:
+        comparison: the table.
+        explain: whether to say what differences and verdicts are, which a page of tables says once.
+    """
     notes = [comparison.setting] if comparison.setting else []
     if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
         notes.append(_explain_mark(comparison))
-    if any(cell.to_layernorm for cell in comparison.cells):
+    if explain and any(cell.to_layernorm for cell in comparison.cells):
         notes.append(DIFFERENCE_NOTE)
-    if any(cell.verdict for cell in comparison.cells):
+    if explain and any(cell.verdict for cell in comparison.cells):
         notes.append(explain_verdicts(comparison.margin))
     if comparison.left_out:
         count, total = comparison.left_out, comparison.left_out + len(comparison.rows)
@@ -109,9 +114,9 @@ def tabulate(comparison: Comparison) -> pd.DataFrame:
     return frame
 
 
-def render_markdown(comparison: Comparison, level: int = 2) -> str:
-    """Returns heading, table and notes."""
-    notes = ["  \n".join(note.replace("|", "\\|") for note in list_notes(comparison))]
+def render_markdown(comparison: Comparison, level: int = 2, explain: bool = True) -> str:
+    """Returns heading, table and notes, see `list_notes`."""
+    notes = ["  \n".join(note.replace("|", "\\|") for note in list_notes(comparison, explain))]
     heading = f"{'#' * level} {comparison.title}"
     if not comparison.rows:
         return "\n\n".join([heading, *notes]) + "\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from un.reports.comparison import Cell, Comparison
-from un.reports.rendering import describe_difference, explain_verdicts
+from un.reports.rendering import DIFFERENCE_NOTE, describe_difference, explain_verdicts
 from un.reports.statistics import DIVERGES, NOT_DECIDED, VERDICTS
 
 HEADING = "What the tables say"
+MAX_LENGTH = 200  # characters of the names of rows that are not decided; more are counted
 
 
 def tell(comparisons: Sequence[Comparison], level: int = 2) -> str:
@@ -18,7 +19,7 @@ def tell(comparisons: Sequence[Comparison], level: int = 2) -> str:
         return ""
     margins = sorted({comparison.margin for comparison in comparisons for cell in comparison.cells if cell.verdict})
     notes = [explain_verdicts(margin) for margin in margins]
-    intro = "Against LayerNorm on the same seeds, in points, with 95 % confidence intervals."
+    intro = f"Against LayerNorm, in points. {DIFFERENCE_NOTE}"
     return "\n\n".join([f"{'#' * level} {HEADING}", " ".join([intro, *notes]), "\n".join(lines)]) + "\n"
 
 
@@ -33,13 +34,15 @@ def _list_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _describe_group(word: str, group: Sequence[tuple[str, Cell]], digits: int) -> str:
-    """Returns e.g. "Behind: UN −0.90 [−1.20, −0.60]."; labels with commas or semicolons are quoted by brackets."""
+    """Returns e.g. "Behind: UN −0.90 [−1.20, −0.60]."."""
     names = []
     for label, cell in group:
         difference = describe_difference(cell.to_layernorm, digits)
         shown = f"{cell.diverged} of {len(cell.runs)} seeds" if word == DIVERGES else difference
         names.append(label if word == NOT_DECIDED and len(group) > 1 else f"{label} {shown}".strip())
-    return f"{word.capitalize()}: {' · '.join(names)}."
+    listed = " · ".join(names)
+    is_long = word == NOT_DECIDED and len(listed) > MAX_LENGTH
+    return f"{word.capitalize()}: {f'{len(names)} rows' if is_long else listed}."
 
 
 def _count_seeds(cells: Iterable[Cell]) -> str:
