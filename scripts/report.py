@@ -4,7 +4,8 @@
 
 Every table of configs/table for which runs, or measurements by scripts/benchmark.py inference, exist is filled, and the
 settings that stand in none are compared with LayerNorm. RESULTS.md begins with what the tables say, in words computed
-from their intervals. `--update README.md [--tables <name> ...] [--norms <name> ...]` writes the results block of that file alone.
+from their intervals. `--update README.md [--tables <name> ...] [--norms <name> ...]` writes nothing but the results
+block of that file.
 """
 
 from __future__ import annotations

@@ -98,9 +98,9 @@ def test_rows_without_runs_are_told_in_one_line(comparison: Comparison) -> None:
 def test_the_story_is_the_verdicts(comparison: Comparison) -> None:
     lines = tell([comparison]).splitlines()
     assert lines[0] == "## What the tables say"
-    assert lines[2].startswith(
-        "Against LayerNorm on the same seeds, in points, with 95 % confidence intervals. Verdict"
-    )
+    assert lines[2].startswith("Against LayerNorm, in points. Δ LayerNorm: mean difference over paired seeds")
+    assert "Verdict: level, the interval lies within ±0.5;" in lines[2]
+    assert "Verdict" not in render_markdown(comparison, explain=False)
     assert lines[4] == (
         "- **A 5 % table** (2 seeds). Diverges: DyT 2 of 2 seeds. Not decided: UN & co +3.50 [−2.85, +9.85]."
     )

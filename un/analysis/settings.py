@@ -54,7 +54,7 @@ def draw_peaks(frames: Mapping[str, pd.DataFrame]) -> Figure:
     names = sites["site"].iloc[shown]
     axes.set_xticks(sites["layer"].iloc[shown], names, rotation=45, ha="right", fontsize=8)
     axes.set(xlabel="norm, from input to output", ylabel="max $|x|$ / root mean square of $x$")
-    if is_wide([y for line in axes.lines for y in line.get_ydata()]):
+    if is_wide(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])):
         axes.set_yscale("log")
     figure.legend(loc="outside right upper")
     return figure
@@ -116,10 +116,17 @@ def draw_trade_off(points: Sequence[Point], metric: str, reference: str) -> Figu
     axes = figure.subplots()
     axes.axvline(1, color="grey", linestyle="--", linewidth=1)
     for point, color, marker in zip(points, COLORS * len(points), MARKERS * len(points), strict=False):
-        label = f"{point.label} (n = {point.seeds})"
-        style = {"color": color, "marker": marker, "markersize": 7, "capsize": 3, "linestyle": "none"}
-        axes.errorbar(point.time, point.mean, yerr=point.std, label=label, **style)
+        axes.errorbar(
+            point.time,
+            point.mean,
+            yerr=point.std,
+            label=f"{point.label} (n = {point.seeds})",
+            color=color,
+            marker=marker,
+            markersize=7,
+            capsize=3,
+            linestyle="none",
+        )
     axes.set(xlabel=f"inference time over that of {reference}", ylabel=f"test {metric}, mean ± std over seeds")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend([handle[0] for handle in handles], labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure

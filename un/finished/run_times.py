@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -39,12 +40,12 @@ def time_runs(folders: Sequence[Path], rounds: int = ROUNDS, warmup: int = WARMU
     Raises:
         UserError: one is not finished or cannot be folded, or their experiments differ.
     """
-    finished = OmegaConf.load(CONFIG_FOLDER / "finished.yaml")
-    finished.pop("defaults")
+    finished: Any = OmegaConf.load(CONFIG_FOLDER / "finished.yaml")
     calls = {}
     experiments, batch = [], None
     for folder in folders:
-        run = open_run(OmegaConf.merge(finished, {"run": str(folder)}))
+        config: Any = OmegaConf.merge(finished, {"run": str(folder)})
+        run = open_run(config)
         experiments.append(run.recorded.experiment)
         task = require_inference(run.module)
         batch = run.inference_data.make_example_batch(seed=0) if batch is None else batch
