@@ -191,13 +191,13 @@ def test_outliers_over_layers_are_medians_over_steps() -> None:
 
 
 def test_windows_count_what_passes_the_threshold() -> None:
-    frames = {8: make_table().assign(gap=2.0), 2: make_table(), 1: make_table(offline=False)}
-    left, right = settings.draw_windows(frames).axes
-    assert [label.get_text() for label in right.get_xticklabels()] == ["2", "8"]  # a norm without a window has no gap
-    table = make_table()
-    shares = [bar.get_height() for bar in right.patches]
-    assert shares == [pytest.approx(100 * (table["gap"] > table["threshold"]).mean()), 100]
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [table["gap"].median(), 2])
+    frames = {8: make_table().assign(gap=1.8), 2: make_table(), 4: make_table(offline=False), 1: make_table()}
+    left, right = settings.draw_windows(frames).axes  # a norm without a window has no gap, nor has a window of 1
+    ratio = make_table()["gap"] / 0.9
+    labels = [label.get_text() for label in right.get_xticklabels()]
+    assert labels == [f"2\n{(ratio > 1).mean():.1%} above", "8\n100.0% above"]
+    np.testing.assert_allclose(right.lines[1].get_ydata(), [ratio.max(), 2])
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [make_table()["gap"].median(), 1.8])
 
 
 def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:

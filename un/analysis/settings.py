@@ -61,26 +61,30 @@ def draw_peaks(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
-    """Draws the AM-GM gap beside the threshold of filtration, and how often it is passed, by the window's length.
+    """Draws the AM-GM gap beside the threshold of filtration, and their ratio, by the window's length.
 
     Args:
-        frames: the recorder's table by the length M; of several runs, one below the other.
+        frames: the recorder's table by the length M; of several runs, one below the other. A window of 1 has no gap.
     """
-    known = {window: frame[frame["threshold"].notna()] for window, frame in sorted(frames.items())}
+    known = {window: frame[frame["threshold"] > 0] for window, frame in sorted(frames.items()) if window > 1}
     known = {window: frame for window, frame in known.items() if len(frame)}
     places = np.arange(len(known))
-    figure = make_figure(9, 3.8, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
+    figure = make_figure(9, 4, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
     left, right = figure.subplots(1, 2)
     for column, color, marker in zip(("gap", "threshold"), COLORS, MARKERS, strict=False):
-        _plot_band(left, places, [frame[column].clip(lower=0) for frame in known.values()], column, color, marker)
-    left.set(yscale="log", ylabel="units of $x^2$", title="gap and threshold")
-    left.legend()
-    shares = [100 * float((frame["gap"] > frame["threshold"]).mean()) for frame in known.values()]
-    right.bar(places, shares, color=COLORS[0], width=0.6)
-    right.set(ylabel="% of recorded calls", title="gap above the threshold: an outlier")
+        positive = [frame[column].where(frame[column] > 0) for frame in known.values()]
+        _plot_band(left, places, positive, column, color, marker)
+    left.set(yscale="log", ylabel="units of $x^2$", title="gap and threshold", xlabel="window M (calls)")
+    left.set_xticks(places, [str(window) for window in known])
+    ratios = [frame["gap"] / frame["threshold"] for frame in known.values()]
+    _plot_band(right, places, [ratio.where(ratio > 0) for ratio in ratios], "median", COLORS[2], MARKERS[2])
+    right.plot(places, [ratio.max() for ratio in ratios], "v", color=COLORS[1], label="largest")
+    right.axhline(1, color="black", linestyle="--", linewidth=1, label="threshold")
+    shares = [f"{window}\n{(ratio > 1).mean():.1%} above" for window, ratio in zip(known, ratios, strict=True)]
+    right.set_xticks(places, shares)
+    right.set(yscale="log", ylabel="gap / threshold", title="above 1: an outlier", xlabel="window M (calls)")
     for axes in (left, right):
-        axes.set_xticks(places, [str(window) for window in known])
-        axes.set_xlabel("window M (calls)")
+        axes.legend(fontsize=8)
     return figure
 
 
