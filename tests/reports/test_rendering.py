@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from tests.reports.runs import make_run
+from un.command.errors import CONFIG_FOLDER
 from un.reports.comparison import Cell, Comparison, Line
 from un.reports.rendering import format_signed, render_csv, render_latex, render_markdown
 from un.reports.specification import Published
 from un.reports.story import tell
-from un.reports.words import describe_setting
+from un.reports.words import describe_setting, read_words
 
 PLACE: dict[str, Any] = {"packages": {"torch": "2.0", "numpy": "2"}, "hardware": {"cpu": "a CPU", "gpu": []}}
 
@@ -120,3 +122,8 @@ def test_the_story_is_the_verdicts(comparison: Comparison) -> None:
 )  # fmt: skip
 def test_settings_in_words(overrides: list[str], words: str) -> None:
     assert describe_setting(overrides) == words
+
+
+def test_every_switch_has_words() -> None:
+    switches = OmegaConf.load(CONFIG_FOLDER / "norm/switches/official.yaml")
+    assert set(map(str, switches)) <= read_words()["options"].keys()
