@@ -4,7 +4,14 @@ Every run recorded with callbacks=activation_stats gets its own figures in <run 
 moments, threshold, running and gradient statistics. The curves of all runs together, with bands over seeds, go to
 output=, by default the folder figures in the deepest folder that holds all runs. A folder stands for all runs below it.
 
-Options: run=<folder or glob>  output=<folder>  format=png|pdf|svg  metrics=<name>,<name> (columns of metrics.csv)
+    figure=fluctuation   second moments from step to step by layer, a panel per setting, e.g. LayerNorm and UN
+    figure=outliers      the largest activation over layers, a line per setting
+    figure=window        AM-GM gap and threshold by norm.window
+    figure=cost          test metric against inference time, measured now with the norms folded away
+
+With one of these, that figure alone is drawn, of runs of one experiment: <output>/<experiment>_<figure>.<format>.
+
+Options: run=<folder or glob>  figure=...  output=<folder>  format=png|pdf|svg  metrics=<name>,<name> (of metrics.csv)
 """
 
 from __future__ import annotations
@@ -20,8 +27,11 @@ from un.analysis.drawing import FORMATS, draw_comparison, draw_run
 from un.analysis.runs import find_run_folders
 from un.analysis.storage import StatisticsFiles
 from un.command.cli import end_on_mistake
+from un.finished import figures
+from un.reports.runs import find_runs
 
-OPTIONS = ("run", "output", "format", "metrics")
+OPTIONS = ("run", "figure", "output", "format", "metrics")
+FIGURES = ("fluctuation", "outliers", "window", "cost")
 
 
 def main() -> None:
@@ -30,7 +40,8 @@ def main() -> None:
         print(__doc__)
         return
     with end_on_mistake():
-        for path in draw_all(parse_options(sys.argv[1:])):
+        options = parse_options(sys.argv[1:])
+        for path in [draw_one(options)] if options["figure"] else draw_all(options):
             print(path)
 
 
@@ -54,7 +65,27 @@ def parse_options(arguments: Sequence[str]) -> dict[str, list[str]]:
         raise ValueError("run is missing: run=<run folder or glob>, e.g. run='runs/digits_vit/norm=un/seed=*'")
     if options["format"] and options["format"][0] not in FORMATS:
         raise ValueError(f"format={options['format'][0]} is unknown; allowed: {', '.join(FORMATS)}")
+    if options["figure"] and options["figure"][0] not in FIGURES:
+        raise ValueError(f"figure={options['figure'][0]} is unknown; allowed: {', '.join(FIGURES)}")
     return options
+
+
+def draw_one(options: dict[str, list[str]]) -> Path:
+    """Draws one figure that compares settings."""
+    folders, name = find_run_folders(options["run"]), options["figure"][0]
+    experiment, form = folders[0].absolute().parts[-3], (options["format"] or ["png"])[0]
+    output = Path(options["output"][0]) if options["output"] else folders[0].parents[1] / "figures"
+    path = output / f"{experiment}_{name}.{form}"
+    if name != "cost":
+        return figures.save(lambda: figures.draw_recorded(name, folders), path)
+    from un.finished.run_times import time_runs  # brings models and data, which the other figures need not
+
+    runs, problems = find_runs(folders)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return figures.save(
+        lambda: figures.draw_cost(runs, lambda chosen: [found.ratio for found in time_runs(chosen)]), path
+    )
 
 
 def draw_all(options: dict[str, list[str]]) -> list[Path]:

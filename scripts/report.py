@@ -2,9 +2,10 @@
 
     python scripts/report.py [runs ...] [--output report]
 
-Every table of configs/table for which runs, or measurements by scripts/benchmark.py, exist is filled, every
-setting of every experiment is compared with LayerNorm, and published figures of other norms are quoted. `--update
-README.md` writes nothing but the results block of that file: the measurements and the settings.
+Every table of configs/table for which runs, or measurements by scripts/benchmark.py, exist is filled, the settings that
+stand in none are compared with LayerNorm, and published figures of other norms are quoted. RESULTS.md begins with what
+the tables say, in words computed from their intervals. `--update README.md [--tables <name> ...] [--norms <name> ...]`
+writes nothing but the results block of that file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,6 +25,7 @@ from un.reports.measurements import find_measurements
 from un.reports.page import render_page
 from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
 from un.reports.runs import find_runs
+from un.reports.story import tell
 from un.sweeps.tables import compare_known, quote_published
 
 TITLE = "Unified Normalization: results"
@@ -36,6 +39,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
     parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
+    parser.add_argument("--tables", nargs="+", metavar="NAME", help="write these alone, in this order; default: all")
+    parser.add_argument("--norms", nargs="+", metavar="NAME", help="write only the rows of these; default: all")
     with end_on_mistake():
         options = parser.parse_args()
         measurements, problems = find_measurements(options.folders)
@@ -45,14 +50,45 @@ def main() -> None:
             raise ValueError(f"no result.json below {', '.join(map(str, options.folders))}")
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
-        overview = compare_settings(runs)
+        tables = compare_known(runs, measurements)
+        shown = choose_tables([*tables, *compare_settings(runs, tables)], options.tables)
+        shown = [keep_norms(comparison, options.norms) for comparison in shown] if options.norms else shown
         if options.update:
-            shown = [*compare_known([], measurements), *overview]
-            replace_block(options.update, "\n".join(render_markdown(comparison, level=3) for comparison in shown))
+            last = len(shown) - 1
+            texts = [render_markdown(one, level=3, explain=place == last) for place, one in enumerate(shown)]
+            replace_block(options.update, "\n".join(texts))
         else:
-            tables = [*compare_known(runs, measurements), *quote_published()]
-            page = render_page(tables, runs, options.output, draw_svg, problems, TITLE)
-            write_reports([*tables, *overview], page, options.output)
+            quoted = quote_published() if options.tables is None else []
+            shown += quoted
+            page = render_page([*tables, *quoted], runs, options.output, draw_svg, problems, TITLE)
+            write_reports(shown, page, options.output)
+
+
+def choose_tables(known: Sequence[Comparison], names: Sequence[str] | None) -> list[Comparison]:
+    """Returns the tables of these names, all for None.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    if names is None:
+        return list(known)
+    by_name = {comparison.name: comparison for comparison in known}
+    for name in names:
+        if name not in by_name:
+            raise ValueError(f"--tables {name}: no runs for it; there are {', '.join(by_name) or 'none'}")
+    return [by_name[name] for name in names]
+
+
+def keep_norms(comparison: Comparison, norms: Sequence[str]) -> Comparison:
+    """Returns the comparison with the rows of these norms; what else it lacks is for the whole table to say."""
+    return replace(comparison, rows=tuple(row for row in comparison.rows if row.norm in norms), left_out=0)
+
+
+def render_results(comparisons: Sequence[Comparison]) -> str:
+    """Returns a page of tables that begins with what they say, and explains once how they say it."""
+    story = tell(comparisons)
+    tables = [render_markdown(comparison, explain=not story) for comparison in comparisons]
+    return "\n".join(filter(None, [f"# {TITLE}\n", story, *tables]))
 
 
 def write_reports(comparisons: Sequence[Comparison], page: str, output: Path) -> None:
@@ -60,7 +96,7 @@ def write_reports(comparisons: Sequence[Comparison], page: str, output: Path) ->
     output.mkdir(parents=True, exist_ok=True)
     contents = {
         "index.html": page,
-        "RESULTS.md": "\n".join([f"# {TITLE}\n", *map(render_markdown, comparisons)]),
+        "RESULTS.md": render_results(comparisons),
         "tables.tex": "\n".join(map(render_latex, comparisons)),
         "results.csv": render_csv(comparisons),
     }

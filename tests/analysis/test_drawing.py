@@ -1,6 +1,7 @@
 """The figures show the numbers of the table, with names on every axis."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pandas as pd
 import pytest
 
 from tests.integration.commands import run_here
-from un.analysis import layers
+from tests.reports.runs import make_run as make_result
+from un.analysis import layers, settings
 from un.analysis.curves import average_seeds, draw_curves
 from un.analysis.drawing import FIGURES
 from un.analysis.layers import PANELS
@@ -18,6 +20,7 @@ from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, SCALARS, VECTORS
 from un.analysis.runs import LoggedRun, find_run_folders, read_run
 from un.analysis.storage import StatisticsFiles
 from un.analysis.style import MAX_POINTS, OPTIONS, choose_spread, thin_rows
+from un.finished import figures
 
 STEPS = range(50, 250, 50)
 
@@ -184,3 +187,60 @@ def test_damaged_runs_are_named(tmp_path: Path, name: str, content: str) -> None
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=str(folder)):
         read_run(folder)
+
+
+def test_settings_side_by_side_share_their_axes() -> None:
+    figure = settings.draw_fluctuations({"LayerNorm": make_table(3, offline=False), "UN": make_table(3)})
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["trained with LayerNorm", "trained with UN"]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    np.testing.assert_allclose(panels[1].lines[2].get_ydata(), make_table(3).query("layer == 2")["fluctuation_p50"])
+
+
+def test_outliers_over_layers_are_medians_over_steps() -> None:
+    table = make_table(3)
+    (axes,) = settings.draw_peaks({"UN": table}).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), table.groupby("layer")["peak"].median())
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"blocks.{layer}.norm" for layer in range(3)]
+
+
+def test_windows_count_what_passes_the_threshold() -> None:
+    frames = {8: make_table().assign(gap=1.8), 2: make_table(), 4: make_table(offline=False), 1: make_table()}
+    left, right = settings.draw_windows(frames).axes  # a norm without a window has no gap, nor has a window of 1
+    ratio = make_table()["gap"] / 0.9
+    labels = [label.get_text() for label in right.get_xticklabels()]
+    assert labels == [f"2\n{(ratio > 1).mean():.1%} above", "8\n100.0% above"]
+    np.testing.assert_allclose(right.lines[1].get_ydata(), [ratio.max(), 2])
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [make_table()["gap"].median(), 1.8])
+
+
+def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:
+    for setting in ("norm=un", "norm=layernorm"):
+        folder = make_run(tmp_path, setting, 0)
+        StatisticsFiles(folder).append(make_table(2, offline=setting == "norm=un").to_dict("records"))
+    for name in ("fluctuation", "outliers", "window"):
+        outcome = run_here(
+            "scripts/analyse.py", f"run={tmp_path}", f"figure={name}", f"output={tmp_path}", "format=svg"
+        )
+        assert outcome.output.split() == [str(tmp_path / f"digits_{name}.svg")]
+    assert (tmp_path / "digits_outliers.svg").read_text().index("LayerNorm") > 0
+    (tmp_path / "digits").rename(tmp_path / "phrases")
+    make_run(tmp_path, "norm=un", 0)
+    command = ("scripts/analyse.py", f"run={tmp_path}", "figure=outliers")
+    run_here(*command).check_error("a figure compares runs of one experiment, got digits, phrases")
+
+
+def test_cost_has_a_point_per_setting_with_layernorm_as_the_measure(tmp_path: Path) -> None:
+    values = {("norm=un", 0): 97.0, ("norm=un", 1): 98.0, ("norm=layernorm", 0): 95.0}
+    runs = [make_result(tmp_path, setting, seed, value) for (setting, seed), value in values.items()]
+    asked: list[Path] = []
+
+    def time_runs(folders: Sequence[Path]) -> list[float]:
+        asked.extend(folders)
+        return [1.0, 0.8]
+
+    (axes,) = figures.draw_cost(runs, time_runs).axes
+    assert [folder.parent.name for folder in asked] == ["norm=layernorm", "norm=un"]
+    points = [container.lines[0].get_xydata()[0].tolist() for container in axes.containers]
+    assert points == [[1.0, 95.0], [0.8, 97.5]]
+    assert axes.get_ylabel() == "test top-1 accuracy (%), mean ± std over seeds"

@@ -18,7 +18,7 @@ CONFIGS = REPOSITORY / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
 NUM_VARIANTS = {
     "final_statistics": 4,
-    "norms": 14,
+    "norms": 15,
     "un_smoothing": 16,
     "un_filtration": 8,
     "un_window": 8,
@@ -27,7 +27,9 @@ NUM_VARIANTS = {
     "un_compensation": 5,
     "un_centering": 3,
     "un_official_vs_paper": 10,
+    "padding": 6,
 }
+OTHER_QUESTIONS = ("padding",)  # whose variants differ in more than the norm
 
 
 @cache
@@ -51,7 +53,7 @@ def test_every_variant_is_another_norm_or_has_other_statistics(name):
         norms.append((OmegaConf.to_container(config, resolve=True), whole.final_statistics))
         if config._target_ is not None:
             instantiate(config, _convert_="all")(24, device="meta")  # no option is unknown or out of range
-    assert all(norm not in norms[:index] for index, norm in enumerate(norms))
+    assert name in OTHER_QUESTIONS or all(norm not in norms[:index] for index, norm in enumerate(norms))
 
 
 def test_all_switches_of_the_paper_together_are_the_preset_of_the_paper():
@@ -70,6 +72,15 @@ def test_the_other_variants_change_one_difference_each():
         assert all(norm[key] == paper[key] for key in changed[-1])
     assert set.union(*changed) == different - {"single_window"}
     assert sum(map(len, changed)) == len(set.union(*changed))
+
+
+def test_padding_shares_the_runs_without_it():
+    runs = list_runs(["experiment=multi30k_small", "ablation=padding", "seed=0"])
+    names = [run.folder.parent.name for run in runs]
+    assert names == [f"norm={norm}{mask}" for norm in ("batchnorm", "un") for mask in ("", ",surgery.pad_mask=False")]
+    assert [compose_config(*run.arguments).surgery.pad_mask for run in runs] == [True, False] * 2
+    with pytest.raises(ValueError, match="images have no padding"):
+        expand(["ablation=padding"])
 
 
 def test_padding_where_there_is_none():

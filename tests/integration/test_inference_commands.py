@@ -1,6 +1,7 @@
 """What is done with a finished run: folded evaluation, a folded checkpoint, graphs, and how these fail."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from tests.integration.commands import REPOSITORY, run_here
+from un.command.errors import UserError
 from un.finished.fold_run import load_folded
+from un.finished.run_times import time_runs
 from un.norms import UnifiedNorm
 from un.reports.result import read_result
 
@@ -36,6 +39,18 @@ def test_folded_evaluation(finished: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "DIFFERENT" not in outcome.output
     # Norms run only where the fold is checked and in the timing: once in float32, and 6 rounds on each of 4 batches.
     assert len([norm for norm in calls if norm.weight.dtype == torch.float32]) == 3 * (1 + 4 * (5 + 1))
+
+
+def test_times_of_folded_runs_are_over_that_of_the_first(finished: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(finished, twin)
+    first, second = time_runs([finished, twin], rounds=3, warmup=0)
+    assert first.ratio == 1
+    assert min(first.seconds, second.seconds, second.ratio) > 0
+    content = json.loads((twin / "result.json").read_text())
+    (twin / "result.json").write_text(json.dumps({**content, "experiment": "another"}))
+    with pytest.raises(UserError, match="times of different experiments do not compare: another, digits_vit"):
+        time_runs([finished, twin], rounds=1, warmup=0)
 
 
 def test_folded_checkpoint_loads_into_the_plain_class(finished: Path) -> None:

@@ -26,7 +26,7 @@ def test_from_nothing_to_the_table(tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "out"))
     outcome = run_here(*command, *output)
     assert outcome.code == 0, outcome
-    assert "| centering=batch |" in outcome.output
+    assert "| mean subtracted: the batch's |" in outcome.output
     assert list_names(tmp_path / "out") == {f"un_centering.{end}" for end in ("md", "tex", "csv")}
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(results) == 2
@@ -86,7 +86,8 @@ def test_report(tmp_path: Path) -> None:
     assert list_names(tmp_path / "out") == {"index.html", "RESULTS.md", "tables.tex", "results.csv"}
     text = (tmp_path / "out/RESULTS.md").read_text()
     assert "## Norms on equal terms" in text
-    assert "## digits_vit" in text
+    assert "\n## What the tables say\n" in text
+    assert "digits_vit" not in text  # every setting stands in a table
 
 
 def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
@@ -98,7 +99,15 @@ def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
         text = readme.read_text()
         assert text.startswith("before\n<!-- results -->\n")
         assert text.endswith("<!-- end of results -->\nafter \\1\n")
-        assert text.count("| norm=un | 51.25 |") == 1
+        assert text.count("| UN | 51.25 |") == 1
         assert "old" not in text
+    assert (
+        run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "norms", "--norms", "un").code
+        == 0
+    )
+    assert readme.read_text().count("| UN | 51.25 |") == 1
+    run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "x").check_error(
+        "--tables x: no runs"
+    )
     readme.write_text("nothing")
     run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).check_error("has no results block")

@@ -115,10 +115,12 @@ def test_rows_of_an_ablation_are_labelled_by_what_differs() -> None:
     plan = plan_table(describe_ablation("un_window"), ["seed=0,1"])
     labels = [row.label for row in plan.rows]
     assert len(set(labels)) == len(labels)
-    assert all(label.startswith("window=") for label in labels)
+    assert all(label.startswith("window: ") for label in labels)
     assert all(len(cell) == 2 for row in plan.rows for cell in row.runs)
     labels = [row.label for row in plan_table(describe_ablation("un_filtration")).rows]
-    assert "filtration=true filter_decision=channel threshold_scope=channel" in labels
+    layer, own = "a layer is filtered by: each channel for itself", "one threshold for: each channel"
+    assert f"filtration: on; {layer}; {own}" in labels
+    assert plan_table(describe_ablation("un_compensation")).rows[0].label == "UN as configured"
 
 
 def test_quoted_tables_have_figures_and_no_runs() -> None:
@@ -147,8 +149,8 @@ def test_fills_from_disk(tmp_path: Path) -> None:
         make_run(tmp_path, "norm=un", seed, 52.0 if seed else None)
     comparison = fill_table(plan_table(table, [f"paths.runs={tmp_path}"]), find_on_disk)
     rows = list_rows(comparison).set_index("row")
-    assert (rows.loc["layernorm", "mean"], rows.loc["layernorm", "n"]) == (50.0, 2)
-    assert (rows.loc["un", "to_layernorm"], rows.loc["un", "diverged"], rows.loc["un", "n"]) == (2.0, 1, 1)
+    assert (rows.loc["LayerNorm", "mean"], rows.loc["LayerNorm", "n"]) == (50.0, 2)
+    assert (rows.loc["UN", "to_layernorm"], rows.loc["UN", "diverged"], rows.loc["UN", "n"]) == (2.0, 1, 1)
 
 
 def test_known_runs_fill_their_tables_wherever_they_lie(tmp_path: Path) -> None:
@@ -158,7 +160,10 @@ def test_known_runs_fill_their_tables_wherever_they_lie(tmp_path: Path) -> None:
     assert "cifar10_small" not in tables
     assert tables["norms"].columns == ("digits",)
     cells = {row.label: row.cells[0] for row in tables["norms"].rows}
-    assert [len(cells[name].runs) for name in ("layernorm", "un", "mabn")] == [2, 2, 0]
+    assert {name: len(cell.runs) for name, cell in cells.items()} == {"LayerNorm": 2, "UN": 2}
+    assert tables["norms"].left_out == 8
+    assert tables["norms"].command == "python scripts/reproduce.py table=norms"
+    assert "un_compensation" not in tables  # UN as configured is its only variant with runs
     assert compare_known(runs[:2]) == []  # LayerNorm alone answers no question
 
 
@@ -227,3 +232,9 @@ def test_a_cell_never_mixes_settings() -> None:
 def test_unknown_table() -> None:
     with pytest.raises(UserError, match="table=iwslt15 is unknown; did you mean 'iwslt14'"):
         read_table("iwslt15")
+
+
+def test_a_published_figure_is_something_to_show() -> None:
+    content = {"title": "Rivals", "source": "a paper", "rows": [{"label": "RBN", "published": 1.5}, {"label": "none"}]}
+    comparison = fill_table(plan_table(parse_table("rivals", content)), find_on_disk)
+    assert [row.label for row in comparison.rows] == ["RBN"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from un.reports.runs import Run, group_by_setting, name_reference
+from un.reports.runs import Run, group_by_setting, name_reference, split_setting
 from un.reports.specification import Published
-from un.reports.statistics import Difference, Summary, compare_paired, summarise
+from un.reports.statistics import DIVERGES, LEVEL_MARGIN, POINTS, Difference, Summary, compare_paired, judge, summarise
+from un.reports.words import describe_setting
 
 LAYERNORM = "layernorm"
 
@@ -26,6 +27,7 @@ class Cell:
         paper_setting: whether the runs are meant to follow the recipe behind the published figures.
         departures: where they do not follow it.
         measured: the value, where it is not that of runs.
+        margin: how far from LayerNorm still counts as level.
     """
 
     runs: Sequence[Run] = ()
@@ -36,6 +38,7 @@ class Cell:
     paper_setting: bool = False
     departures: Sequence[str] = ()
     measured: float | None = None
+    margin: float = LEVEL_MARGIN
 
     @cached_property
     def ours(self) -> Summary:
@@ -49,6 +52,24 @@ class Cell:
         if all(run.norm == LAYERNORM for run in self.runs):
             return None
         return compare_paired(_by_seed(self.runs, self.metric), _by_seed(self.reference, self.metric))
+
+    @property
+    def verdict(self) -> str:
+        """What the difference to LayerNorm allows to say, see `judge`; empty where there is none or not in points.
+
+        Where a seed diverged, it says so: the mean over the others would hide it.
+        """
+        if self.diverged:
+            return DIVERGES
+        metric = self.metric or (self.runs[0].main_metric if self.runs else None) or ""
+        if self.to_layernorm is None or metric.rpartition("/")[2] not in POINTS:
+            return ""
+        return judge(self.to_layernorm, self.margin)
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.runs) or self.published is not None or self.measured is not None
 
     @property
     def diverged(self) -> int:
@@ -87,6 +108,11 @@ class Line:
     norm: str
     cells: tuple[Cell, ...]
 
+    @property
+    def setting(self) -> str:
+        """Name of the folder that holds its runs; empty without runs."""
+        return next((run.setting for cell in self.cells for run in cell.runs), "")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -96,10 +122,13 @@ class Comparison:
         name: of the table file or experiment.
         title: one line.
         columns: labels.
-        rows: at least one.
+        rows: those that have something to show, see `leave_out_empty`.
         digits: after the decimal point.
         setting: what a reader must know about the setting.
         shows_marks: whether numbers of a setting other than the paper's are marked, as where a paper is compared with.
+        margin: how far from LayerNorm still counts as level, in the units of the metric.
+        left_out: number of rows that have nothing to show.
+        command: makes their runs.
     """
 
     name: str
@@ -109,6 +138,9 @@ class Comparison:
     digits: int = 2
     setting: str = ""
     shows_marks: bool = True
+    margin: float = LEVEL_MARGIN
+    left_out: int = 0
+    command: str = ""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -130,15 +162,40 @@ class Comparison:
         return tuple(names)
 
 
-def compare_settings(runs: Sequence[Run]) -> list[Comparison]:
-    """Returns a comparison per experiment with a row for every setting, whether or not a table asks for it."""
+def leave_out_empty(comparison: Comparison) -> Comparison:
+    """Returns the comparison without the rows and columns that have nothing to show; it counts the rows."""
+    rows = [row for row in comparison.rows if any(cell.says_something for cell in row.cells)]
+    kept = [index for index in range(len(comparison.columns)) if any(row.cells[index].says_something for row in rows)]
+    return replace(
+        comparison,
+        columns=tuple(comparison.columns[index] for index in kept),
+        rows=tuple(replace(row, cells=tuple(row.cells[index] for index in kept)) for row in rows),
+        left_out=len(comparison.rows) - len(rows),
+    )
+
+
+def compare_settings(runs: Sequence[Run], shown: Sequence[Comparison] = ()) -> list[Comparison]:
+    """Returns a comparison per experiment with a row for every setting.
+
+    Args:
+        runs: of any experiments.
+        shown: tables beside it; settings whose runs stand in them are left out.
+    """
+    known = {run.folder for comparison in shown for cell in comparison.cells for run in cell.runs}
     comparisons = []
     for experiment, settings in group_by_setting(runs).items():
         rows = [
-            Line(setting, group[0].norm, (Cell(group, settings.get(name_reference(setting), ())),))
+            Line(
+                describe_setting(split_setting(setting)),
+                group[0].norm,
+                (Cell(group, settings.get(name_reference(setting), ())),),
+            )
             for setting, group in settings.items()
+            if not all(run.folder in known for run in group)
         ]
-        comparisons.append(Comparison(experiment, experiment, ("",), tuple(rows), shows_marks=False))
+        if rows:
+            title = f"Further settings of {experiment}" if len(rows) < len(settings) else experiment
+            comparisons.append(Comparison(experiment, title, ("",), tuple(rows), shows_marks=False))
     return comparisons
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from un.reports.comparison import Cell, Comparison, Line
+from un.reports.comparison import Cell, Comparison, Line, leave_out_empty
 from un.reports.measurements import DEVICES, Measurement, plan_settings
 from un.reports.specification import Table, TableRow
 
@@ -30,15 +30,16 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     )
     columns = tuple(column.label for column in table.columns)
     setting = " ".join(filter(None, (table.setting, *sentences, missing)))
-    return Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting)
+    return leave_out_empty(Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting))
 
 
 def summarise_row(table: Table, row: TableRow, found: Sequence[Measurement]) -> list[str]:
     """Returns a sentence for each place: the largest speed-up against either LayerNorm, and what none could pass."""
     published = {column.metric: figure for column, figure in zip(table.columns, row.published, strict=True)}
-    if published.get("speed") is None:
+    wanted = published.get("speed")
+    if wanted is None:
         return []
-    figure = published["speed"].value
+    figure = wanted.value
     sentences = []
     for place in dict.fromkeys(one.place for one in found):
         here = [one for one in found if one.place == place]

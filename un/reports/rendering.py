@@ -15,8 +15,13 @@ BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTAL
 MARK = "†"
 MARK_NOTE = f"{MARK} our setting, not the paper's"
 SHOWN_DEPARTURES = 3
-DIFFERENCE_NOTE = "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t)."
-FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "minutes")
+COMMIT_LENGTH = 12  # characters
+PACKAGES = ("torch", "lightning", "timm", "fairseq-fixed")  # whose versions results.csv has
+DIFFERENCE_NOTE = (
+    "Δ LayerNorm: mean difference over paired seeds with its 95 % confidence interval (Student's t); one seed has none."
+)
+FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "verdict", "minutes")
+LEFT_TO_CSV = ("minutes",)  # fields that a table of several columns has no room for
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}  # which its fonts lack
@@ -32,6 +37,7 @@ def describe_cell(cell: Cell, comparison: Comparison) -> dict[str, str]:
         "runs": describe_count(cell),
         "Δ published": "" if cell.to_published is None else format_signed(cell.to_published, digits),
         "Δ LayerNorm": describe_difference(cell.to_layernorm, digits),
+        "verdict": cell.verdict,
         "minutes": "" if cell.minutes is None else f"{cell.minutes:.1f}",
     }
 
@@ -60,20 +66,39 @@ def format_signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def list_notes(comparison: Comparison) -> list[str]:
-    """Returns the notes below a table: setting, marks, differences and sources."""
+def list_notes(comparison: Comparison, explain: bool = True) -> list[str]:
+    """Returns the notes below a table: setting, marks, differences and sources.
+
+    Args:
+        comparison: the table.
+        explain: whether to say what differences and verdicts are, which a page of tables says once.
+    """
     notes = [comparison.setting] if comparison.setting else []
     if comparison.shows_marks and any(cell.is_marked for cell in comparison.cells):
         notes.append(_explain_mark(comparison))
-    if any(cell.to_layernorm for cell in comparison.cells):
+    if explain and any(cell.to_layernorm for cell in comparison.cells):
         notes.append(DIFFERENCE_NOTE)
+    if explain and any(cell.verdict for cell in comparison.cells):
+        notes.append(explain_verdicts(comparison.margin))
+    if comparison.left_out:
+        count, total = comparison.left_out, comparison.left_out + len(comparison.rows)
+        notes.append(f"Left out: {count} of {total} rows, which have no runs; `{comparison.command}` makes them.")
     return notes + [f"[{number}] {source}." for number, source in enumerate(comparison.sources, 1)]
 
 
+def explain_verdicts(margin: float) -> str:
+    """Returns what the words of `un.reports.statistics.judge` mean."""
+    return (
+        f"Verdict: level, the interval lies within ±{margin:g}; else ahead or behind, it excludes zero; else not "
+        "decided. Diverges: at least one seed did."
+    )
+
+
 def list_fields(comparison: Comparison, column: int) -> list[str]:
-    """Returns the fields of a column that are not empty."""
+    """Returns the fields of a column that are not empty, and that there is room for."""
     texts = [describe_cell(row.cells[column], comparison) for row in comparison.rows]
-    return [field for field in FIELDS if any(text[field] for text in texts)]
+    hidden = LEFT_TO_CSV if len(comparison.columns) > 1 else ()
+    return [field for field in FIELDS if field not in hidden and any(text[field] for text in texts)]
 
 
 def tabulate(comparison: Comparison) -> pd.DataFrame:
@@ -89,16 +114,19 @@ def tabulate(comparison: Comparison) -> pd.DataFrame:
     return frame
 
 
-def render_markdown(comparison: Comparison, level: int = 2) -> str:
-    """Returns heading, table and notes."""
+def render_markdown(comparison: Comparison, level: int = 2, explain: bool = True) -> str:
+    """Returns heading, table and notes, see `list_notes`."""
+    notes = ["  \n".join(note.replace("|", "\\|") for note in list_notes(comparison, explain))]
+    heading = f"{'#' * level} {comparison.title}"
+    if not comparison.rows:
+        return "\n\n".join([heading, *notes]) + "\n"
     frame = tabulate(comparison)
     several = len(comparison.columns) > 1
     header = ["", *(f"{key[0]}: {key[1]}" if several else key[1] for key in frame.columns)]
     if not several and comparison.metrics[0]:
         header = [f"{comparison.columns[0]} {comparison.metrics[0]}".strip(), *header[1:]]
     table = format_table(header, frame.reset_index().to_numpy().tolist())
-    notes = [note.replace("|", "\\|") for note in list_notes(comparison)]
-    return "\n\n".join([f"{'#' * level} {comparison.title}", table, *(["  \n".join(notes)] if notes else [])]) + "\n"
+    return "\n\n".join([heading, table, *filter(None, notes)]) + "\n"
 
 
 def format_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
@@ -113,7 +141,9 @@ def _format_cell(value: object) -> str:
 
 
 def render_latex(comparison: Comparison) -> str:
-    """Returns a table environment for the package booktabs, with the notes below the rows."""
+    """Returns a table environment for the package booktabs, with the notes below the rows; nothing without rows."""
+    if not comparison.rows:
+        return ""
     frame = tabulate(comparison).map(_escape).rename(index=_escape, columns=_escape)
     if len(comparison.columns) == 1:
         frame.columns = frame.columns.get_level_values(1)
@@ -160,10 +190,24 @@ def list_rows(comparison: Comparison) -> pd.DataFrame:
                     "to_layernorm_high": difference.high if difference else None,
                     "to_layernorm_n": difference.n if difference else None,
                     "minutes": cell.minutes,
+                    "verdict": cell.verdict,
+                    "setting": row.setting,
+                    **_describe_origin(cell),
                     "values": " ".join(f"{seed}:{'' if value is None else repr(value)}" for seed, value in values),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _describe_origin(cell: Cell) -> dict[str, str]:
+    """Returns commits, versions and hardware of a cell's runs, each once."""
+    results = [run.result for run in cell.runs]
+    commits = [f"{result.git.get('commit') or ''}"[:COMMIT_LENGTH] for result in results]
+    listed = [[f"{name}={found}" for name in PACKAGES if (found := result.packages.get(name))] for result in results]
+    versions = [" ".join(names) for names in listed]
+    places = [", ".join(result.hardware.get("gpu") or [str(result.hardware.get("cpu", ""))]) for result in results]
+    origin = {"commit": commits, "versions": versions, "hardware": places}
+    return {name: "; ".join(filter(None, dict.fromkeys(values))) for name, values in origin.items()}
 
 
 def render_csv(comparisons: Iterable[Comparison]) -> str:

@@ -98,9 +98,14 @@ def _walk(root: Path) -> Iterable[Path]:
             yield Path(folder) / "result.json"
 
 
+def split_setting(setting: str) -> list[str]:
+    """Returns the overrides in the name of a folder, the norm's choice first."""
+    return OVERRIDE_START.split(setting)
+
+
 def name_reference(setting: str) -> str:
     """Returns the setting with LayerNorm that another one is compared with: the same without the norm's options."""
-    parts = [part for part in OVERRIDE_START.split(setting) if not re.match(r"~?norm[.=]", part)]
+    parts = [part for part in split_setting(setting) if not re.match(r"~?norm[.=]", part)]
     return ",".join(["norm=layernorm", *parts])
 
 

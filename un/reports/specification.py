@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from un.reports.measurements import METRICS, Benchmark, Model
+from un.reports.statistics import LEVEL_MARGIN
 from un.reports.validation import STRICT, parse
 
 
@@ -76,6 +77,7 @@ class Table:
         metric: of columns that name none; None for the task's main one.
         source: of the published figures of rows that name none.
         benchmark: of `scripts/benchmark.py`, where rows have models.
+        margin: how far from LayerNorm still counts as level, in points; a file that sets it says why.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Table:
     metric: str | None = None
     source: str | None = None
     benchmark: Benchmark = "inference"
+    margin: float = Field(default=LEVEL_MARGIN, gt=0)
 
     @property
     def is_quoted(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER, UserError, suggest
 from un.command.overrides import quote_override
-from un.reports.comparison import LAYERNORM, Cell, Comparison, Line
+from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, leave_out_empty
 from un.reports.efficiency import compare_measurements
 from un.reports.measurements import Measurement
 from un.reports.runs import Run
 from un.reports.specification import Column, Published, Table, TableRow, parse_table
+from un.reports.words import UNCHANGED, describe_setting
 from un.sweeps.recipes import BEST, list_departures
 from un.sweeps.run_names import PlannedRun, list_runs, parse, read_choices
 
@@ -40,10 +42,17 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A table and its rows."""
+    """A table and its rows; `arguments` are those that the table does not give."""
 
     table: Table
     rows: tuple[PlannedRow, ...]
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What makes the runs."""
+        kind = "table" if self.table.name in list_tables() else "ablation"
+        return shlex.join(["python", "scripts/reproduce.py", f"{kind}={self.table.name}", *self.arguments])
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -108,11 +117,11 @@ def plan_table(table: Table, arguments: Sequence[str] = ()) -> Plan:
             table = replace(table, needs=())
     starts = _plan_starts(table, arguments)
     rows = [planned for row in table.rows for planned in _plan_row(table, row, arguments, starts.get(row.label))]
-    return Plan(table, tuple(rows))
+    return Plan(table, tuple(rows), tuple(arguments))
 
 
 def fill_table(plan: Plan, find: Find) -> Comparison:
-    """Computes the cells from those runs that `find` knows."""
+    """Computes the cells from those runs that `find` knows, and leaves out rows and columns that have none."""
     table = plan.table
     known = {run.folder: find(run) for run in plan.runs}
     found = [[[run for planned in cell if (run := known[planned.folder])] for cell in row.runs] for row in plan.rows]
@@ -127,6 +136,7 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
                 metric=column.metric,
                 published=row.published[index],
                 paper_setting=table.paper_setting,
+                margin=table.margin,
                 departures=_list_departures(row.runs[index], known, find) if table.paper_setting else (),
             )
             for index, column in enumerate(table.columns)
@@ -134,7 +144,18 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
         lines.append(Line(row.label, row.norm, tuple(cells)))
     columns = tuple(column.label for column in table.columns)
     has_published = any(figure for row in plan.rows for figure in row.published)
-    return Comparison(table.name, table.title, columns, tuple(lines), table.digits, table.setting, has_published)
+    whole = Comparison(
+        table.name,
+        table.title,
+        columns,
+        tuple(lines),
+        table.digits,
+        table.setting,
+        shows_marks=has_published,
+        margin=table.margin,
+        command=plan.command,
+    )
+    return leave_out_empty(whole)
 
 
 def find_on_disk(run: PlannedRun) -> Run | None:
@@ -146,7 +167,7 @@ def find_on_disk(run: PlannedRun) -> Run | None:
 def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> list[Comparison]:
     """Fills every table that these runs or measurements belong to, wherever their files lie.
 
-    Runs with LayerNorm alone make no table.
+    Runs with LayerNorm alone make no table, nor does the only variant there is in a table of variants of one norm.
     """
     known = {(run.result.experiment, run.folder.parent.name, run.folder.name): run for run in runs}
     there = {path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml")}
@@ -160,8 +181,10 @@ def compare_known(runs: Sequence[Run], measurements: Sequence[Measurement] = ())
             measured.append(compare_measurements(table, measurements))
         table = _keep_columns(table, experiments)
         if table.columns:
-            comparisons.append(fill_table(plan_table(table, arguments), lambda run: known.get(run.key)))
-    return [*filter(_says_something, comparisons), *measured]
+            plan = plan_table(table, arguments)
+            comparison = fill_table(replace(plan, arguments=()), lambda run: known.get(run.key))
+            comparisons += [comparison] if _says_something(plan, comparison) else []
+    return [*comparisons, *measured]
 
 
 def quote_published() -> list[Comparison]:
@@ -250,13 +273,11 @@ def _describe(arguments: Sequence[str], common: Iterable[str]) -> tuple[str, ...
 
 
 def _label(settings: Sequence[tuple[str, ...]]) -> list[str]:
-    """Returns a label for each setting: what not all have in common, without the prefix of the norm."""
+    """Returns a label for each setting, in words: what not all have in common."""
     shared = set.intersection(*map(set, settings)) if len(settings) > 1 else set()
-    labels = []
-    for setting in settings:
-        parts = [part for part in setting if part not in shared]
-        labels.append(" ".join(part.removeprefix("norm=").removeprefix("norm.") for part in parts) or "as configured")
-    return labels
+    labels = [describe_setting(part for part in setting if part not in shared) for setting in settings]
+    norms = {part for part in shared if part.startswith("norm=")}
+    return [f"{describe_setting(norms)} {label}" if label == UNCHANGED and norms else label for label in labels]
 
 
 def _find_reference(rows: Sequence[Sequence[Run]]) -> Sequence[Run]:
@@ -270,9 +291,14 @@ def _change_experiment(table: Table, experiment: str) -> Table:
     return replace(table, columns=(column,), rows=rows, paper_setting=False, setting="", needs=())
 
 
-def _says_something(comparison: Comparison) -> bool:
-    norms = {run.norm for cell in comparison.cells for run in cell.runs}
-    return bool(norms - {LAYERNORM}) or any(cell.published and cell.runs for cell in comparison.cells)
+def _says_something(plan: Plan, comparison: Comparison) -> bool:
+    """Tells whether there is a row to compare with, beside LayerNorm's and, among variants of one norm, the first."""
+    if any(cell.published and cell.runs for cell in comparison.cells):
+        return True
+    ended = [row for row in comparison.rows if row.norm != LAYERNORM and any(cell.runs for cell in row.cells)]
+    norms = {row.norm for row in plan.rows} - {LAYERNORM}
+    has_variants = len(norms) == 1 and len(plan.rows) > 2
+    return len(ended) >= (2 if has_variants else 1)
 
 
 def _keep_columns(table: Table, experiments: set[str]) -> Table:

@@ -1,0 +1,99 @@
+"""From run folders to the figures that compare settings, for scripts/analyse.py figure=<name>. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from un.analysis.curves import AXIS_NAMES
+from un.analysis.settings import Point, draw_fluctuations, draw_peaks, draw_trade_off, draw_windows
+from un.analysis.storage import StatisticsFiles
+from un.analysis.style import OPTIONS, save_figure
+from un.reports.runs import Run, split_setting
+from un.reports.statistics import summarise
+from un.reports.words import describe_setting
+
+WINDOW = re.compile(r"norm\.window=(\d+)$")
+DEFAULT_WINDOW = 4  # of configs/norm/un.yaml
+TimeRuns = Callable[[Sequence[Path]], Sequence[float]]
+
+
+def group_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Groups run folders, `<experiment>/<setting>/seed=<n>`, by their setting; LayerNorm comes first.
+
+    Raises:
+        ValueError: they are of several experiments.
+    """
+    experiments = {folder.absolute().parts[-3] for folder in folders}
+    if len(experiments) > 1:
+        raise ValueError(f"a figure compares runs of one experiment, got {', '.join(sorted(experiments))}")
+    groups: dict[str, list[Path]] = {}
+    for folder in sorted(folders, key=lambda one: not one.absolute().parts[-2].startswith("norm=layernorm")):
+        groups.setdefault(folder.absolute().parts[-2], []).append(folder)
+    return groups
+
+
+def draw_recorded(figure: str, folders: Sequence[Path]) -> Figure:
+    """Draws `fluctuation`, `outliers` or `window` of runs recorded with callbacks=activation_stats.
+
+    Raises:
+        ValueError: one was not recorded, or the figure needs lengths of windows and no setting has one.
+    """
+    groups = group_folders(folders)
+    if figure == "window":
+        return draw_windows(_group_windows(groups))
+    named = {describe_setting(split_setting(setting)): members for setting, members in groups.items()}
+    if figure == "fluctuation":  # of one run each: what is averaged does not fluctuate
+        return draw_fluctuations({name: StatisticsFiles(members[0]).read() for name, members in named.items()})
+    return draw_peaks({name: _read_all(members) for name, members in named.items()})
+
+
+def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
+    """Draws the test metric against the inference time of one run of each setting.
+
+    Args:
+        runs: finished, of one experiment.
+        time_runs: returns times over that of the first folder, as `un.finished.run_times.time_runs` measures them.
+
+    Raises:
+        ValueError: they are of several experiments, or have no test metric.
+    """
+    by_folder = {run.folder: run for run in runs}
+    points, groups = [], group_folders([run.folder for run in runs if run.get(None) is not None])
+    if not groups:
+        raise ValueError("no run finished with a test metric")
+    times = time_runs([members[0] for members in groups.values()])
+    names = [describe_setting(split_setting(setting)) for setting in groups]
+    for name, members, ratio in zip(names, groups.values(), times, strict=True):
+        values = [value for folder in members if (value := by_folder[folder].get(None)) is not None]
+        summary = summarise(values)
+        assert summary.mean is not None
+        points.append(Point(name, ratio, summary.mean, summary.std, summary.n))
+    metric = str(by_folder[next(iter(groups.values()))[0]].main_metric).rpartition("/")[2]
+    return draw_trade_off(points, AXIS_NAMES.get(metric, metric), names[0])
+
+
+def save(draw: Callable[[], Figure], path: Path) -> Path:
+    """Draws in our style and writes."""
+    with matplotlib.rc_context(OPTIONS):
+        return save_figure(draw(), path)
+
+
+def _group_windows(groups: Mapping[str, Sequence[Path]]) -> dict[int, pd.DataFrame]:
+    found: dict[int, list[Path]] = {}
+    for setting, members in groups.items():
+        lengths = [int(match[1]) for part in split_setting(setting) if (match := WINDOW.match(part))]
+        if lengths or setting == "norm=un":
+            found.setdefault(lengths[0] if lengths else DEFAULT_WINDOW, []).extend(members)
+    if not found:
+        raise ValueError("figure=window: no run of norm=un or norm.window=<one length> among those")
+    return {length: _read_all(members) for length, members in found.items()}
+
+
+def _read_all(folders: Sequence[Path]) -> pd.DataFrame:
+    return pd.concat([StatisticsFiles(folder).read() for folder in folders], ignore_index=True)
