@@ -35,7 +35,8 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
 
 def summarise_row(table: Table, row: TableRow, found: Sequence[Measurement]) -> list[str]:
     """Returns a sentence for each place: the largest speed-up against either LayerNorm, and what none could pass."""
-    published = {column.metric: one for column, one in zip(table.columns, row.published, strict=True) if one is not None}
+    pairs = zip(table.columns, row.published, strict=True)
+    published = {column.metric: figure for column, figure in pairs if figure is not None}
     if "speed" not in published:
         return []
     figure = published["speed"].value
