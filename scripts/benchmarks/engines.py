@@ -94,7 +94,7 @@ def capture(call: Call) -> Prepared:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    held: list[Any] = []
+    held: list[Any] = [call]  # a graph keeps nothing alive of what it reads: model, optimizer, inputs
 
     def record() -> None:
         with torch.cuda.graph(graph, stream=stream):  # the libraries' workspaces belong to this stream
@@ -104,7 +104,7 @@ def capture(call: Call) -> Prepared:
 
     def replay() -> Any:
         graph.replay()
-        return held[0]
+        return held[-1]
 
     return Prepared(replay, peak)
 

@@ -94,6 +94,9 @@ def measure_all(
             continue
         try:
             found = measure(setting)
+        except torch.AcceleratorError as error:  # after which this process cannot use the device
+            write_json({**vars(setting), "failure": describe_error(error), **machine}, path)
+            raise
         except Exception as error:  # engines raise whatever they meet
             found = {"failure": describe_error(error)}
         write_json({**vars(setting), **found, **machine}, path)

@@ -39,7 +39,7 @@ def test_compiled_norms_end_with_the_same_numbers(tmp_path: Path) -> None:
     ("wanted", "part"),
     [
         ({"compile": 3}, "compile=3 must be true or false or"),
-        ({"compile": "norm"}, "compile=norm must be true or false or 'norms' or"),
+        ({"compile": "norm"}, "compile=norm must be true or false or norms or"),
         ({"compile": {"speed": 3}}, "no option 'speed'; it takes fullgraph"),
         ({"compile": True, "callbacks": {"activation_stats": {}}}, "exclude each other"),
     ],
