@@ -62,6 +62,7 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("dyt", norms.DynamicTanh, set()),
         ("derf", norms.DynamicErf, set()),
         ("groupnorm", norms.GroupNorm, set()),
+        ("channel_map", norms.ChannelMap, set()),
         ("powernorm_ungrouped", norms.PowerNorm, {"warmup_steps", "group_scaling"}),
     ],
 )

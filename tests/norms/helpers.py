@@ -31,8 +31,10 @@ BUILDERS = {
     "dyt": norms.DynamicTanh,
     "derf": norms.DynamicErf,
     "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),
+    "channel_map": norms.ChannelMap,
+    "centered_map": norms.CenteredMap,
 }
-STATELESS = ("rmsnorm", "dyt", "derf", "groupnorm")
+STATELESS = ("rmsnorm", "dyt", "derf", "groupnorm", "channel_map", "centered_map")
 STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 

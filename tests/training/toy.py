@@ -137,6 +137,7 @@ class ToyModel(nn.Sequential):
 class ToyTask(LightningModule):
     monitor = "val/acc1"
     monitor_mode = "max"
+    distillation: Any = None
 
     def __init__(
         self,
@@ -158,8 +159,15 @@ class ToyTask(LightningModule):
         mask[0, 0] = torch.nan if explodes else 0
         return (inputs[0] + mask,)
 
+    def call_model(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits: Tensor = model(batch[0])
+        return logits
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.model(batch[0]), batch[1])
+        logits = self.model(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        if self.distillation is not None:
+            loss = loss + self.distillation(logits, lambda model: self.call_model(model, batch))
         if self.explode_at is not None and self.poisoned is None and self.global_step + 1 >= self.explode_at:
             loss = loss * torch.nan
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch[0]))
@@ -193,6 +201,8 @@ def make_config(folder: Path, *overrides: str) -> DictConfig:
             "seed": 0,
             "force": False,
             "init_weights": None,
+            "retrofit": None,
+            "retrofit_options": OmegaConf.load(runtime / "retrofit_options/default.yaml"),
             "compile": None,
             "average_checkpoints": None,
             "norm_defaults": {"filtration": True, "warmup_steps": 4},
