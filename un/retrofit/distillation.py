@@ -84,13 +84,13 @@ class Distillation:
             if module.training:
                 self._given[name] = (y, None if told is None else told.shared_pad_mask)
 
+        @torch.enable_grad()  # the forward of the original is without
         def compare(module: nn.Module, args: tuple[Any, ...], expected: Tensor) -> None:
             if name in self._given:  # otherwise this is the original in the place of its successor
                 y, pad_mask = self._given[name]
                 if pad_mask is not None:
                     y, expected = y[~pad_mask], expected[~pad_mask]
-                with torch.enable_grad():  # this is inside a forward without
-                    self._errors.append(_measure_error(y, expected))
+                self._errors.append(_measure_error(y, expected))
 
         new.register_forward_hook(keep)
         old.register_forward_hook(compare)
