@@ -28,8 +28,9 @@ NUM_VARIANTS = {
     "un_centering": 3,
     "un_official_vs_paper": 10,
     "padding": 6,
+    "retrofit": 12,
 }
-OTHER_QUESTIONS = ("padding",)  # whose variants differ in more than the norm
+OTHER_QUESTIONS = ("padding", "retrofit")  # whose variants differ in more than the norm
 
 
 @cache

@@ -66,6 +66,7 @@ def test_un_config_states_the_defaults_of_the_class() -> None:
         ("rbn", norms.RegularizedBatchNorm, set()),
         ("ffn_bn", norms.FeedForwardBatchNorm, set()),
         ("scalenorm", norms.ScaleNorm, set()),
+        ("channel_map", norms.ChannelMap, set()),
         ("powernorm_ungrouped", norms.PowerNorm, {"warmup_steps", "group_scaling"}),
     ],
 )

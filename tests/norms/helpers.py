@@ -36,8 +36,10 @@ BUILDERS = {
     "derf": norms.DynamicErf,
     "groupnorm": lambda c, **k: norms.GroupNorm(c, num_groups=2 if c % 2 == 0 else 1, **k),
     "scalenorm": norms.ScaleNorm,
+    "channel_map": norms.ChannelMap,
+    "centered_map": norms.CenteredMap,
 }
-STATELESS = ("rmsnorm", "scalenorm", "dyt", "derf", "groupnorm")
+STATELESS = ("rmsnorm", "scalenorm", "dyt", "derf", "groupnorm", "channel_map", "centered_map")
 STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
 
 

@@ -343,3 +343,14 @@ def test_the_map_over_channels_says_what_it_is():
     x = torch.randn(3, C)
     torch.testing.assert_close(CenteredMap(C)(x), x - x.mean(-1, keepdim=True))
     torch.testing.assert_close(ChannelMap(C, affine=False)(x), x)
+
+
+def test_a_norm_with_an_activation_of_its_own():
+    """The map is that of the norm alone; the activation stays behind it."""
+    from timm.layers import LayerNormAct
+
+    model = draw_model(LayerNormAct(C), nn.Linear(C, C))
+    batches = [nn.functional.layer_norm(batch, (C,)) for batch in draw_batches()]
+    changed, report = retrofit(model, batches)
+    assert report.rows[0].r2_worst > 0.999
+    torch.testing.assert_close(changed(batches[0]), model(batches[0]), rtol=1e-3, atol=1e-3)

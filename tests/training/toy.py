@@ -141,6 +141,7 @@ class ToyModel(nn.Sequential):
 class ToyTask(LightningModule):
     monitor = "val/acc1"
     monitor_mode = "max"
+    distillation: Any = None
 
     def __init__(
         self,
@@ -171,7 +172,10 @@ class ToyTask(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.model(batch[0]), batch[1])
+        logits = self.model(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        if self.distillation is not None:
+            loss = loss + self.distillation(logits, lambda model: self.call_model(model, batch))
         if self.explode_at is not None and self.poisoned is None and self.global_step + 1 >= self.explode_at:
             loss = loss * torch.nan
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch[0]))
@@ -205,6 +209,8 @@ def make_config(folder: Path, *overrides: str) -> DictConfig:
             "seed": 0,
             "force": False,
             "init_weights": None,
+            "retrofit": None,
+            "retrofit_options": OmegaConf.load(runtime / "retrofit_options/default.yaml"),
             "compile": None,
             "average_checkpoints": None,
             "final_statistics": None,

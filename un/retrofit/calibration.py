@@ -33,8 +33,9 @@ Run = Callable[[nn.Module, Any], Any]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Calls a model on a tensor, a tuple of positional inputs or a mapping of keyword ones."""
-    return Inputs.of(batch).run(model)
+    """Calls a model on a tensor, a tuple of positional inputs or a mapping of keyword ones; it must not change them."""
+    inputs = Inputs.of(batch)
+    return model(*inputs.args, **inputs.kwargs)
 
 
 def retrofit(
@@ -185,13 +186,13 @@ class _Calibration:
         original, changed = copy_structure(self.original), copy_structure(self.changed, self.fitted)
 
         def run_original(forward: PausedForward) -> Any:
-            for name, site in self.sites.items():
-                norm = original.get_submodule(name)
+            for name in self.sites:
 
-                def visit(y: Tensor, name: str = name, axis: int = site.traits.axis) -> None:
-                    forward.visit(name, y.movedim(axis, -1), waits=name not in self.fitted)
+                def visit(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                    x = args[0] if args else next(iter(kwargs.values()))
+                    forward.visit(name, x, waits=name not in self.fitted)
 
-                _watch_result(norm, site, visit)
+                original.get_submodule(name).register_forward_pre_hook(visit, with_kwargs=True)
             return self.run(original, batch)
 
         def run_changed(forward: PausedForward) -> Any:
@@ -256,7 +257,8 @@ class _Calibration:
         if course.found is None or course.found[0].site != name:
             where = "ends" if course.found is None else f"calls {course.found[0].site}"
             raise ValueError(f"batch {course.number} {where} where others call {name}: exclude what not all reach")
-        (_, y, _), (_, x, pad_mask) = course.found
+        (_, original, _), (_, x, pad_mask) = course.found
+        y = _normalize(self.sites[name], original)  # here, as a forward that stood behind the norm would hold more
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
         if pad_mask is not None:
             kept = ~pad_mask.reshape(-1)
@@ -281,13 +283,15 @@ def _find_gauge(model: nn.Module, site: str) -> _Gauge:
     return next(module for module in model.get_submodule(site).modules() if isinstance(module, _Gauge))
 
 
-def _watch_result(norm: nn.Module, site: Site, visit: Callable[[Tensor], None]) -> None:
-    """Has a norm call back with its result, before what modules of its own make of it."""
+def _normalize(site: Site, x: Tensor) -> Tensor:
+    """Returns what an original norm makes of x, channels last, before modules of its own act on the result."""
+    norm = site.norm
     if site.traits.rest:
-        first = next(name for name, module in site.norm.named_modules() if module is site.traits.rest[0])
-        norm.get_submodule(first).register_forward_pre_hook(lambda module, args: visit(args[0]))
-    else:
-        norm.register_forward_hook(lambda module, args, y: visit(y))
+        names = [name for name, module in norm.named_children() if module in site.traits.rest]
+        norm = copy.copy(norm)
+        norm._modules = {**norm._modules, **dict.fromkeys(names, nn.Identity())}
+    y: Tensor = norm(x)
+    return y.movedim(site.traits.axis, -1)
 
 
 class _Differences:

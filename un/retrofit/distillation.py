@@ -84,6 +84,7 @@ class Distillation:
             if module.training:
                 self._given[name] = (y, None if told is None else told.shared_pad_mask)
 
+        @torch.enable_grad()  # the forward of the original is without
         def compare(module: nn.Module, args: tuple[Any, ...], expected: Tensor) -> None:
             if name in self._given:  # otherwise this is the original in the place of its successor
                 y, pad_mask = self._given[name]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+CHUNK = 4096  # rows that are in float64 at the same time
+
 
 class PairMoments:
     """Means, variances and covariance per channel of inputs x and targets y.
@@ -27,8 +29,11 @@ class PairMoments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x and y, (R, C) each."""
-        if not len(x):
-            return
+        for rows, targets in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+            if len(rows):
+                self._merge(rows, targets)
+
+    def _merge(self, x: Tensor, y: Tensor) -> None:
         x, y = x.double(), y.double()
         rows = 0.0 if self.measure_rows is None else float(self.measure_rows(x).mean())
         smallest, largest = torch.aminmax(x, dim=0)

@@ -42,7 +42,7 @@ def list_departures(planned: PlannedRun, run: Run, find: Callable[[PlannedRun], 
     folder = RunFolder(run.folder)
     if not folder.config.is_file():
         return ["a run without its config"]
-    config, recipe = dict(flatten(folder.read_config())), compose_recipe(planned.recipe)
+    config, recipe = _flatten_used(folder.read_config()), compose_recipe(planned.recipe)
     found = [*_compare_configs(config, recipe), *_compare_records(run, config, recipe, planned.key[0])]
     return [*found, *_compare_starts(planned, config, recipe, find)]
 
@@ -53,6 +53,10 @@ def compose_recipe(arguments: tuple[str, ...]) -> Mapping[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", list(arguments)), resolve=True)
+    return _flatten_used(config)
+
+
+def _flatten_used(config: Any) -> dict[str, Any]:
     drop_unused(config)
     return dict(flatten(config))
 

@@ -42,7 +42,7 @@ def resolve_original(config: DictConfig, identity: RunIdentity) -> None:
     if share is not None:
         if result is None:
             raise UserError(f"retrofit_options.steps={share} is a share of a run's steps, but {path} is no run folder")
-        config.trainer.max_steps = max(1, round(share * result.steps))
+        config.trainer.max_steps = round(share * result.steps)
 
 
 def read_original(path: Path) -> Result:

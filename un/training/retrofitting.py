@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from un.command.errors import UserError
-from un.command.value_types import FromOne, FromZero, NumberAboveZero, NumberFromZero
+from un.command.value_types import FromOne, FromZero, NumberFromZero
 from un.retrofit import retrofit
 from un.retrofit.distillation import Distillation
 from un.surgery import NormFactory
@@ -43,7 +43,7 @@ class RetrofitOptions:
     logits_weight: NumberFromZero = 1.0
     hidden_weight: NumberFromZero = 0.0
     every: FromZero = 0
-    steps: NumberAboveZero | None = None
+    steps: NumberFromZero | None = None
 
 
 class FirstBatches:
