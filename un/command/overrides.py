@@ -19,8 +19,9 @@ from hydra.errors import HydraException
 from un.command.errors import CONFIG_FOLDER, UserError
 
 RUNS = "paths.runs"
-# Keys where nothing but a path or null is right, and whether a sweep may vary it.
+# Keys where nothing but a path, or any text, or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, "run": False}
+PATHS |= {"input": False, "weights": False}
 SEARCH_PATH = "hydra.searchpath"
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 # What commas part, but for those in quotes.

@@ -25,7 +25,8 @@ from un.training.callbacks.progress import ProgressBar
 from un.training.parts import build_part, read_partial
 from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
 from un.training.run_folder import RunFolder
-from un.training.weights import check_state, drop_other_head, read_model_weights
+from un.training.weights import drop_other_head, read_model_weights
+from un.weights import check_state
 
 PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from un.training.execution import Execution, apply_execution, describe_start, ke
 from un.training.loggers import build_loggers
 from un.training.preprocessors import keep_preprocessor
 from un.training.run_folder import RunFolder, RunIdentity
-from un.training.weights import check_state, read_checkpoint
+from un.weights import check_state, read_checkpoint
 
 log = logging.getLogger(__name__)
 

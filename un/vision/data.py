@@ -9,6 +9,7 @@ from datasets import DatasetDict
 
 from un.datasets import BatchLoader, ResumableDataModule, require_split
 from un.vision.batches import Batch, EpochSampler, MemoryBatches, WorkerBatches
+from un.vision.prediction import ImagePrediction
 from un.vision.preprocessor import ImagePreprocessor
 from un.vision.sources import ImageSplit, generate_source, list_label_names, open_split, read_source
 from un.vision.transforms import BatchTransform, ImageTransform
@@ -171,6 +172,11 @@ class ImageDataModule(ResumableDataModule):
         split = open_split(generated, "examples", *self.columns, self.preprocessor.num_classes, GENERATED)
         sampler = EpochSampler(len(split), NUM_EXAMPLES, training=False)
         return next(iter(self._make_source(split, num_workers=0).make_batches(sampler, 0)))
+
+    def make_prediction(self) -> ImagePrediction:
+        """Returns what turns images of files into batches, and logits into named classes."""
+        mode = PIL_MODES[self.num_channels]
+        return ImagePrediction(self.preprocessor, self.transform, mode, self.image_size, self.batch_size)
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         examples = self.open_split(split)
