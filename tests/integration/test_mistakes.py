@@ -42,6 +42,9 @@ TRAIN = [
     ("global_batch_size=9", ["global_batch_size=9", "data.batch_size=8 x 1 process:"]),
     ("model.name=vit_tiny_patch1_224", ["vit_tiny_patch16_224"]),
     ("init_weights=/nowhere/best.ckpt", ["/nowhere/best.ckpt: no such checkpoint"]),
+    ("norm=un,layernorm seed=1", ["norm=un,layernorm is a run for each value: add -m"]),
+    ("ablation=un_window", ["ablation=un_window is many runs, not one: python train.py -m", "ablation=un_window"]),
+    ("data.path=no/such/folder", ["data.path='no/such/folder' (as a folder /", "/no/such/folder): no such folder"]),
     ("paths.runs=README.md", ["Not a directory"]),
     ("paths.runs=/proc/nowhere", ["/proc"]),
 ]

@@ -20,6 +20,7 @@ from torch import nn
 from un.command.errors import UserError
 from un.command.value_types import check_kinds
 from un.surgery import NormFactory, replace_norms, reset_norm_steps
+from un.training.accelerators import check_devices
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
 from un.training.parts import build_part, read_partial
@@ -104,6 +105,7 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
 
 def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
     """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
+    check_devices(config.trainer)
     callbacks: list[Callback] = [
         build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
     ]
