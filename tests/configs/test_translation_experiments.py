@@ -7,8 +7,8 @@ import pytest
 from tests.configs.test_experiments import compose_config, run
 from un.training.assembly import build
 
-TRANSLATION = ["phrasebook_tiny", "multi30k_small", "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"]
-NUM_NORMS = {"phrasebook_tiny": 12, "multi30k_small": 12}  # 32 in the others
+TRANSLATION = ["phrasebook_tiny", "multi30k_small", "my_text", "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"]
+NUM_NORMS = {"phrasebook_tiny": 12, "multi30k_small": 12, "my_text": 12}  # 32 in the others
 SCORES = {"test/loss", "test/ppl", "test/bleu", "test/sacrebleu", "test/chrf"}
 SHRUNK = ["debug=fast", "data.limit=8", "data.batch_size=4", "trainer.accelerator=cpu", "callbacks.checkpoints=null"]
 # A narrow and shallow model, for the ordinary tests.
