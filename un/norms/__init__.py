@@ -4,6 +4,7 @@ from un.norms.batchnorm import BatchNorm, RepBatchNorm
 from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.switches import Switches
+from un.norms.core.updates import describe_warmup, end_update
 from un.norms.dynamic import DynamicErf, DynamicTanh
 from un.norms.groupnorm import GroupNorm
 from un.norms.mabn import MovingAverageBatchNorm
@@ -28,4 +29,6 @@ __all__ = [
     "UnifiedNorm",
     "UnifiedNormVariant",
     "calibrate",
+    "describe_warmup",
+    "end_update",
 ]
