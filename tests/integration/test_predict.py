@@ -2,8 +2,10 @@
 
 import csv
 import io
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.integration.commands import Outcome, run_here
+from tests.integration.commands import REPOSITORY, Outcome, run_here
 from un.finished import load_run
 from un.reports.result import read_result
 
@@ -115,3 +117,16 @@ def test_images_that_cannot_be_classified(finished: Path, images: Path, tmp_path
     run_here(PROGRAM, place, f"input={images}", "weights=x.onnx").check_error("there is no x.onnx")
     run_here(PROGRAM, place).check_error("input is missing: a sentence, a text file")
     run_here(PROGRAM, f"run={tmp_path}", "input=x").check_error("is not a run folder")
+
+
+def test_the_snippet_of_the_page(trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPOSITORY / "docs/runs.md").read_text(encoding="utf-8")
+    (tmp_path / "runs/digits_vit/norm=un").mkdir(parents=True)
+    (tmp_path / "runs/digits_vit/norm=un/seed=0").symlink_to(trained)
+    for number, name in enumerate(("one", "two")):
+        shutil.copy(images / f"{number}.png", tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(snippet, names)
+    assert len(names["run"].predict(["one.png"], topk=2)[0]) == 2

@@ -26,6 +26,7 @@ PATHS = {"data.path": True, "init_weights": True, "output": False, RUNS: False, 
 PATHS |= {"input": False, "weights": False}
 SEARCH_PATH = "hydra.searchpath"
 TEXT_MODULE = "_target_: un.translation."  # in configs of data that are text
+SHRINK = "UN_SHRINK"  # environment variable
 SWEPT = ("ablation", "hparams_search")  # groups that set what a sweep varies
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 # What commas part, but for those in quotes.
@@ -94,6 +95,15 @@ def add_experiment(overrides: Sequence[str]) -> list[str]:
     experiments = sorted((CONFIG_FOLDER / "experiment").glob("*.yaml"))
     found = [one.stem for one in experiments if f"override /data: {data}\n" in one.read_text(encoding="utf-8")]
     return [*overrides, *(f"experiment={name}" for name in found[:1])]
+
+
+def shrink(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides of a training that takes seconds, where the environment asks for it.
+
+    So the commands of the documentation can be tried as they stand there.
+    """
+    names = [override.partition("=")[0] for override in overrides]
+    return [*overrides, *(["debug=fast"] if os.environ.get(SHRINK) == "1" and "debug" not in names else [])]
 
 
 def _list_values(key: str, typed: str) -> list[str]:
