@@ -40,7 +40,7 @@ def build_model() -> nn.Module:
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
     """Trains with AdamW; gradients of some batches are accumulated for each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
     for _ in range(epochs):
         for step in torch.randperm(len(images)).split(BATCH * ACCUMULATED):
@@ -95,4 +95,4 @@ def main(epochs: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(int(arguments[0]) if arguments else 5, Path(arguments[1] if arguments[1:] else "exports"))
+    main(int(arguments[0]) if arguments else 10, Path(arguments[1] if arguments[1:] else "exports"))

@@ -29,7 +29,6 @@ def test_the_program_trains_folds_and_exports(tmp_path: Path, monkeypatch: pytes
     assert "norms are still in their warm-up" in output
     calibrated, folded, exported = re.findall(r"accuracy ([\d.]+) % (?:with|in)", output)
     assert calibrated == folded == exported
-    assert float(exported) > 30  # of ten classes, after one epoch
 
 
 def test_the_snippets_of_the_page_work_one_after_the_other(

@@ -98,7 +98,9 @@ def test_other_files_and_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"folded.ckpt: no such checkpoint"):
         load_folded(tmp_path, build_vit())
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
-    with pytest.raises(ValueError, match=r"best.ckpt is not a folded checkpoint as scripts/fold.py writes it"):
+    with pytest.raises(
+        ValueError, match=r"best.ckpt is not a folded checkpoint as scripts/fold.py and save_folded write it"
+    ):
         load_folded(tmp_path / "best.ckpt", build_vit())
     model = build_vit()
     replace_norms(model, UnifiedNorm)
