@@ -35,7 +35,8 @@ def take_gpu(names: Sequence[str], folder: Path | None = None) -> str | None:
     if _taken:
         return _taken[0][1]
     for name in names if len(names) > 1 else ():
-        file = Path(folder or tempfile.gettempdir(), f"un-gpu-{os.getuid()}-{name}.lock").open("a")
+        lock = Path(folder or tempfile.gettempdir(), f"un-gpu-{os.getuid()}-{name}.lock")
+        file = lock.open("a")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
