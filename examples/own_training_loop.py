@@ -4,6 +4,7 @@
 on a CPU. docs/library.md explains the steps.
 """
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,9 @@ def build_model() -> nn.Module:
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
     """Trains with AdamW; gradients of some batches are accumulated for each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    num_steps = epochs * math.ceil(len(images) / (BATCH * ACCUMULATED))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=num_steps, pct_start=0.1)
     model.train()
     for _ in range(epochs):
         for step in torch.randperm(len(images)).split(BATCH * ACCUMULATED):
@@ -48,6 +51,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
                 loss = F.cross_entropy(model(images[rows]), labels[rows], reduction="sum") / len(step)
                 loss.backward()
             optimizer.step()
+            schedule.step()
             optimizer.zero_grad()
             end_update(model)  # the norms count steps, not calls
     print(describe_warmup(model) or "the norms have left their warm-up")
@@ -95,4 +99,4 @@ def main(epochs: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(int(arguments[0]) if arguments else 10, Path(arguments[1] if arguments[1:] else "exports"))
+    main(int(arguments[0]) if arguments else 20, Path(arguments[1] if arguments[1:] else "exports"))
