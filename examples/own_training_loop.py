@@ -21,6 +21,7 @@ from un.folding import fold_norms, load_folded, save_folded
 from un.norms import UnifiedNorm, calibrate, describe_warmup, end_update
 from un.surgery import replace_norms
 
+TEST_IMAGES = 360  # of 1,797
 BATCH, ACCUMULATED = 32, 2  # images of a batch, and batches of an optimizer step
 WARMUP_STEPS = 50  # optimizer steps; officially 4000 of 300,000
 
@@ -30,13 +31,16 @@ def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().div(16).sub(0.3).div(0.38).unsqueeze(1)
     labels = torch.from_numpy(digits.target)
-    return images[:1437], labels[:1437], images[1437:], labels[1437:]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # the writers come in blocks
+    train, test = order[TEST_IMAGES:], order[:TEST_IMAGES]
+    return images[train], labels[train], images[test], labels[test]
 
 
 def build_model() -> nn.Module:
     """Returns a small ViT of timm's, with LayerNorm."""
-    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
-    return timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=3, num_heads=2, **sizes)
+    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "class_token": False}
+    pooling = {"global_pool": "avg", "fc_norm": False}
+    return timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=3, num_heads=2, **sizes, **pooling)
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:

@@ -19,7 +19,7 @@ import lightning
 import numpy as np
 from datasets.data_files import get_data_patterns
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 PLAIN_PATH = re.compile(r"[\w ./-]+")
 USUAL_SPLITS = (  # spellings of a split; the Hugging Face library knows the same
     ("train", "training"),

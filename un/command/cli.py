@@ -80,7 +80,7 @@ def run_command(
         if (
             not (options.multirun or is_answer) and is_first_process()
         ):  # further processes of a run of a sweep have none
-            check_one_run(options.overrides, sys.argv[0])
+            check_one_run(options.overrides, f"{name}.py")
         is_sweep = options.multirun and not is_answer
         failed = sweep(options.overrides) if sweep is not None and is_sweep else None
         if failed is None:
