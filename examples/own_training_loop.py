@@ -38,7 +38,7 @@ def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def build_model() -> nn.Module:
     """Returns a small ViT of timm's, with LayerNorm."""
-    sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "class_token": False}
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "class_token": False}
     pooling = {"global_pool": "avg", "fc_norm": False}
     return timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=3, num_heads=2, **sizes, **pooling)
 
