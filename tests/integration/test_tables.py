@@ -49,13 +49,13 @@ def test_what_missing_runs_need_and_how_to_start_them(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     command = (
         REPRODUCE,
-        "table=un_window",
+        "ablation=un_centering",
         "experiment=iwslt14_de_en",
         f"data.path={missing}",
         "seed=0",
         "trainer=gpu",
     )
-    outcome = run_here(*command, f"paths.runs={tmp_path}", "norm.window=1,2", "dry_run=true", "--commands")
+    outcome = run_here(*command, f"paths.runs={tmp_path}", "norm.centering=none,batch", "dry_run=true", "--commands")
     assert "2 runs, 0 done" in outcome.output
     assert "iwslt14_de_en: 2 to run, time by the recipe: some hours each" in outcome.output
     assert f"iwslt14_de_en: data.path={missing} is no folder here" in outcome.output
