@@ -37,7 +37,7 @@ TRAIN = [
     ("seed=-1", ["seed=-1 must be an integer of at least 0"]),
     ("data.batch_size=0", ["data.batch_size=0"]),
     ("data.path=/nowhere", ["/nowhere"]),
-    ("data.path=[a,b]", ["data.path='[a,b]': no such folder"]),
+    ("data.path=[a,b]", ["data.path='[a,b]' (as a folder /", "no such folder"]),
     ("global_batch_size=0", ["global_batch_size=0 must be an integer of at least 1 or null"]),
     ("global_batch_size=9", ["global_batch_size=9", "data.batch_size=8 x 1 process:"]),
     ("model.name=vit_tiny_patch1_224", ["vit_tiny_patch16_224"]),

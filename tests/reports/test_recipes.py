@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from un.reports.recipes import Recipe, Value, read_recipe, render_recipe
 
 ROOT = Path(__file__).parents[2]
-OURS = {"digits_vit", "cifar10_vit_tiny", "phrasebook_tiny", "multi30k_small"}
+OURS = {"digits_vit", "cifar10_vit_tiny", "phrasebook_tiny", "multi30k_small", "my_images", "my_text"}
 FILES = sorted((ROOT / "docs/recipes").glob("*.yaml"))
 CONFIG = OmegaConf.create(
     {"lr": 5e-4, "clip": None, "betas": [0.9, 0.98], "mixup": {"prob": 1.0, "mode": "batch", "cut": True}}

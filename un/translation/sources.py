@@ -115,7 +115,7 @@ def read_columns(path: str, languages: tuple[str, str], split: str) -> ParallelT
         source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
     except ValueError as error:
         script = next((script for name, script in PREPARED.items() if name in path), None)
-        cure = f"{script} makes such a folder" if script else f"give one with {describe_files(languages)}, or a hub id"
+        cure = f"{script} makes such a folder" if script else f"a folder holds {describe_files(languages)}"
         raise ValueError(f"{error}; {cure} (docs/data.md)") from error
     found = require_split(source, path, split)
     title = f"{found} of {path}"
