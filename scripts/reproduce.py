@@ -3,7 +3,8 @@
     python scripts/reproduce.py table=iwslt14 [overrides]             a table of configs/table
     python scripts/reproduce.py table=un_window experiment=<name>     the same question asked of another experiment
     python scripts/reproduce.py ablation=<name> [overrides]           an ablation without a table file
-    python scripts/reproduce.py table=<name> --dry-run                list the runs and what is done, start none
+    python scripts/reproduce.py table=<name> --dry-run                list the runs and what they need, start none
+    python scripts/reproduce.py table=<name> --commands               and a command for each missing run, to paste
     python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
 
 Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
@@ -17,10 +18,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
 from omegaconf import OmegaConf
 
@@ -34,12 +33,14 @@ from un.reports.efficiency import compare_measurements
 from un.reports.measurements import FOLDERS, find_measurements, plan_settings
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
+from un.sweeps.dry_run import describe_runs
 from un.sweeps.launch import expand, launch
 from un.sweeps.run_names import PlannedRun, read_choices
 from un.sweeps.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
 from un.training.run_folder import RunFolder, read_overrides
 
 BENCHMARK = Path(__file__).parent / "benchmark.py"
+DRY_RUN = ("dry_run=true", "dry_run=false")  # the option as an override
 PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")
 
 
@@ -47,15 +48,18 @@ def main() -> None:
     """Parses the command line, runs what is missing, prints and writes the table."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="table=<name> or ablation=<name>, overrides")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, start none")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, start none; also dry_run=true")
+    parser.add_argument("--commands", action="store_true", help="list a command for each missing run, too; start none")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the rendered tables")
     with end_on_mistake():
         options = parser.parse_intermixed_args()
-        failed = reproduce(options.arguments, options.output, options.dry_run)
+        arguments = [argument for argument in options.arguments if argument not in DRY_RUN]
+        is_dry = options.dry_run or options.commands or DRY_RUN[0] in options.arguments
+        failed = reproduce(arguments, options.output, is_dry, options.commands)
     sys.exit(EXIT_CODE if failed else 0)
 
 
-def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
+def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: bool = False) -> int:
     """Lists, starts and renders; returns how many runs or measurements are missing in the end, 0 in a dry run."""
     table, overrides = choose_table(arguments)
     if table.models:
@@ -66,7 +70,7 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool) -> int:
     check_ablations(runs)
     check_data(runs)
     if dry_run:
-        print_runs(runs)
+        print(describe_runs(runs, commands))
         return 0
     os.environ["WANDB_TAGS"] = table.name  # for logger=wandb, in the processes of any launcher
     failed = start_missing(first)
@@ -150,24 +154,6 @@ def start_missing(runs: Sequence[PlannedRun]) -> int:
     """Starts the runs that have no result; returns how many have none in the end."""
     missing = [run for run in runs if run.find_result() is None]
     return launch([planned for run in missing for planned in expand(run.arguments)])
-
-
-def print_runs(runs: Sequence[PlannedRun]) -> None:
-    """Prints the status of each run, and how long the missing ones may take judging by those of their experiment."""
-    seconds: dict[str, list[float]] = {}
-    missing: Counter[str] = Counter()
-    for run in runs:
-        print(f"{run.status:<12} {run.folder}")
-        result = run.find_result()
-        if result is None:
-            missing[run.key[0]] += 1
-        else:
-            seconds.setdefault(run.key[0], []).append(result.wall_time_seconds)
-    print(f"{len(runs)} runs, {len(runs) - missing.total()} done")
-    for experiment, count in missing.items():
-        known = seconds.get(experiment)
-        hours = f"about {count * mean(known) / 3600:.1f} hours one after the other" if known else "not known"
-        print(f"{experiment}: {count} to run, time by earlier runs: {hours}")
 
 
 def write_table(comparison: Comparison, output: Path) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # The floors of the house, from the ground up: a room may import itself, the rooms of lower floors, and those in BESIDE.
 FLOORS = (
-    ("files", "tasks", "datasets"),
+    ("files", "tasks", "datasets", "weights"),
     ("command", "norms/core"),
     ("norms",),
     ("analysis", "reports"),
@@ -31,7 +31,7 @@ TORCH_AND = {
     "norms/core": set(),
     "norms": {"norms/core"},
     "surgery": {"norms/core", "norms"},
-    "folding": {"norms/core", "norms", "surgery"},
+    "folding": {"norms/core", "norms", "surgery", "files", "weights"},
     "retrofit": {"norms/core", "norms", "surgery", "folding"},
 }  # rooms that import torch and these rooms alone
 TORCH = {"torch", "torchvision", "torchmetrics", "lightning", "timm", "fairseq"}

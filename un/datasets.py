@@ -19,7 +19,7 @@ import lightning
 import numpy as np
 from datasets.data_files import get_data_patterns
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 PLAIN_PATH = re.compile(r"[\w ./-]+")
 USUAL_SPLITS = (  # spellings of a split; the Hugging Face library knows the same
     ("train", "training"),
@@ -42,7 +42,7 @@ def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict
         ValueError: where neither this machine nor the hub has it, or the folder holds no data set.
     """
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
-        raise ValueError(f"data.path={path!r}: no such folder; give a local folder or a Hugging Face hub id")
+        raise ValueError(f"{show_path(path)}: no such folder; give a local folder or a Hugging Face hub id")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # they would clutter logs and precede an error message
     try:
@@ -53,7 +53,12 @@ def load_dataset(path: str, configs: Sequence[str] = ()) -> datasets.DatasetDict
             cause = cause.__cause__
         reason = " ".join(str(cause).split()) or type(cause).__name__
         what = "holds no data set that can be read" if os.path.isdir(path) else "no such folder, nor on the hub"
-        raise ValueError(f"data.path={path!r}: {what} ({reason})") from error
+        raise ValueError(f"{show_path(path)}: {what} ({reason})") from error
+
+
+def show_path(path: str) -> str:
+    """Returns `data.path` as it was given and, where that is relative, as the folder that it would be here."""
+    return f"data.path={path!r}" + ("" if os.path.isabs(path) else f" (as a folder {os.path.abspath(path)})")
 
 
 def count_updates(trainer: lightning.Trainer) -> tuple[float, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -74,6 +74,22 @@ class Preprocessor(Protocol):
         """Raises a ValueError where weights that were trained with another one are no start for this one."""
 
 
+class Prediction(Protocol):
+    """Between what a user has and what a model takes and gives: sentences or images, and their results."""
+
+    def read(self, source: str) -> list[Any]:
+        """Returns the inputs that an argument of a command line names; a ValueError says why there are none."""
+
+    def make_batches(self, inputs: Sequence[Any]) -> Iterator[tuple[Sequence[int], Any]]:
+        """Yields the places of some inputs, and their batch in the form of the loaders'; empty inputs are in none."""
+
+    def interpret(self, outputs: Any, **options: Any) -> list[Any]:
+        """Returns a result for each input of a batch, from what `InferenceTask.predict` gave."""
+
+    def write(self, inputs: Sequence[Any], results: Sequence[Any]) -> str:
+        """Returns results as text for a file."""
+
+
 class InferenceData(Protocol):
     """A data module that works with the preprocessor of a finished run."""
 
@@ -89,3 +105,6 @@ class InferenceData(Protocol):
 
     def make_example_batch(self, seed: int) -> Any:
         """Returns a small batch in the form of the loaders', made without data, the same for the same seed."""
+
+    def make_prediction(self) -> Prediction:
+        """Returns what new inputs and their results go through."""

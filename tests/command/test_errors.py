@@ -1,5 +1,5 @@
 import pytest
-from hydra.errors import InstantiationException
+from hydra.errors import InstantiationException, MissingConfigException
 from omegaconf.errors import InterpolationKeyError
 
 from un.command.errors import describe_error, is_user_error
@@ -70,3 +70,13 @@ def test_errors_of_a_loader_process_lose_its_traceback() -> None:
 def test_interpolations_that_lead_nowhere() -> None:
     error = InterpolationKeyError("Interpolation key 'x' not found")
     assert describe_error(error).startswith("Interpolation key 'x' not found; ${...} stands for another value: rename")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("hydra/launcher/submitit_slurm", "slurm"), ("hydra/sweeper/optuna", "optuna")],
+)
+def test_plugins_that_are_not_installed_come_with_the_command_that_installs_them(name: str, extra: str) -> None:
+    error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'", name, ["basic"])
+    cure = f"{name} belongs to the extra '{extra}', which is not installed: pip install -e '.[{extra}]'"
+    assert describe_error(error) == cure

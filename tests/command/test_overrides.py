@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from un.command.overrides import PATHS, quote_override
+from un.command.overrides import PATHS, add_experiment, quote_override
 
 TEXTS = ["/a b", " a ", "[a]", "photos (1)", "{a: 1}", "runs/e/norm=un,a=1/seed=0", "=", "a:b", "a|b", "it's", 'a "b']
 TEXTS += ["~a", "a&b", "$HOME", "#1", "a*b?", "`a`", "Käse 中文 🙂", "a\tb", "a\nb", "a\\b", "a\\", "a\\,b", 'a\\"b']
@@ -108,3 +108,20 @@ def test_a_path_that_is_there_is_one_value_of_a_sweep(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     os.mkdir("a,b")
     assert read(quote_override("init_weights=a,b", is_sweep=True)) == "a,b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "added"),
+    [
+        (["data=parallel_text", "norm=un"], ["experiment=my_text"]),
+        (["data=multi30k"], ["experiment=multi30k_small"]),
+        (["data=parallel_text", "experiment=multi30k_small"], []),
+        (["data=parallel_text", "task=translation"], []),
+        (["data=image_folder"], []),
+        (["data=nothing"], []),
+        (["data={"], []),
+        ([], []),
+    ],
+)
+def test_text_without_an_experiment_gets_one(overrides: list[str], added: list[str]) -> None:
+    assert add_experiment(overrides) == [*overrides, *added]

@@ -14,7 +14,7 @@ from un.training.assembly import build, build_trainer
 from un.vision.batches import EpochSampler
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
-VISION = [name for name in EXPERIMENTS if name.startswith(("digits", "cifar", "imagenet"))]
+VISION = [name for name in EXPERIMENTS if name.startswith(("digits", "cifar", "imagenet", "my_images"))]
 CONFIG_FILES = sorted(path for path in CONFIG_FOLDER.rglob("*.yaml") if "help" not in path.parts)  # help is text
 MAX_LINES = 30
 # Shallow models on small images and batches, for the ordinary tests.
@@ -28,6 +28,7 @@ SHALLOW = {
     "imagenet_deit_small": "+model.depth=1",
     "imagenet_swin_tiny": "+model.depths=[1,1]",
     "imagenet_t2t_vit_14": "+model.depth=1",
+    "my_images": "+model.depth=1",
 }
 # Values that the page of the recipes leaves out.
 VALUES: dict[str, dict[str, Any]] = {

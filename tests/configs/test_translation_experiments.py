@@ -7,8 +7,9 @@ import pytest
 from tests.configs.test_experiments import compose_config, run
 from un.training.assembly import build
 
-TRANSLATION = ["phrasebook_tiny", "multi30k_small", "tatoeba_small", "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"]
-NUM_NORMS = dict.fromkeys(["phrasebook_tiny", "multi30k_small", "tatoeba_small"], 12)  # 32 in the others
+SMALL = ["phrasebook_tiny", "multi30k_small", "tatoeba_small", "my_text"]
+TRANSLATION = [*SMALL, "iwslt14_de_en", "wmt14_en_de", "wmt14_en_de_big"]
+NUM_NORMS = dict.fromkeys(SMALL, 12)  # 32 in the others
 SCORES = {"test/loss", "test/ppl", "test/bleu", "test/sacrebleu", "test/chrf"}
 SHRUNK = ["debug=fast", "data.limit=8", "data.batch_size=4", "trainer.accelerator=cpu", "callbacks.checkpoints=null"]
 # A narrow and shallow model, for the ordinary tests.

@@ -14,8 +14,8 @@ from tests.folding.helpers import make_model, make_tokens, randomize
 from tests.training.toy import ToyModel, ToyTask
 from tests.translation import tiny
 from un.command.errors import UserError
-from un.finished.fold_run import list_changes, load_folded, require_inference
-from un.folding import ScaleShift, fold_norms
+from un.finished.fold_run import require_inference
+from un.folding import ScaleShift, fold_norms, load_folded, save_folded
 from un.folding.verify import list_tensors
 from un.norms import BatchNorm, UnifiedNorm
 from un.surgery import replace_norms
@@ -29,7 +29,7 @@ IMAGES = (torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def write(path: Path, model: nn.Module, folded: nn.Module) -> Path:
-    torch.save({"state_dict": folded.state_dict(), "changes": list_changes(model, folded)}, path)
+    save_folded(path, model, folded)
     return path
 
 
@@ -95,16 +95,18 @@ def test_a_tied_projection_comes_back_untied(tmp_path: Path) -> None:
 
 
 def test_other_files_and_other_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"folded.ckpt: no such checkpoint"):
+    with pytest.raises(ValueError, match=r"folded.ckpt: no such checkpoint"):
         load_folded(tmp_path, build_vit())
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"best.ckpt is not a folded checkpoint as scripts/fold.py writes it"):
+    with pytest.raises(
+        ValueError, match=r"best.ckpt is not a folded checkpoint as scripts/fold.py and save_folded write it"
+    ):
         load_folded(tmp_path / "best.ckpt", build_vit())
     model = build_vit()
     replace_norms(model, UnifiedNorm)
     path = write(tmp_path / "folded.ckpt", model, fold_norms(randomize(model), IMAGES)[0])
     for depth in (1, 3):
-        with pytest.raises(UserError, match=r"folded.ckpt is of another model"):
+        with pytest.raises(ValueError, match=r"folded.ckpt is of another model"):
             load_folded(path, build_vit(depth=depth))
 
 

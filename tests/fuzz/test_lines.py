@@ -21,12 +21,12 @@ from tests.fuzz.lines import TASKS, valid_lines, wrong_lines, wrong_overrides
 from tests.integration.commands import Outcome, run_here
 from un.command.checks import check_config
 from un.command.errors import CONFIG_FOLDER
-from un.finished.fold_run import TOLERANCE, list_changes, load_folded
-from un.folding import fold_norms
+from un.finished.fold_run import TOLERANCE
+from un.folding import fold_norms, load_folded, save_folded
 from un.folding.inputs import Inputs
 from un.folding.verify import list_tensors, measure_difference
 from un.training.assembly import build, build_trainer
-from un.training.weights import check_state, read_checkpoint
+from un.weights import check_state, read_checkpoint
 
 KEYS_OF_FINISHED = {
     "eval.py": ["fold", "data.path", "data.num_workers", "trainer.accelerator", "average_checkpoints", "task.beam"],
@@ -113,7 +113,7 @@ def check_fold(model: nn.Module, examples: Any, others: Any, path: Path) -> None
     folded, _ = fold_norms(model, examples)
     expected, outputs = infer(model, others), infer(folded, others)
     assert measure_difference(expected, outputs) <= TOLERANCE
-    torch.save({"state_dict": folded.state_dict(), "changes": list_changes(model, folded)}, path)
+    save_folded(path, model, folded)
     loaded = load_folded(path, copy.deepcopy(model))
     assert measure_difference(outputs, infer(loaded, others)) == 0
 

@@ -81,3 +81,8 @@ def _keep_logging() -> Iterator[None]:
 def find_folders(runs: Path) -> dict[str, Path]:
     """The run folders by the part of their name that changed."""
     return {path.parent.parent.name: path.parent for path in sorted(runs.rglob("config.yaml"))}
+
+
+def find_run(runs: Path) -> Path:
+    (config,) = runs.rglob("config.yaml")
+    return config.parent

@@ -6,19 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.integration.commands import REPOSITORY, run_here
 from un.command.errors import UserError
-from un.finished.fold_run import load_folded
+from un.finished import load_run
 from un.finished.run_times import time_runs
+from un.folding import load_folded
 from un.norms import UnifiedNorm
 from un.reports.result import read_result
 
 MISSING = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+
+
+def check_predictions(run: Path, weights: Path, tolerance: float) -> None:
+    """Probabilities with these weights are those of the run."""
+    image = Image.fromarray(np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8))
+    expected, found = (load_run(run, chosen).predict([image], topk=10)[0] for chosen in (None, weights))
+    assert found == pytest.approx(expected, abs=tolerance)
 
 
 def test_folded_evaluation(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +74,7 @@ def test_folded_checkpoint_loads_into_the_plain_class(finished: Path) -> None:
     sizes = {"img_size": 8, "in_chans": 1, "num_classes": 10, "global_pool": "avg"}
     model = load_folded(outside, timm.create_model("vit_tiny_patch16_224", **options, **sizes))
     assert not any(isinstance(module, nn.LayerNorm | UnifiedNorm) for module in model.modules())
+    check_predictions(finished, outside, tolerance=1e-5)
 
 
 def test_onnx_and_eight_bits(finished: Path) -> None:
@@ -80,6 +91,8 @@ def test_onnx_and_eight_bits(finished: Path) -> None:
     assert content["metrics"]["int8"]["test/loss"] == pytest.approx(recorded["test/loss"], rel=0.05)
     assert content["metrics"]["int8"]["test/loss"] != content["metrics"]["float"]["test/loss"]
     assert content["megabytes_int8"] < 0.5 * content["megabytes"]
+    check_predictions(finished, finished / "exports/folded.onnx", tolerance=1e-5)
+    check_predictions(finished, finished / "exports/folded_int8.onnx", tolerance=0.05)
 
 
 def test_torch_export_with_its_norms(finished: Path) -> None:

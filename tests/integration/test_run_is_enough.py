@@ -5,29 +5,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.integration.commands import Outcome, run_here
+from tests.integration.commands import Outcome, find_run, run_here
+from tests.integration.texts import TEXT, write_text
+from un.command.errors import UserError
+from un.finished import load_run
 from un.reports.result import read_result
 
-TEXT = ("experiment=phrasebook_tiny", "data=parallel_text", "data.source_lang=de", "data.target_lang=en")
-TEXT += ("data.bpe_merges=40", "data.lowercase=true", "trainer=cpu", "trainer.max_epochs=1", "task.beam=1")
-TEXT += ("model.encoder_layers=1", "task.max_len_b=8")
 IMAGES = ("data=image_folder", "data.num_channels=1", "data.image_size=8", "data.num_workers=0", "data.batch_size=4")
 IMAGES += ("+data.transform.mean=[0.5]", "+data.transform.std=[0.25]", "data.val_split=null", "data.val_size=4")
 IMAGES += ("trainer=cpu", "trainer.max_epochs=1", "model.depth=1")
-
-
-def write_text(folder: Path, word: str) -> Path:
-    """Sentences of which all have their own words; those of the training split depend on `word`."""
-    folder.mkdir(exist_ok=True)
-    for split, count in (("train", 40), ("valid", 6), ("test", 6)):
-        shift = word if split == "train" else "Hund"
-        for language, verb in (("de", "sieht"), ("en", "sees")):
-            lines = [f"{shift} {number} {verb} {shift[::-1]} {number % 7} ." for number in range(count)]
-            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return folder
 
 
 def write_images(folder: Path, split: str, names: dict[str, int]) -> Path:
@@ -40,26 +30,11 @@ def write_images(folder: Path, split: str, names: dict[str, int]) -> Path:
     return folder
 
 
-def find_run(runs: Path) -> Path:
-    (config,) = runs.rglob("config.yaml")
-    return config.parent
-
-
 def check_same(outcome: Outcome, run: Path) -> None:
     assert outcome.code == 0, outcome
     recorded = read_result(run / "result.json").metrics
     found = json.loads((run / "eval.json").read_text())["metrics"]
     assert found == pytest.approx({name: recorded[name] for name in found}, rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def translator(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run folder of a small translator, and its text."""
-    place = tmp_path_factory.mktemp("translator")
-    text = write_text(place / "text", "Hund")
-    outcome = run_here("train.py", *TEXT, f"data.path={text}", f"paths.runs={place / 'runs'}")
-    assert outcome.code == 0, outcome
-    return find_run(place / "runs"), text
 
 
 @pytest.fixture
@@ -95,6 +70,13 @@ def test_a_translator_is_folded_and_exported_without_text(copied: tuple[Path, Pa
     for path in (run / "preprocessor").iterdir():
         assert (beside / path.name).read_bytes() == path.read_bytes()
     run_here("eval.py", f"run={run}").check_error(f"data.path='{text}': no such folder")
+    tested = pd.read_csv(run / "translations/test.tsv", sep="\t", keep_default_na=False)
+    graph = run / "exports/folded.pt2"
+    for weights in (run / "checkpoints/folded.ckpt", graph):
+        assert load_run(run, weights).predict(tested["source"].tolist()) == tested["hypothesis"].tolist()
+    graph.with_name("folded.pt2.json").write_text(json.dumps({**description, "digest": "0"}))
+    with pytest.raises(UserError, match=r"folded.pt2 is not of the weights of .*run, which do the rest"):
+        load_run(run, graph)
 
 
 def test_a_translator_does_not_continue_in_other_words(translator: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`scripts/reproduce.py` and `scripts/report.py` as typed."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tests.integration.commands import FAST, run_here
 from tests.reports.runs import make_measurement, make_run
 from un.reports.measurements import FOLDERS, MODELS, Setting, plan_settings
+from un.sweeps.launch import expand
 
 REPRODUCE, REPORT = "scripts/reproduce.py", "scripts/report.py"
 
@@ -41,6 +43,27 @@ def test_estimates_by_earlier_runs(tmp_path: Path) -> None:
     outcome = run_here(REPRODUCE, "table=norms", "experiment=digits_vit", f"paths.runs={tmp_path}", "--dry-run")
     assert "30 runs, 1 done" in outcome.output
     assert "digits_vit: 29 to run, time by earlier runs: about 29.0 hours" in outcome.output
+
+
+def test_what_missing_runs_need_and_how_to_start_them(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    command = (
+        REPRODUCE,
+        "ablation=un_centering",
+        "experiment=iwslt14_de_en",
+        f"data.path={missing}",
+        "seed=0",
+        "trainer=gpu",
+    )
+    outcome = run_here(*command, f"paths.runs={tmp_path}", "norm.centering=none,batch", "dry_run=true", "--commands")
+    assert "2 runs, 0 done" in outcome.output
+    assert "iwslt14_de_en: 2 to run, time by the recipe: some hours each" in outcome.output
+    assert f"iwslt14_de_en: data.path={missing} is no folder here" in outcome.output
+    commands = [line for line in outcome.output.splitlines() if line.startswith("python train.py -m ")]
+    folders = {run.folder for line in commands for run in expand(shlex.split(line)[3:])}
+    listed = {line.split(maxsplit=1)[1] for line in outcome.output.splitlines() if line.startswith("missing ")}
+    assert {str(folder) for folder in folders} == listed
+    assert len(listed) == 2
 
 
 def test_measures_what_a_table_of_measurements_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,21 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 C = 6  # channels
+
+
+def paper_options() -> dict:
+    """The switches of configs/norm/un_paper.yaml, and no warm-up, as in the paper."""
+    text = yaml.safe_load((ROOT / "configs/norm/un_paper.yaml").read_text())
+    return {"warmup_steps": 0, **{key: value for key, value in text.items() if key != "defaults"}}
+
+
+def read_example():
+    """The norm of docs/add_a_norm.md, as it stands there."""
+    names: dict = {}
+    page = (ROOT / "docs/add_a_norm.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
+    return names["MyNorm"]
+
 
 # Every norm with options that reach its interesting branches within a few calls.
 BUILDERS = {
@@ -38,15 +54,25 @@ BUILDERS = {
     "scalenorm": norms.ScaleNorm,
     "channel_map": norms.ChannelMap,
     "centered_map": norms.CenteredMap,
+    "my_norm": read_example(),
 }
-STATELESS = ("rmsnorm", "scalenorm", "dyt", "derf", "groupnorm", "channel_map", "centered_map")
+
+
+def takes_sync(name: str) -> bool:
+    try:
+        BUILDERS[name](C, sync=True)
+    except TypeError:
+        return False
+    return True
+
+
+OFFLINE = ("un", "un_paper", "un_centered", "un_window_centered", "batchnorm", "powernorm_offline", "mabn")
+OFFLINE = (*OFFLINE, "rep_batchnorm", "prepbn", "rbn", "channel_map")  # which must have an inference map; others may
+# What a norm claims decides which of the common tests are for it.
+STATELESS = [name for name in BUILDERS if not any(True for _ in BUILDERS[name](C).buffers())]
 STATISTICAL = [name for name in BUILDERS if name not in STATELESS]
-
-
-def paper_options() -> dict:
-    """The switches of configs/norm/un_paper.yaml, and no warm-up, as in the paper."""
-    text = yaml.safe_load((ROOT / "configs/norm/un_paper.yaml").read_text())
-    return {"warmup_steps": 0, **{key: value for key, value in text.items() if key != "defaults"}}
+SYNCING = [name for name in STATISTICAL if takes_sync(name)]
+REFUSING = [name for name in STATISTICAL if any("nonfinite_counter" in key for key in BUILDERS[name](C).state_dict())]
 
 
 def step(norm, x, grad, mask=None):

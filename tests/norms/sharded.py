@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.checkpoint import checkpoint
 
-from tests.norms.helpers import BUILDERS, STATISTICAL
+from tests.norms.helpers import BUILDERS, SYNCING
 from un import norms
 
 C, N = 6, 5  # channels, tokens
@@ -18,7 +18,7 @@ KINDS = ("equal", "masked", "one masked", "uneven", "empty", "only padding", "no
 STEPS = 2 * len(KINDS)
 
 SYNCED = {
-    **{name: BUILDERS[name] for name in STATISTICAL},
+    **{name: BUILDERS[name] for name in SYNCING},
     "un_pads_excluded": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, pad_gradient="excluded", **k),
     "un_pads_included": lambda c, **k: norms.UnifiedNorm(c, warmup_steps=2, pad_moment="included", **k),
 }

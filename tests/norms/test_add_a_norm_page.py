@@ -1,22 +1,16 @@
-"""The norm of docs/add_a_norm.md works as it stands there."""
-
-import re
+"""The norm of docs/add_a_norm.md computes what the page says; the common tests run on it, too (`BUILDERS`)."""
 
 import pytest
 import torch
 from torch import nn
 
-from tests.norms.helpers import ROOT, C, step
+from tests.norms.helpers import BUILDERS, C, step
 from un.folding import fold_norms
 
-PAGE = (ROOT / "docs/add_a_norm.md").read_text(encoding="utf-8")
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def my_norm():
-    names = {}
-    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1), names)
-    return names["MyNorm"]
+    return BUILDERS["my_norm"]
 
 
 def test_gradients_are_those_of_autograd(my_norm):
@@ -45,3 +39,10 @@ def test_it_folds(my_norm):
     model(torch.randn(8, C))
     _, report = fold_norms(model.eval(), torch.randn(3, C))
     assert "1 of 1 norms folded" in str(report)
+
+
+def test_it_is_watched_and_refused_batches_are_counted(my_norm):
+    norm = my_norm(C)
+    norm(torch.full((2, C), torch.inf))
+    watched = {name: value.item() for name, value in norm.watch().items()}
+    assert watched == pytest.approx({"nonfinite_count": 1, "largest_scale": 1}, abs=1e-4)

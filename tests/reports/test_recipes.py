@@ -10,6 +10,7 @@ from un.reports.recipes import Recipe, Value, read_recipe, render_recipe
 
 ROOT = Path(__file__).parents[2]
 OURS = {"digits_vit", "cifar10_vit_tiny", "cifar10_swin_tiny", "phrasebook_tiny", "multi30k_small", "tatoeba_small"}
+OURS |= {"my_images", "my_text"}
 FILES = sorted((ROOT / "docs/recipes").glob("*.yaml"))
 CONFIG = OmegaConf.create(
     {"lr": 5e-4, "clip": None, "betas": [0.9, 0.98], "mixup": {"prob": 1.0, "mode": "batch", "cut": True}}

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tests.training.toy import make_config, run_toy
-from un.command.errors import CONFIG_FOLDER, UserError
+from un.command.errors import CONFIG_FOLDER
 from un.finished.evaluate import evaluate
 from un.training.assembly import build
 from un.training.averaging import average_states, load_tested
@@ -116,16 +116,16 @@ def test_evaluation_with_other_averages(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_evaluation_of_epochs_that_were_not_kept(tmp_path: Path) -> None:
     run_toy(tmp_path, "trainer.max_epochs=1")
-    with pytest.raises(UserError, match=r"average_checkpoints=2: .* kept no epochs"):
+    with pytest.raises(ValueError, match=r"average_checkpoints=2: .* kept no epochs"):
         evaluate_run(tmp_path, "average_checkpoints=2")
 
 
 def test_damaged_and_foreign_epochs(tmp_path: Path) -> None:
     run_toy(tmp_path, "average_checkpoints=2", "trainer.max_epochs=2")
     folder = RunFolder(tmp_path)
-    with pytest.raises(UserError, match=r"epoch=0.ckpt is of another model"):
+    with pytest.raises(ValueError, match=r"epoch=0.ckpt is of another model"):
         load_tested(folder, build(make_config(tmp_path, "model.width=4"))[1], 2)
     path = list_epoch_checkpoints(folder.checkpoints)[1]
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"epoch=1.ckpt is cut short"):
+    with pytest.raises(ValueError, match=r"epoch=1.ckpt is cut short"):
         load_tested(folder, build(make_config(tmp_path))[1], 2)

@@ -11,7 +11,7 @@ from tests.training.toy import make_config, run_toy
 from un.command.checks import check_config
 from un.command.errors import UserError
 from un.training.compilation import compile_in_training
-from un.training.weights import read_checkpoint
+from un.weights import read_checkpoint
 
 
 def test_a_compiled_run_ends_with_the_same_numbers(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from un.command.errors import UserError
+from un.command.errors import CONFIG_FOLDER, UserError
+from un.training.config_keys import FROM_EXECUTION, read_norm
 from un.training.data_identity import name_data
 from un.training.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
 
@@ -29,13 +32,45 @@ from un.training.run_folder import MAX_NAME_LENGTH, RunFolder, name_run
         (["+task.extra=1", "~scheduler"], "norm=un,+task.extra=1,~scheduler"),
         (["init_weights='/x/norm=un/best.ckpt'"], "norm=un,init_weights=x_norm=un_best.ckpt"),
         (["+norm={window:2,filtration:False}"], "norm=un,norm.filtration=False,norm.window=2"),
-        (["norm.window=4", "+norm={window:[2,1]}"], "norm=un,norm.window=2,1"),
+        (["norm.window=8", "+norm={window:[2,1]}"], "norm=un,norm.window=2,1"),
         (["ablation=un_window", "+norm={}"], "norm=un"),
         (["data.path_suffix=a"], "norm=un,data.path_suffix=a"),
     ],
 )
 def test_name(overrides: list[str], name: str) -> None:
     assert name_run("e", "un", overrides, 4) == f"e/{name}/seed=4"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "norm", "overrides", "name"),
+    [
+        ("digits_vit", "un", ["norm.momentum=0.9", "norm.window=4", "norm.sync=false"], "norm=un"),
+        ("digits_vit", "un", ["norm.momentum=0.99", "norm.sync=true"], "norm=un,norm.momentum=0.99,norm.sync=True"),
+        ("digits_vit", "un", ["+norm={window:4,eps:1e-5}"], "norm=un"),
+        ("digits_vit", "un", ["norm.filtration=true", "norm.warmup_steps=100"], "norm=un"),  # of the experiment
+        ("iwslt14_de_en", "un", ["norm.filtration=true"], "norm=un,norm.filtration=True"),
+        ("wmt14_en_de_big", "un", ["norm.warmup_steps=4000"], "norm=un"),  # of the experiment that it builds on
+        ("digits_vit", "un", ["norm_defaults.filtration=false", "norm.filtration=true"], None),
+        ("digits_vit", "un_paper", ["norm.compensation=none", "norm.window=4"], "norm=un_paper"),
+        ("digits_vit", "un_paper", ["norm.compensation=full"], "norm=un_paper,norm.compensation=full"),
+        ("digits_vit", "un", ["norm.count=calls"], "norm=un,norm.count=calls"),  # which accumulation would change
+        ("digits_vit", "mine", ["norm.window=4"], "norm=mine,norm.window=4"),
+        ("digits_vit", "un", ["norm.window=true"], "norm=un,norm.window=True"),
+    ],
+)
+def test_an_option_of_the_norm_with_its_own_value_changes_nothing(experiment, norm, overrides, name) -> None:
+    name = name or "norm=un,norm.filtration=True,norm_defaults.filtration=False"
+    assert name_run(experiment, norm, overrides, 0) == f"{experiment}/{name}/seed=0"
+
+
+def test_the_options_read_from_files_are_those_that_hydra_composes() -> None:
+    for norm in ("un", "un_paper", "prepbn", "powernorm_ungrouped"):
+        for experiment in ("digits_vit", "wmt14_en_de_big"):
+            with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+                config = compose("train", [f"experiment={experiment}", f"norm={norm}"])
+            expected = {f"norm.{k}": v for k, v in OmegaConf.to_container(config.norm, resolve=True).items()}
+            expected = {k: v for k, v in expected.items() if not k.startswith("norm._") and k not in FROM_EXECUTION}
+            assert read_norm(norm, experiment) == expected
 
 
 @pytest.mark.parametrize("letter", ["x", "照"])

@@ -108,7 +108,7 @@ def test_head_for_other_classes_is_left_out(tmp_path: Path) -> None:
     assert torch.equal(model.body.weight, outside.body.weight)
     path = save(tmp_path / "wide.pth", ToyModel(7, width=16).state_dict())
     with pytest.raises(
-        UserError, match=r"another model: it has other shapes for body.weight \(16, 8\) instead of \(8, 8\)"
+        ValueError, match=r"another model: it has other shapes for body.weight \(16, 8\) instead of \(8, 8\)"
     ):
         build(make_config(tmp_path, f"init_weights={path}"))
 
@@ -127,7 +127,7 @@ def test_head_for_other_classes_is_left_out(tmp_path: Path) -> None:
 )
 def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
     path = save(tmp_path / "weights.pth", content)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(ValueError, match=message) as error:
         build(make_config(tmp_path, f"init_weights={path}"))
     assert "\n" not in str(error.value)
 
@@ -136,7 +136,7 @@ def test_wrong_weights(content: Any, message: str, tmp_path: Path) -> None:
 def test_foreign_bytes_are_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cut short or not a checkpoint") as error:
+    with pytest.raises(ValueError, match="cut short or not a checkpoint") as error:
         read_model_weights(path)
     assert "\n" not in str(error.value)
 
@@ -151,7 +151,7 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
 def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     run_toy(tmp_path, "trainer.max_epochs=1")
     (tmp_path / "result.json").unlink()
-    with pytest.raises(UserError, match=r"last[.]ckpt is of another model"):
+    with pytest.raises(ValueError, match=r"last[.]ckpt is of another model"):
         train(make_config(tmp_path, "model.width=4"), make_identity(tmp_path))
 
 
@@ -166,7 +166,7 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     ],
 )
 def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         build_norm_factory(OmegaConf.create(norm))
 
 
@@ -180,12 +180,12 @@ def test_norm_is_tried_first(norm: dict[str, Any], message: str) -> None:
     ],
 )
 def test_values_are_checked_first(override: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         check_config(make_config(tmp_path, override))
 
 
 def test_part_without_target_and_misspelt_option(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="task has no _target_"):
+    with pytest.raises(ValueError, match="task has no _target_"):
         build(OmegaConf.merge(make_config(tmp_path), {"task": {"_target_": None}}))
-    with pytest.raises(UserError, match="model has no option 'widht'; did you mean 'width'"):
+    with pytest.raises(ValueError, match="model has no option 'widht'; did you mean 'width'"):
         build(make_config(tmp_path, "model.widht=3"))

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from un.translation.preparation.lines import read_lines
+from un.translation.prepared import PreparedFolder
+from un.translation.vocabulary import encode_pieces
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 GERMAN = "der die das Haus Baum Straße über grüne Käfer läuft schnell heute Morgen sieben Äpfel kaufen wollen"
 ENGLISH = "the a house tree street over green beetle runs quickly today morning seven apples buy want have"
@@ -45,3 +49,16 @@ def write_segments(sentences: list[str]) -> str:
 def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+
+def check_raw_text(product: Path, languages: tuple[str, str]) -> None:
+    """The kept vocabulary makes of the untokenised test text, also with typographic apostrophes, what the ids hold."""
+    prepared = PreparedFolder(product, languages)
+    preprocessor = prepared.read_preprocessor(lowercase=False)
+    dataset = prepared.open_split("test", preprocessor, None, 0).dataset
+    for language, dictionary, side in zip(
+        languages, preprocessor.dictionaries, (dataset.src, dataset.tgt), strict=True
+    ):
+        for line, expected in zip(read_lines(product / f"raw/test.{language}"), side, strict=True):
+            words = preprocessor.split_words(line.replace("'", "’"), language)
+            assert encode_pieces(preprocessor.split_pieces(words), dictionary).tolist() == expected.tolist()

@@ -193,7 +193,7 @@ def test_bad_data_sets_are_reported_in_one_line(tmp_path):
     write_parquet(folder, "test", {"de": ["gut", None], "fr": ["bon", "x"]})
     with pytest.raises(ValueError, match=r"column 'de' of test of .* must hold text, but row 1 holds None"):
         make_data(folder, target_lang="fr", val_split="test").setup()
-    with pytest.raises(ValueError, match=r"data.path='no/such/folder': no such folder"):
+    with pytest.raises(ValueError, match=r"data.path='no/such/folder' \(as a folder /.*\): no such folder"):
         make_data("no/such/folder").setup()
 
 

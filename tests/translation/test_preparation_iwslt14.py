@@ -10,7 +10,14 @@ import pytest
 from sacremoses import MosesTokenizer
 from subword_nmt.learn_bpe import learn_bpe
 
-from tests.translation.published_archives import join, make_sentences, run_script, write_archive, write_segments
+from tests.translation.published_archives import (
+    check_raw_text,
+    join,
+    make_sentences,
+    run_script,
+    write_archive,
+    write_segments,
+)
 from un.translation.fairseq_library import restore_global_state
 from un.translation.preparation import pipeline
 from un.translation.preparation.binarization import binarize
@@ -127,12 +134,16 @@ def test_the_binary_files_are_those_of_fairseq_preprocess(prepared, tmp_path, jo
 def test_the_record_says_what_a_reader_needs(prepared):
     record = json.loads((prepared / "preparation.json").read_text())
     expected = {"data": "iwslt14_de_en", "source_lang": "de", "target_lang": "en", "lowercase": True, "merges": 60}
-    expected |= {"apostrophes": "map", "dictionary": "joined", "split_hyphens": False}
+    expected |= {"map_apostrophes": True, "split_last_period": True, "dictionary": "joined", "split_hyphens": False}
     assert {key: record[key] for key in expected} == expected
     assert (record["counts"]["train"], record["counts"]["valid"], record["counts"]["test"]) == (112, 5, 20)
     codes = (prepared / "bpe.codes").read_bytes()
     assert record["files"]["bpe.codes"]["sha256"] == hashlib.sha256(codes).hexdigest()
     assert "raw/test.en" in record["files"]
+
+
+def test_the_vocabulary_of_a_product_makes_its_test_ids_of_the_untokenised_text(prepared):
+    check_raw_text(prepared, LANGUAGES)
 
 
 def test_the_program_takes_the_options_of_other_recipes(archive, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,14 @@ import pytest
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from subword_nmt.apply_bpe import BPE
 
-from tests.translation.published_archives import join, make_sentences, run_script, write_archive, write_segments
+from tests.translation.published_archives import (
+    check_raw_text,
+    join,
+    make_sentences,
+    run_script,
+    write_archive,
+    write_segments,
+)
 from un.translation.fairseq_library import Dictionary, data_utils
 from un.translation.preparation.lines import read_lines
 from un.translation.preparation.wmt14 import (
@@ -125,6 +132,10 @@ def test_the_test_text_is_newstest2014_as_published_and_tokenised_without_normal
     tokens = list(read_lines(fairseq.with_name("fairseq.steps") / f"3-tokens/test.{language}"))
     assert tokens == [tokenize_test(line, language) for line in raw]
     assert {"@-@", "„", "&apos;"} <= set(" ".join(tokens).replace("&apos;s", "&apos;").split())
+
+
+def test_the_vocabulary_of_a_product_makes_its_test_ids_of_the_untokenised_text(fairseq):
+    check_raw_text(fairseq, LANGUAGES)
 
 
 def test_powernorm_cleans_in_words_and_validates_on_newstest2013(powernorm):

@@ -7,7 +7,6 @@ import torch
 
 from un.translation.data import TranslationDataModule
 from un.translation.fairseq_library import restore_global_state
-from un.translation.text import tokenize
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 PIECES = {
@@ -85,7 +84,7 @@ def test_untokenised_text_and_settings_of_the_preparation(folder):
     data = make_data(folder, lowercase=False)
     preprocessor = data.preprocessor
     assert preprocessor.lowercase
-    words = tokenize("Der-Hund", "de", preprocessor.split_hyphens, preprocessor.lowercase)
+    words = preprocessor.split_words("Der-Hund", "de")
     assert preprocessor.split_pieces(words) == ["d@@", "e@@", "r", "@@@", "-@@", "@", "hund"]
     texts = data.texts("test")
     assert (texts.source, texts.reference) == (RAW["de"], RAW["en"])

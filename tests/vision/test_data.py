@@ -100,7 +100,7 @@ def test_generated_images_can_be_told_apart_and_depend_on_the_seed_only(channels
         ({"train_split": "practice"}, "no split 'practice' in .*; there are train, test"),
         ({"val_split": ""}, "no split '' in .*; there are train, test"),
         ({"val_size": 60}, r"data.val_size=60 must leave examples on both sides of train of .* \(60\)"),
-        ({"val_size": 5, "val_split": "test"}, "give one of data.val_split=test and data.val_size=5, the other null"),
+        ({"val_split": None}, "data.val_split and data.val_size are both null: give one of them"),
         ({"batch_size": 64}, "48 examples are too few for data.batch_size=64"),
         ({"split_seed": -1}, "data.split_seed=-1 must be at least 0"),
         ({"num_classes": 1}, "parquet has one class only: there is nothing to tell apart"),

@@ -68,6 +68,20 @@ def test_splits_in_other_spellings(make_folder, make_data):
     assert data.splits["test"].name.startswith("dev of")  # validation serves as test where there is no other
 
 
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_a_tenth_is_held_out_where_there_is_no_validation_split(make_folder, make_data, has_validation):
+    splits = ("train", "val", "test") if has_validation else ("train", "test")
+    root = make_folder("cat", "dog", splits=splits, count=10)
+    both = {"val_split": "validation", "val_size": 0.1, **OPTIONS}
+    data = make_data(root, **both)
+    data.setup()
+    assert [len(data.splits[name]) for name in SPLITS] == ([20, 20, 20] if has_validation else [18, 2, 20])
+    opened = make_data(root, **both)
+    opened.use_preprocessor(data.preprocessor)  # as of a finished run, which opens its splits one by one
+    for name in ("val", "test", "train"):
+        assert opened.open_split(name).rows.tolist() == data.splits[name].rows.tolist()
+
+
 def test_what_lies_beside_does_no_harm(make_folder, caplog):
     root = make_folder("cat", "dog")
     caplog.set_level("INFO")

@@ -18,7 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from un.command import signals
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER, UserError, describe_error, is_user_error
-from un.command.overrides import check_overrides, quote_override, search_folder
+from un.command.overrides import (
+    add_experiment,
+    check_one_run,
+    check_overrides,
+    quote_override,
+    search_folder,
+    shrink,
+)
 from un.command.ranks import is_first_process
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's variable
@@ -66,8 +73,15 @@ def run_command(
         options.overrides = [quote_override(text, options.multirun) for text in options.overrides]
         if options.config_dir is not None:
             options.overrides.append(search_folder(options.config_dir))
+        if sweep is not None:  # the program trains
+            options.overrides = shrink(add_experiment(options.overrides))
         check_overrides(options.overrides)
-        is_sweep = options.multirun and not any(getattr(options, option) for option in ANSWERED)
+        is_answer = any(getattr(options, option) for option in ANSWERED)
+        if (
+            not (options.multirun or is_answer) and is_first_process()
+        ):  # further processes of a run of a sweep have none
+            check_one_run(options.overrides, f"{name}.py")
+        is_sweep = options.multirun and not is_answer
         failed = sweep(options.overrides) if sweep is not None and is_sweep else None
         if failed is None:
             _run_hydra(name, task, parser, options)

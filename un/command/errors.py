@@ -23,6 +23,12 @@ EXTRAS = {
     "translation": (("fairseq", "sacrebleu", "sacremoses", "subword_nmt", "babel"), "make translation"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "pip install -e '.[export]'"),
 }
+# Hydra's plugins: choice -> the extra that brings it.
+PLUGINS = {
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/sweeper/optuna": "optuna",
+}
 INTERPOLATION_ERRORS = (GrammarParseError, InterpolationResolutionError)
 UNEXPECTED_ARGUMENT = "unexpected keyword argument"
 
@@ -71,6 +77,11 @@ def describe_error(error: BaseException, keys: Iterable[str] = ()) -> str:
         return describe_error(error.__cause__, keys)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    sweep = re.search(r"Ambiguous value for argument '(.+?)'\n", str(error))
+    if sweep:
+        return (
+            f"{sweep.group(1)} is a run for each value: add -m; one run takes a list in brackets, or a text in quotes"
+        )
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         name = unknown.group(1)  # which other choices of groups than the default ones may lack
@@ -102,6 +113,9 @@ def _describe_missing_choice(error: MissingConfigException) -> str:
     if not error.options:  # one of several choices, as in logger=[csv,x]
         found = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
         name = found.group(1) if found else ""
+    if name in PLUGINS:
+        extra = PLUGINS[name]
+        return f"{name} belongs to the extra '{extra}', which is not installed: pip install -e '.[{extra}]'"
     group, _, choice = name.rpartition("/")
     options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")) if group else []
     if not options:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
@@ -19,9 +21,13 @@ from hydra.errors import HydraException
 from un.command.errors import CONFIG_FOLDER, UserError
 
 RUNS = "paths.runs"
-# Keys where nothing but a path or null is right, and whether a sweep may vary it.
+# Keys where nothing but a path, or any text, or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "retrofit": True, "output": False, RUNS: False, "run": False}
+PATHS |= {"input": False, "weights": False}
 SEARCH_PATH = "hydra.searchpath"
+TEXT_MODULE = "_target_: un.translation."  # in configs of data that are text
+SHRINK = "UN_SHRINK"  # environment variable
+SWEPT = ("ablation", "hparams_search")  # groups that set what a sweep varies
 RUN_FOLDER = "hydra.run.dir"  # Lightning gives it to further processes of a run, in quotes but as it is
 # What commas part, but for those in quotes.
 CHOICE = re.compile(r"""(?:^|,)\s*('(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*"|[^,]*?)\s*(?=,|\Z)""", re.DOTALL)
@@ -61,6 +67,43 @@ def check_overrides(overrides: Sequence[str]) -> None:
                 wrong = [choice for choice in choices if not isinstance(choice, str)]
                 if wrong:
                     raise UserError(f"{key} takes the names of its options, got {wrong[0]} in {choices}")
+
+
+def check_one_run(overrides: Sequence[str], program: str) -> None:
+    """Refuses what only a sweep does where one run is asked for: an ablation, or a search."""
+    with contextlib.suppress(HydraException):
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.key_or_group in SWEPT and override.value() is not None and not override.is_delete():
+                meant = shlex.join([program, "-m", *overrides])
+                raise UserError(f"{override.input_line} is many runs, not one: python {meant}")
+
+
+def add_experiment(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides with the first experiment on the chosen text, where they choose a text and no experiment.
+
+    Everything else in configs/train.yaml is for images, and a model of images takes no text.
+    """
+    chosen: dict[str, Any] = {}
+    with contextlib.suppress(HydraException):
+        chosen = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(list(overrides))}
+    data = chosen.get("data")
+    path = CONFIG_FOLDER / f"data/{data}.yaml"
+    if not isinstance(data, str) or "experiment" in chosen or "task" in chosen or not path.is_file():
+        return list(overrides)
+    if TEXT_MODULE not in path.read_text(encoding="utf-8"):
+        return list(overrides)
+    experiments = sorted((CONFIG_FOLDER / "experiment").glob("*.yaml"))
+    found = [one.stem for one in experiments if f"override /data: {data}\n" in one.read_text(encoding="utf-8")]
+    return [*overrides, *(f"experiment={name}" for name in found[:1])]
+
+
+def shrink(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides of a training that takes seconds, where the environment asks for it.
+
+    So the commands of the documentation can be tried as they stand there.
+    """
+    names = [override.partition("=")[0] for override in overrides]
+    return [*overrides, *(["debug=fast"] if os.environ.get(SHRINK) == "1" and "debug" not in names else [])]
 
 
 def _list_values(key: str, typed: str) -> list[str]:

@@ -1,1 +1,5 @@
-"""What is done with a finished run: evaluate, fold, export."""
+"""What is done with a finished run: evaluate, predict, fold, export."""
+
+from un.finished.predict import LoadedRun, load_run
+
+__all__ = ["LoadedRun", "load_run"]

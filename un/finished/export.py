@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from un.command.console import hide_output
 from un.command.errors import UserError
 from un.finished.evaluate import format_metrics
 from un.finished.fold_run import fold_run, require_inference
+from un.finished.graphs import SUFFIXES, Format, Graph, choose_format, digest_weights, name_preprocessor, name_record
 from un.finished.open_run import FinishedRun, open_run
 from un.folding.verify import list_tensors, measure_difference
 from un.reports.result import write_json
@@ -24,19 +24,9 @@ from un.tasks import GraphPart
 from un.training.preprocessors import save_preprocessor
 
 FOLDER = "exports"  # in the run folder
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 TOLERANCE = 1e-4  # relative, of float32 outputs
 EXAMPLES, OTHER_EXAMPLES = 2, (1, 3)  # examples of the export, and of the checks beside the whole batch
 REASON_LENGTH = 200  # characters of an exporter's error that are shown
-Graph = Callable[..., tuple[Tensor, ...]]
-
-
-class Format(NamedTuple):
-    """How a graph is written to a file, and read back as something to call."""
-
-    name: str
-    write: Callable[[GraphPart, Path], None]
-    load: Callable[[Path], Graph]
 
 
 def export_run(config: DictConfig) -> Path:
@@ -75,6 +65,7 @@ def export_run(config: DictConfig) -> Path:
         "dynamic": {name: list(axes.values()) for name, axes in part.dynamic.items()},
         "outputs": part.outputs,
         "left_out": part.left_out,
+        "digest": digest_weights(trained),
         "difference": difference,
         "megabytes": path.stat().st_size / 1e6,
     }
@@ -82,14 +73,20 @@ def export_run(config: DictConfig) -> Path:
         description["norms_left"] = [f"{row.site}: {row.outcome}" for row in report.remaining]
     if chosen.name == "onnx":
         description |= describe_operators(trained, path)
+    write_beside(run, description, path)
     if config.quantize is not None:
         path, quantized = quantize_tested(run, chosen.load(path), path, config.calibration)
         description |= quantized
-    preprocessor = path.with_name(f"{path.name}.preprocessor")
-    save_preprocessor(run.inference_data, preprocessor)
-    write_json({**description, "preprocessor": preprocessor.name}, path.with_name(f"{path.name}.json"))
+        write_beside(run, description, path)
     print_description(description, path)
     return path
+
+
+def write_beside(run: FinishedRun, description: dict[str, Any], path: Path) -> None:
+    """Writes what there is to say about a graph, and the run's preprocessor, beside it."""
+    preprocessor = name_preprocessor(path)
+    save_preprocessor(run.inference_data, preprocessor)
+    write_json({**description, "preprocessor": preprocessor.name}, name_record(path))
 
 
 def check_options(config: DictConfig) -> None:
@@ -110,25 +107,6 @@ def check_options(config: DictConfig) -> None:
         raise UserError(f"calibration={config.calibration} must be a whole number of at least 0")
     if config.calibration and config.quantize is None:
         raise UserError(f"calibration={config.calibration} is for quantize=int8")
-
-
-def choose_format(name: str) -> Format:
-    if name == "onnx":
-        from un.finished.onnx_graph import GraphSession, write_graph  # of optional packages
-
-        return Format(name, write_graph, GraphSession)
-    return Format(name, write_program, load_program)
-
-
-def write_program(part: GraphPart, path: Path) -> None:
-    with hide_output(), torch.no_grad():
-        inputs = tuple(part.inputs.values())
-        torch.export.save(torch.export.export(part.module, inputs, dynamic_shapes=part.dynamic_shapes), path)
-
-
-def load_program(path: Path) -> Graph:
-    module = torch.export.load(path).module()
-    return lambda *tensors: tuple(list_tensors(module(*tensors)))
 
 
 def write_checked(part: GraphPart, chosen: Format, path: Path, run: Path) -> float:

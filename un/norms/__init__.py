@@ -6,6 +6,7 @@ from un.norms.core.base import Norm
 from un.norms.core.calibration import calibrate
 from un.norms.core.schedule import set_training_length
 from un.norms.core.switches import Switches
+from un.norms.core.updates import describe_warmup, end_update
 from un.norms.dynamic import DynamicErf, DynamicTanh
 from un.norms.groupnorm import GroupNorm
 from un.norms.mabn import MovingAverageBatchNorm
@@ -38,5 +39,7 @@ __all__ = [
     "UnifiedNorm",
     "UnifiedNormVariant",
     "calibrate",
+    "describe_warmup",
+    "end_update",
     "set_training_length",
 ]

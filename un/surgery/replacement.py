@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from un.norms.core.base import Norm
+from un.norms.core.rehearsal import check_recomputation
 from un.surgery.attachments import avoid_fused_kernels, carry_hooks, list_computed_weights
 from un.surgery.layout import ChannelFirst, find_inner
 from un.surgery.measurement import NormTraits
@@ -90,8 +91,8 @@ def replace_norms(
         ValueError: model without norms or a norm itself; a glob without match; nothing left to replace; two mapping
             globs on one site; a shared norm selected under only some of its names; a norm that is not understood, such
             as one over several axes, an adaptive one or one whose layout cannot be found out; a factory's norm over
-            another axis than the last; with carry_affine, a scale that is not 1 or a shift that is not 0 where the new
-            norm has no weight or bias to take it.
+            another axis than the last, or whose state would move twice in a recomputed call; with carry_affine, a scale
+            that is not 1 or a shift that is not 0 where the new norm has no weight or bias to take it.
     """
     if is_norm(model):
         described = _describe(model, recognize_norm(model))
@@ -109,6 +110,8 @@ def replace_norms(
         for site in sites
         if site.names[0] in factories
     }
+    for norm in {type(norm): norm for norm in map(find_inner, new_norms.values()) if isinstance(norm, Norm)}.values():
+        check_recomputation(norm)
     notes = [f"{name} and {site.names[0]} are one shared norm" for site in sites for name in site.names[1:]]
     notes += left
     for site in sites:

@@ -15,6 +15,7 @@ from un.command.cli import ReportedError, prepare_process, report_error
 from un.command.console import log_to_files
 from un.command.errors import CONFIG_FOLDER
 from un.command.overrides import SEARCH_PATH
+from un.sweeps.gpus import VISIBLE, list_gpus, take_gpu
 from un.training.start import start_run
 
 ENTRY_POINT = CONFIG_FOLDER.parent / "train.py"
@@ -30,6 +31,8 @@ def start_job(config: DictConfig) -> float | None:
     """
     prepare_process()
     is_own_process = not signals.is_listening()
+    if is_own_process:
+        choose_gpu(config)
     if is_own_process and signals.is_stopping():
         raise ReportedError("stopped before it began")
     with _act_as_command(), signals.listening():
@@ -45,6 +48,14 @@ def start_job(config: DictConfig) -> float | None:
         except Exception as error:
             report_error(error)
             raise ReportedError(str(error)) from None
+
+
+def choose_gpu(config: DictConfig) -> None:
+    """Gives a process of a parallel sweep a GPU of its own, where there are several and the run takes one."""
+    if config.trainer.devices == 1 and config.trainer.accelerator != "cpu" and "SLURM_JOB_ID" not in os.environ:
+        gpu = take_gpu(list_gpus())
+        if gpu is not None:
+            os.environ[VISIBLE] = gpu
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from un.command import signals
 from un.command.checks import check_ablation, check_config
 from un.command.cli import prepare_process
 from un.command.errors import CONFIG_FOLDER, UserError
+from un.sweeps.gpus import list_gpus
 from un.sweeps.jobs import start_job
 from un.sweeps.run_names import PlannedRun, check_one_run, list_params
 from un.training.run_folder import RunFolder
@@ -179,7 +180,10 @@ def _launch_batch(loader: ConfigLoader, runs: Sequence[PlannedRun]) -> int:
         from joblib import effective_n_jobs
 
         # joblib divides the cores among its workers: one without a run would waste its share.
-        launcher_config.n_jobs = min(effective_n_jobs(launcher_config.n_jobs), len(runs))
+        # Where there are several GPUs each worker has one, unless the runs are on the CPU.
+        gpus = len(list_gpus()) if sweep.trainer.accelerator != "cpu" else 0
+        most = gpus if gpus > 1 else len(runs)
+        launcher_config.n_jobs = min(effective_n_jobs(launcher_config.n_jobs), len(runs), most)
     context = HydraContext(config_loader=loader, callbacks=Callbacks(sweep))
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=start_job, config=sweep)
     with signals.deferring(forwards=True) if is_joblib else contextlib.nullcontext():

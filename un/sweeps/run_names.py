@@ -23,7 +23,7 @@ from un.command.errors import CONFIG_FOLDER, UserError
 from un.reports.result import Result, read_result
 from un.training.config_keys import is_science
 from un.training.data_identity import resolve_path
-from un.training.run_folder import DEFAULT_EXPERIMENT, RunFolder, name_run, read_overrides
+from un.training.run_folder import DEFAULT_EXPERIMENT, RunFolder, drop_defaults, name_run, read_overrides
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,11 @@ def check_one_run(folder: Path, first: Sequence[str], second: Sequence[str]) -> 
 
 def _read_meaning(arguments: Sequence[str]) -> dict[str, Any]:
     """Returns the values of a job that its result depends on, with the data in one spelling."""
-    plain = {key.lstrip("+"): value for key, value in read_overrides(arguments).items()}
+    choices, base = read_choices(arguments), _compose_base(None, None)
+    experiment = choices.get("experiment", DEFAULT_EXPERIMENT)
+    norm = choices.get("norm", base.hydra.runtime.choices.norm)
+    values = drop_defaults(read_overrides(arguments), norm, experiment)
+    plain = {key.lstrip("+"): value for key, value in values.items()}
     if plain.get("data.path") is not None:
         plain["data.path"] = resolve_path(str(plain["data.path"]))
     return {key: value for key, value in plain.items() if is_science(key) or key in ("data.path", "trainer.precision")}

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -21,19 +20,16 @@ from torch import nn
 
 from un.command.errors import UserError
 from un.surgery import NormFactory, mark_final_norms, replace_norms, reset_norm_steps
+from un.training.accelerators import check_devices
 from un.training.callbacks.checkpoints import AtomicCheckpointIO
 from un.training.callbacks.progress import ProgressBar
 from un.training.parts import build_part, check_arguments, read_partial
 from un.training.preprocessors import check_initial_weights, use_kept_preprocessor
 from un.training.retrofitting import build_retrofitted
 from un.training.run_folder import RunFolder
-from un.training.weights import check_state, drop_other_head, read_model_weights
+from un.training.weights import drop_other_head, read_model_weights
+from un.weights import check_state
 
-GPUS = ("gpu", "cuda")  # accelerators of Lightning
-NO_GPU = (
-    "trainer.accelerator={}, but torch {} (built for CUDA {}) finds no GPU here: trainer=cpu trains without one; "
-    "if nvidia-smi lists one, its driver does not suit this torch, or CUDA_VISIBLE_DEVICES hides it"
-)
 PROBE_FEATURES = 5040  # for the trial norm: divisible by every group count up to 10
 log = logging.getLogger(__name__)
 
@@ -117,13 +113,8 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
 
 
 def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
-    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal.
-
-    Raises:
-        UserError: a GPU is asked for, and there is none.
-    """
-    if config.trainer.accelerator in GPUS and not torch.accelerator.is_available():
-        raise UserError(NO_GPU.format(config.trainer.accelerator, torch.__version__, torch.version.cuda))
+    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
+    check_devices(config.trainer)
     callbacks: list[Callback] = [
         build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
     ]

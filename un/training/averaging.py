@@ -14,7 +14,7 @@ from torch import Tensor
 from un.command.errors import UserError
 from un.training.callbacks.checkpoints import list_epoch_checkpoints
 from un.training.run_folder import RunFolder
-from un.training.weights import check_state, read_checkpoint
+from un.weights import check_state, read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from un.command.errors import CONFIG_FOLDER
+
+# Options that a run derives from its accumulation unless they are given, even with these values.
+FROM_EXECUTION = ("norm.count", "norm.calls_per_step")
 
 
 def is_science(key: str) -> bool:
@@ -35,6 +39,37 @@ def read_experiment(name: str) -> Mapping[str, Any]:
     for base in content.pop("defaults", []):
         values |= read_experiment(base) if isinstance(base, str) else {}
     return values | dict(flatten(content))
+
+
+@functools.cache
+def read_norm(norm: str, experiment: str) -> Mapping[str, Any]:
+    """Returns the options of a norm in an experiment, `norm.<option>` -> value, where nothing is overridden.
+
+    Read from the files, as composing a config takes a tenth of a second. Options are left out where what they are
+    depends on more than these files.
+    """
+    train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
+    chosen = dict(read_experiment(experiment))
+    defaults = {f"norm_defaults.{key}": value for key, value in train.norm_defaults.items()} | chosen
+    options = {f"norm.{key}": value for key, value in _read_options(CONFIG_FOLDER / "norm", norm).items()} | chosen
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        reference = re.fullmatch(r"\$\{(norm_defaults\.\w+)\}", value) if isinstance(value, str) else None
+        value = defaults.get(reference[1]) if reference else value
+        if key.startswith("norm.") and key not in FROM_EXECUTION and "${" not in str(value):
+            found[key] = value
+    return found
+
+
+def _read_options(folder: Path, name: str) -> dict[str, Any]:
+    """Returns what a file of a config group sets, and those in its own folder and below that it builds on."""
+    file = folder / f"{name}.yaml"
+    content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    options: dict[str, Any] = {}
+    for base in content.pop("defaults", []):
+        path = base if isinstance(base, str) else "/".join(f"{key.partition('@')[0]}/{v}" for key, v in base.items())
+        options |= _read_options(folder, path) if path != "_self_" else {}
+    return options | {key: value for key, value in content.items() if not key.startswith("_")}
 
 
 def pins_precision(experiment: str) -> bool:

@@ -22,7 +22,8 @@ from un.training.averaging import average_states, choose_tested
 from un.training.parts import build_part
 from un.training.preprocessors import check_initial_weights
 from un.training.run_folder import RunFolder
-from un.training.weights import check_state, read_model_weights
+from un.training.weights import read_model_weights
+from un.weights import check_state
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import UserError
 from un.files import replace_file
-from un.training.config_keys import flatten, is_science, pins_precision
+from un.training.config_keys import flatten, is_science, pins_precision, read_norm
 from un.training.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
 
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
@@ -73,9 +73,10 @@ class RunIdentity:
 def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, data: str = "") -> str:
     """Returns `<experiment>/norm=<choice>[,<overrides>]/seed=<n>` with those overrides that change the science.
 
-    `data` is the choice of data, where the overrides do not make it.
+    An option of the norm that is given the value it has anyway changes nothing. `data` is the choice of data, where
+    the overrides do not make it.
     """
-    values = read_overrides(overrides)
+    values = drop_defaults(read_overrides(overrides), norm, experiment)
     parts = {
         key: _sanitise(key) if value is DELETED else f"{_sanitise(key)}={_show(value)}"
         for key, value in values.items()
@@ -92,6 +93,19 @@ def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, da
         digest = hashlib.sha256(encoded).hexdigest()[:HASH_LENGTH]
         middle = f"{encoded[: MAX_NAME_LENGTH - HASH_LENGTH - 1].decode(errors='ignore')}-{digest}"
     return f"{_sanitise(experiment)}/{middle}/seed={seed}"
+
+
+def drop_defaults(values: Mapping[str, Any], norm: str, experiment: str) -> dict[str, Any]:
+    """Leaves out options of the norm that an override gives the value which they have without it."""
+    if any(key.lstrip("+~").startswith("norm_defaults") for key in values):
+        return dict(values)
+    options = read_norm(norm, experiment)
+
+    def is_default(key: str, value: Any) -> bool:
+        option = options.get(key.lstrip("+"), DELETED)
+        return value is not DELETED and value == option and isinstance(value, bool) == isinstance(option, bool)
+
+    return {key: value for key, value in values.items() if not is_default(key, value)}
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:

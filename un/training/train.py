@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from un.command import signals
 from un.command.console import quiet_libraries
 from un.command.errors import UserError
+from un.norms import describe_warmup
 from un.reports.result import SCHEMA_VERSION, Result, write_result
 from un.training import environment
 from un.training.assembly import build, build_trainer
@@ -24,7 +25,7 @@ from un.training.final_statistics import check_statistics, measure_final_statist
 from un.training.loggers import build_loggers
 from un.training.preprocessors import keep_preprocessor
 from un.training.run_folder import RunFolder, RunIdentity
-from un.training.weights import check_state, read_checkpoint
+from un.weights import check_state, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def _fit_and_test(
     try:
         with signals.deferring():
             trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        if trainer.is_global_zero and (line := describe_warmup(module.get_submodule("model"))):
+            log.warning("%s (norm.warmup_steps)", line)
         if checkpoints.validated_step != trainer.global_step:  # max_steps ended the training between two validations
             trainer.validate(module, datamodule=data, verbose=False)
         tested = load_tested(folder, module, config.average_checkpoints)

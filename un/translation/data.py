@@ -13,6 +13,7 @@ from un.datasets import BatchLoader, ResumableDataModule
 from un.translation.batches import GROUPINGS, Batch, GroupBy, TokenSampler, load_batches
 from un.translation.corpus import Split, SplitTexts, make_dataset
 from un.translation.fairseq_library import Dictionary
+from un.translation.prediction import SentencePrediction
 from un.translation.prepared import PreparedFolder, is_prepared
 from un.translation.preprocessor import TextPreprocessor
 from un.translation.sources import ParallelText, draw_rows, generate_texts, read_text
@@ -164,6 +165,10 @@ class TranslationDataModule(ResumableDataModule):
         dataset = make_dataset(source, target, source_dictionary, target_dictionary)
         batch: Batch = dataset.collater([dataset[number] for number in range(NUM_EXAMPLES)])
         return batch
+
+    def make_prediction(self) -> SentencePrediction:
+        """Returns what turns sentences into batches, and hypotheses into text."""
+        return SentencePrediction(self.preprocessor, self.max_source_positions, self.max_tokens)
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         chosen = self.open_split(split)

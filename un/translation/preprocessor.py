@@ -18,22 +18,25 @@ from torch import Tensor
 
 from un.translation.fairseq_library import Dictionary
 from un.translation.preparation.steps import CODES, RECORD, read_record
-from un.translation.text import SEPARATOR, Subwords, detokenize, join_pieces
+from un.translation.text import SEPARATOR, Subwords, detokenize, join_pieces, tokenize
 
-SETTINGS = ("lowercase", "split_hyphens")
+SETTINGS = ("lowercase", "split_hyphens", "split_last_period", "map_apostrophes")  # of `tokenize`
+LATER_SETTINGS = SETTINGS[2:]  # which records of early versions do not state
 
 
 @dataclass(frozen=True, eq=False)
 class TextPreprocessor:
-    """Splits words into pieces, and joins ids to text.
+    """Splits text into words and these into pieces, as in evaluation, and joins ids to text.
 
     Args:
         languages: Codes of source and target.
         source_dictionary: Maps pieces of the source to ids.
         target_dictionary: The same for the target; the same object if both sides share one.
         codes: Text of the file of BPE merges; null leaves words whole.
-        lowercase: Whether text is lower-cased.
-        split_hyphens: See `tokenize`.
+        lowercase: See `tokenize`, also for the next three.
+        split_hyphens: As above.
+        split_last_period: As above.
+        map_apostrophes: As above.
     """
 
     languages: tuple[str, str]
@@ -42,6 +45,8 @@ class TextPreprocessor:
     codes: str | None
     lowercase: bool
     split_hyphens: bool = False
+    split_last_period: bool = False
+    map_apostrophes: bool = False
 
     def __post_init__(self) -> None:
         self.subwords  # noqa: B018  refuses damaged codes at once
@@ -59,6 +64,10 @@ class TextPreprocessor:
     def takes_text(self) -> bool:
         """Whether text can be split into the dictionary's pieces, for which their codes must have been kept."""
         return self.codes is not None or not any(piece.endswith(SEPARATOR) for piece in self.source_dictionary.symbols)
+
+    def split_words(self, sentence: str, language: str) -> str:
+        """Returns the words of a sentence as a reader sees it, joined by spaces."""
+        return tokenize(sentence, language, **{name: getattr(self, name) for name in SETTINGS})
 
     def split_pieces(self, words: str) -> list[str]:
         """Returns the pieces of words."""
@@ -89,7 +98,8 @@ class TextPreprocessor:
             ValueError: A file is missing or damaged.
         """
         record = read_record(folder)
-        missing = [name for name in ("languages", *SETTINGS) if name not in record]
+        required = [name for name in ("languages", *SETTINGS) if name not in LATER_SETTINGS]
+        missing = [name for name in required if name not in record]
         if missing:
             raise ValueError(f"{folder / RECORD} does not say {', '.join(missing)}, as the record of a vocabulary does")
         return cls.read(folder, tuple(record["languages"]), {"codes": None})

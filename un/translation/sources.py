@@ -15,7 +15,8 @@ from un.translation.text import find_language
 PHRASEBOOK = "phrasebook"
 PHRASEBOOK_SEED = 0  # ours: the same sentences in every run, whatever its seed
 PHRASEBOOK_COUNTS = {"test": 1000, "val": 1000, "train": 20_000}  # ours; drawn in this order
-PREPARATION_HINT = "scripts/prepare_iwslt14.py and prepare_wmt14.py make the folders of these data sets (docs/data.md)"
+# Of a data set that has to be prepared: a part of its usual folder's name -> what makes the folder.
+PREPARED = {"iwslt14": "scripts/prepare_iwslt14.py", "wmt14": "scripts/prepare_wmt14.py"}
 BYTE_ORDER_MARK = "\ufeff"
 log = logging.getLogger(__name__)
 
@@ -113,11 +114,18 @@ def read_columns(path: str, languages: tuple[str, str], split: str) -> ParallelT
     try:
         source = load_dataset(path, configs=["-".join(languages), "-".join(languages[::-1])])
     except ValueError as error:
-        raise ValueError(f"{error}; {PREPARATION_HINT}") from error
+        script = next((script for name, script in PREPARED.items() if name in path), None)
+        cure = f"{script} makes such a folder" if script else f"a folder holds {describe_files(languages)}"
+        raise ValueError(f"{error}; {cure} (docs/data.md)") from error
     found = require_split(source, path, split)
     title = f"{found} of {path}"
     sides = [read_column(source[found], language, title) for language in languages]
     return ParallelText(title, sides[0], sides[1], range(len(sides[0])))
+
+
+def describe_files(languages: tuple[str, str]) -> str:
+    """Returns what a folder of parallel text may hold."""
+    return f"train.{languages[0]} and train.{languages[1]} (and so on), or Parquet files"
 
 
 def read_column(dataset: datasets.Dataset, language: str, title: str) -> list[str]:

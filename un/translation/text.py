@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from un.translation.fairseq_library import Dictionary
 
 SEPARATOR = "@@"  # subword-nmt's mark of a piece that the next one continues
+LAST_PERIOD = re.compile(r"(?<=[^\s.])\.$")
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +81,15 @@ def make_detokenizer(language: str) -> MosesDetokenizer:
     return MosesDetokenizer(find_language(language))
 
 
-def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: bool = False) -> str:
+def tokenize(
+    line: str,
+    language: str,
+    *,
+    split_hyphens: bool = False,
+    lowercase: bool = False,
+    split_last_period: bool = False,
+    map_apostrophes: bool = False,
+) -> str:
     """Returns the Moses tokens of a sentence, special characters escaped, as tokenizer.perl.
 
     Args:
@@ -87,8 +97,13 @@ def tokenize(line: str, language: str, split_hyphens: bool = False, lowercase: b
         language: Its code.
         split_hyphens: Whether a-b becomes a @-@ b (option -a).
         lowercase: Whether the tokens are lower-cased.
+        split_last_period: Whether the last period of a line is always a token, as in tokenizer.perl since its change of
+            November 2018; sacremoses leaves it at abbreviations, single letters, and in German at numbers.
+        map_apostrophes: Whether typographic apostrophes are first made plain ones.
     """
+    line = line.replace("’", "'") if map_apostrophes else line
     tokens = make_tokenizer(language).tokenize(line, aggressive_dash_splits=split_hyphens, return_str=True)
+    tokens = LAST_PERIOD.sub(" .", tokens).strip() if split_last_period else tokens
     return tokens.lower() if lowercase else tokens
 
 

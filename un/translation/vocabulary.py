@@ -16,10 +16,10 @@ PADDING_FACTOR = 8  # fairseq's: dictionaries are filled up to a multiple of it
 Sides = tuple[list[str], list[str]]  # source and target sentences, words joined by spaces
 
 
-def split_sides(text: ParallelText, languages: tuple[str, str], **settings: bool) -> Sides:
-    """Returns the words of both sides; settings as of `tokenize`."""
-    source = [tokenize(sentence, languages[0], **settings) for sentence in text.source]
-    return source, [tokenize(sentence, languages[1], **settings) for sentence in text.target]
+def split_sides(text: ParallelText, languages: tuple[str, str], lowercase: bool) -> Sides:
+    """Returns the words of both sides, lower-cased or not."""
+    source = [tokenize(sentence, languages[0], lowercase=lowercase) for sentence in text.source]
+    return source, [tokenize(sentence, languages[1], lowercase=lowercase) for sentence in text.target]
 
 
 def learn_preprocessor(
@@ -70,8 +70,11 @@ def encode_text(text: ParallelText, preprocessor: TextPreprocessor) -> Split:
             f"the vocabulary is of subwords but came without {CODES}, so that text cannot be split into them; give a "
             "folder that fairseq-preprocess made with this vocabulary"
         )
-    settings = {"split_hyphens": preprocessor.split_hyphens, "lowercase": preprocessor.lowercase}
-    return encode_words(text, split_sides(text, preprocessor.languages, **settings), preprocessor)
+    source, target = (
+        [preprocessor.split_words(sentence, language) for sentence in side]
+        for side, language in zip((text.source, text.target), preprocessor.languages, strict=True)
+    )
+    return encode_words(text, (source, target), preprocessor)
 
 
 def encode_words(text: ParallelText, words: Sides, preprocessor: TextPreprocessor) -> Split:

@@ -7,8 +7,9 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from un.datasets import BatchLoader, ResumableDataModule, require_split
+from un.datasets import BatchLoader, ResumableDataModule, find_split, require_split
 from un.vision.batches import Batch, EpochSampler, MemoryBatches, WorkerBatches
+from un.vision.prediction import ImagePrediction
 from un.vision.preprocessor import ImagePreprocessor
 from un.vision.sources import ImageSplit, generate_source, list_label_names, open_split, read_source
 from un.vision.transforms import BatchTransform, ImageTransform
@@ -37,7 +38,7 @@ class ImageDataModule(ResumableDataModule):
     image_column: str = "image"
     label_column: str = "label"
     train_split: str = "train"
-    val_split: str | None = None  # None holds `val_size` out of the training split
+    val_split: str | None = None  # None, or one that the data lack, holds `val_size` out of the training split
     val_size: int | float | None = None  # number (int) or fraction (float), drawn by `split_seed` and stratified
     test_split: str | None = None  # None takes `test`, or `validation` where there is no `test`
     limit: int | None = None  # at most this many examples per split, drawn by `split_seed`; None is all
@@ -78,9 +79,8 @@ class ImageDataModule(ResumableDataModule):
         if self.transform.num_channels != self.num_channels:
             wrong = self.transform.num_channels
             raise ValueError(f"data.num_channels={self.num_channels}, but data.transform.mean and std are of {wrong}")
-        if (self.val_split is None) == (self.val_size is None):
-            given = f"data.val_split={self.val_split} and data.val_size={self.val_size}"
-            raise ValueError(f"give one of {given}, the other null")
+        if self.val_split is None and self.val_size is None:
+            raise ValueError("data.val_split and data.val_size are both null: give one of them")
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks all splits, once; with a preprocessor that was given, each when it is first asked for.
@@ -96,8 +96,23 @@ class ImageDataModule(ResumableDataModule):
     def _load(self, *names: str) -> DatasetDict:
         """Returns the data that these splits are taken from, not checked yet."""
         if self.path is not None:
-            return read_source(self.path, *self.columns, [self.split_names[name] for name in names])
+            both = {"train", "val"} if {"train", "val"} & {*names} else set()
+            wanted = [self.split_names[name] for name in SPLITS if name in {*names} | both]
+            source = read_source(self.path, *self.columns, wanted)
+            if both:
+                self._settle_validation(source)
+            return source
         return self._generate(dict.fromkeys(SPLITS, self.limit or GENERATED_BATCHES * self.batch_size), self.seed)
+
+    def _settle_validation(self, source: DatasetDict) -> None:
+        """Holds examples out of the training split only where the data have no validation split."""
+        if self.val_split is None or self.val_size is None:
+            return
+        if find_split(source, self.val_split) is not None:
+            self.val_size = None
+        else:
+            log.info("%s has no split %r: data.val_size=%s of train", self.title, self.val_split, self.val_size)
+            self.val_split, self.split_names["val"] = None, self.split_names["train"]
 
     def _generate(self, counts: dict[str, int], seed: int) -> DatasetDict:
         shape = (self.num_classes or GENERATED_CLASSES, self.image_size, self.num_channels)
@@ -171,6 +186,11 @@ class ImageDataModule(ResumableDataModule):
         split = open_split(generated, "examples", *self.columns, self.preprocessor.num_classes, GENERATED)
         sampler = EpochSampler(len(split), NUM_EXAMPLES, training=False)
         return next(iter(self._make_source(split, num_workers=0).make_batches(sampler, 0)))
+
+    def make_prediction(self) -> ImagePrediction:
+        """Returns what turns images of files into batches, and logits into named classes."""
+        mode = PIL_MODES[self.num_channels]
+        return ImagePrediction(self.preprocessor, self.transform, mode, self.image_size, self.batch_size)
 
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         examples = self.open_split(split)

@@ -61,17 +61,22 @@ def keep_visible(names: Iterable[str]) -> list[str]:
 
 def list_classes(split: Path) -> dict[str, list[str]]:
     """Returns the images of a split by class; names that differ only in how they code an accent are one class."""
-    formats = Image.registered_extensions()  # which also fills Image.OPEN
     classes: dict[str, list[str]] = {}
     num_others = 0
     for name in keep_visible(entry.name for entry in split.iterdir() if entry.is_dir()):
         files = list_files(split / name)
-        images = [str(file) for file in files if formats.get(file.suffix.lower()) in Image.OPEN]
+        images = [str(file) for file in keep_images(files)]
         classes.setdefault(unicodedata.normalize("NFC", name), []).extend(images)
         num_others += len(files) - len(images)
     if num_others:
         log.info("%s: left out %d files without the suffix of an image", split, num_others)
     return classes
+
+
+def keep_images(files: Iterable[Path]) -> list[Path]:
+    """Returns the files with the suffix of an image."""
+    formats = Image.registered_extensions()  # which also fills Image.OPEN
+    return [file for file in files if formats.get(file.suffix.lower()) in Image.OPEN]
 
 
 def list_files(folder: Path) -> list[Path]:

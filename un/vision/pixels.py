@@ -25,7 +25,11 @@ def decode_image(file: dict[str, Any] | None, mode: str) -> Image.Image:
     """
     if file is None:
         raise ValueError("the cell is empty")
-    image = datasets.Image().decode_example(file)  # turned upright by its EXIF tag
+    return convert_image(datasets.Image().decode_example(file), mode)  # turned upright by its EXIF tag
+
+
+def convert_image(image: Image.Image, mode: str) -> Image.Image:
+    """Returns an open image in mode L or RGB; see `decode_image`."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = scale_sixteen_bits(image)
     if image.mode in SCALELESS:

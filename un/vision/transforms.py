@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H and W stored size, S model input size.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
@@ -48,6 +49,11 @@ class BatchTransform:
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return images.float().sub_(self.mean).div_(self.std)
 
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Turns one image into what evaluation makes of it, float32 (C, S, S)."""
+        pixels = torch.from_numpy(np.atleast_3d(np.asarray(image)).copy())
+        return self(pixels.permute(2, 0, 1)[None])[0]
+
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> int:
     """Returns the number of channels; each has a mean and a positive standard deviation."""
@@ -89,3 +95,7 @@ class ImageTransform:
     def __call__(self, image: Image.Image, training: bool) -> Tensor:
         """Turns one image into normalised float32 (C, S, S); training draws from the global random states."""
         return self.train(image) if training else self.evaluate(image)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Turns one image into what evaluation makes of it, float32 (C, S, S)."""
+        return self(image, training=False)

@@ -63,6 +63,20 @@ def end_update(model: nn.Module) -> None:
             norm.update_calls.zero_()
 
 
+def describe_warmup(model: nn.Module) -> str:
+    """Returns a line about norms that a training left inside their warm-up; empty where there are none."""
+    norms = [norm for norm in _list_norms(model) if norm.counts_steps and int(norm.iters) > 0]
+    steps = {norm: getattr(norm, "warmup_steps", 0) for norm in norms}
+    behind = [norm for norm in norms if int(norm.iters) < steps[norm]]
+    if not behind:
+        return ""
+    one = behind[0]
+    return (
+        f"{len(behind)} of {len(norms)} norms are still in their warm-up, in which they only use batch statistics: "
+        f"{type(one).__name__} counted {int(one.iters)} of {steps[one]} {one.count}; train longer or lower warmup_steps"
+    )
+
+
 def call_after_step(optimizer: Optimizer, act: Callable[[], None]) -> RemovableHandle:
     """Calls `act` after every step that was taken, not after one that a GradScaler skipped."""
 

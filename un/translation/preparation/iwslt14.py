@@ -7,7 +7,7 @@ from pathlib import Path
 from un.translation.preparation.archives import extract
 from un.translation.preparation.lines import read_lines, write_lines
 from un.translation.preparation.pipeline import Recipe, prepare_text
-from un.translation.preparation.sentences import Limits, map_apostrophe, read_segments, strip_tags
+from un.translation.preparation.sentences import Limits, read_segments, strip_tags
 from un.translation.preparation.steps import Counts, Steps, compute_checksum
 
 URL = "https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz"
@@ -47,7 +47,7 @@ def prepare(
         raise ValueError(f"no archive {archive}; get {URL} or use --download")
     names = [TRAINING_FILE.format(language) for language in recipe.languages]
     names += [TEST_FILE.format(name, language) for name in TEST_SETS for language in recipe.languages]
-    choices = {"apostrophes": "map" if map_apostrophes else "keep"}
+    choices = {"map_apostrophes": map_apostrophes}
 
     def read_text(folder: Path) -> Counts:
         counts = {}
@@ -56,7 +56,7 @@ def prepare(
             counts[f"train.{language}"] = write_lines(folder / f"train.{language}", train)
             files = (read_lines(unpacked / TEST_FILE.format(name, language)) for name in TEST_SETS)
             test: Iterable[str] = chain.from_iterable(map(read_segments, files))
-            test = map(map_apostrophe, test) if map_apostrophes else test
+            test = (line.replace("’", "'") for line in test) if map_apostrophes else test
             counts[f"test.{language}"] = write_lines(folder / f"test.{language}", test)
         return counts
 

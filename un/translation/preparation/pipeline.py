@@ -19,9 +19,9 @@ from un.translation.preparation.lines import (
     write_lines,
     write_rows,
 )
-from un.translation.preparation.sentences import Limits, map_apostrophe, normalize, tokenize
+from un.translation.preparation.sentences import Limits, normalize
 from un.translation.preparation.steps import CODES, Counts, Steps
-from un.translation.text import Subwords, count_words, learn_codes
+from un.translation.text import Subwords, count_words, learn_codes, tokenize
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -41,6 +41,7 @@ class Recipe:
         normalize: Whether punctuation is normalised in the training text; then evaluation text has only its
             apostrophes mapped.
         split_hyphens: See `tokenize`.
+        split_last_period: See `tokenize`.
         lowercase: Whether tokens are lower-cased.
         joined: Whether both sides share one dictionary, which sharing all embeddings needs.
         words: Maximum number of entries of a dictionary, special symbols included; -1 sets no limit.
@@ -55,6 +56,7 @@ class Recipe:
     subword_limits: Limits | None = None
     normalize: bool = False
     split_hyphens: bool = False
+    split_last_period: bool = True
     lowercase: bool = False
     joined: bool = True
     words: int = -1
@@ -69,13 +71,19 @@ class Recipe:
         return functools.partial(self.tokenize_line, language=language, split=split)
 
     def tokenize_line(self, line: str, language: str, split: str) -> str:
-        if self.normalize:
-            line = normalize(line, language) if split == "train" else map_apostrophe(line)
-        tokens = tokenize(line, language, self.split_hyphens)
-        return tokens.lower() if self.lowercase else tokens
+        if self.normalize and split == "train":
+            line = normalize(line, language)
+        return tokenize(
+            line,
+            language,
+            split_hyphens=self.split_hyphens,
+            split_last_period=self.split_last_period,
+            lowercase=self.lowercase,
+            map_apostrophes=self.normalize and split != "train",
+        )
 
     def describe(self, **choices: Any) -> dict[str, Any]:
-        """Returns what a reader of the product has to know."""
+        """Returns what a reader of the product has to know, among it how evaluation text becomes tokens."""
         return {
             "data": self.data,
             "recipe": self.name,
@@ -83,6 +91,8 @@ class Recipe:
             "target_lang": self.languages[1],
             "lowercase": self.lowercase,
             "split_hyphens": self.split_hyphens,
+            "split_last_period": self.split_last_period,
+            "map_apostrophes": self.normalize,
             "dictionary": "joined" if self.joined else "separate",
             "merges": self.merges,
             **choices,
@@ -101,7 +111,7 @@ def prepare_text(steps: Steps, text: Path, recipe: Recipe, choices: dict[str, An
 
     tokens = run(
         "3-tokens",
-        ("normalize", "split_hyphens", "lowercase"),
+        ("normalize", "split_hyphens", "split_last_period", "lowercase"),
         lambda folder: tokenize_text(text, folder, recipe, workers),
     )
     divided = run("4-divided", ("every", "word_limits"), lambda folder: divide_text(tokens, text, folder, recipe))

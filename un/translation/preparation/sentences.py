@@ -11,12 +11,9 @@ from dataclasses import dataclass
 import regex
 from sacremoses import MosesPunctNormalizer
 
-from un.translation import text
-
 DROPPED_MARKS = ("<url>", "<talkid>", "<keywords>")
 STRIPPED_MARKS = re.compile(r"</?(?:title|description)>")
 SEGMENT_MARKS = re.compile(r'<seg id="[0-9]*">\s*|\s*</seg>\s*')
-LAST_PERIOD = re.compile(r"(?<=[^\s.])\.$")
 UNPRINTABLE = regex.compile(r"\p{C}")
 LONGEST_WORD = 1000  # characters; clean-corpus-n.perl drops lines with a longer word
 MOSES_RATIO = 9.0  # clean-corpus-n.perl without -ratio
@@ -34,25 +31,6 @@ def read_segments(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if "<seg id" in line:
             yield SEGMENT_MARKS.sub("", line)
-
-
-def map_apostrophe(line: str) -> str:
-    """Returns the line with typographic apostrophes as plain ones."""
-    return line.replace("’", "'")
-
-
-def tokenize(line: str, language: str, split_hyphens: bool = False) -> str:
-    """Returns Moses tokens with special characters escaped, as tokenizer.perl since its change of November 2018.
-
-    Since then the last period of a line is always a token; sacremoses leaves it at abbreviations, single letters, and
-    in German at numbers.
-
-    Args:
-        line: One sentence.
-        language: Code, e.g. "de".
-        split_hyphens: Whether a-b becomes a @-@ b (option -a).
-    """
-    return LAST_PERIOD.sub(" .", text.tokenize(line, language, split_hyphens)).strip()
 
 
 def normalize(line: str, language: str) -> str:

@@ -60,6 +60,7 @@ GOOGLE_RECIPE = Recipe(
     languages=FAIRSEQ.languages,
     merges=32000,
     words=32768,  # as fairseq
+    split_last_period=False,  # Google's tokens are of 2017
 )
 GOOGLE_CODES = "bpe.32000"
 GOOGLE_TEXT = {
