@@ -48,9 +48,9 @@ def read_norm(norm: str, experiment: str) -> Mapping[str, Any]:
     Read from the files, as composing a config takes a tenth of a second. Options are left out where what they are
     depends on more than these files.
     """
-    train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
+    task: Any = OmegaConf.load(CONFIG_FOLDER / "task" / f"{_find_task(experiment)}.yaml")
     chosen = dict(read_experiment(experiment))
-    defaults = {f"norm_defaults.{key}": value for key, value in train.norm_defaults.items()} | chosen
+    defaults = {f"norm_defaults.{key}": value for key, value in task.norm_defaults.items()} | chosen
     options = {f"norm.{key}": value for key, value in _read_options(CONFIG_FOLDER / "norm", norm).items()} | chosen
     found: dict[str, Any] = {}
     for key, value in options.items():
@@ -59,6 +59,17 @@ def read_norm(norm: str, experiment: str) -> Mapping[str, Any]:
         if key.startswith("norm.") and key not in FROM_EXECUTION and "${" not in str(value):
             found[key] = value
     return found
+
+
+def _find_task(experiment: str) -> str:
+    """Returns the task that an experiment's file chooses, or one that it builds on; else that of train.yaml."""
+    chosen = "image_classification"
+    file = CONFIG_FOLDER / "experiment" / f"{experiment}.yaml"
+    content: Any = OmegaConf.load(file) if file.is_file() else {}
+    for base in content.get("defaults") or []:
+        if base != "_self_":
+            chosen = _find_task(base) if isinstance(base, str) else base.get("override /task", chosen)
+    return chosen
 
 
 def _read_options(folder: Path, name: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def name_run(experiment: str, norm: str, overrides: Sequence[str], seed: int, da
 
 def drop_defaults(values: Mapping[str, Any], norm: str, experiment: str) -> dict[str, Any]:
     """Leaves out options of the norm that an override gives the value which they have without it."""
-    if any(key.lstrip("+~").startswith("norm_defaults") for key in values):
+    if any(key == "task" or key.lstrip("+~").startswith("norm_defaults") for key in values):
         return dict(values)
     options = read_norm(norm, experiment)
 
