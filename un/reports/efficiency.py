@@ -29,7 +29,7 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
         f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
     )
     columns = tuple(column.label for column in table.columns)
-    setting = " ".join(filter(None, (table.setting, *sentences, missing)))
+    setting = "  \n".join(filter(None, (table.setting, *sentences, missing)))
     return leave_out_empty(Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting))
 
 
@@ -63,7 +63,6 @@ def summarise_row(table: Table, row: TableRow, found: Sequence[Measurement]) -> 
 def _fill_line(table: Table, row: TableRow, found: Measurement | None) -> Line:
     cells = tuple(
         Cell(
-            metric=column.metric,
             published=published,
             paper_setting=table.paper_setting,
             measured=found.get_gain(str(column.metric)) if found else None,

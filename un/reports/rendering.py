@@ -231,7 +231,7 @@ def replace_block(path: Path, content: str) -> None:
 def _describe_ours(cell: Cell, comparison: Comparison) -> str:
     if cell.ours.mean is None:
         return "diverged" if cell.diverged and cell.diverged == len(cell.runs) else ""
-    mean = f"{cell.ours.mean:.{comparison.digits}f}"
+    mean = f"{cell.ours.mean:.{comparison.digits}f}".replace("-", "−")
     spread = "" if cell.ours.std is None else f" ± {cell.ours.std:.{comparison.digits}f}"
     return f"{mean}{spread}{f' {MARK}' if comparison.shows_marks and cell.is_marked else ''}"
 
