@@ -1,14 +1,12 @@
 """What `trainer=ddp` becomes on GPUs and on the CPU."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
-from un.command.errors import CONFIG_FOLDER, UserError
-from un.training.assembly import build_part, build_trainer
+from un.command.errors import CONFIG_FOLDER
+from un.training.assembly import build_part
 from un.training.start import choose_mixed_precision
 
 
@@ -43,11 +41,3 @@ def test_patience_is_an_option() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train", overrides=["trainer=ddp", "trainer.strategy.timeout.minutes=1"]).trainer
     assert build_part(config, "strategy")._timeout == timedelta(minutes=1)
-
-
-def test_a_missing_gpu_is_one_line_with_a_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", overrides=["trainer=gpu"])
-    with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu, but torch .* finds no GPU"):
-        build_trainer(config, tmp_path, [])

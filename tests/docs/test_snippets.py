@@ -20,7 +20,8 @@ SNIPPETS = {
 @pytest.mark.parametrize("page", SNIPPETS)
 def test_a_snippet_works(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
-    names = {"model": model, "example_inputs": torch.randn(2, 3, 32, 32)}
+    images = torch.randn(48, 3, 32, 32)  # whose 240 tokens are more than the channels
+    names = {"model": model, "example_inputs": images[:2], "batches": [images]}
     for snippet in SNIPPETS[page]:
         exec(snippet, names)
     assert capsys.readouterr().out

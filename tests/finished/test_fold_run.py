@@ -111,5 +111,5 @@ def test_other_files_and_other_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_task_that_offers_nothing_to_fold_is_named() -> None:
-    with pytest.raises(UserError, match="ToyTask cannot be folded or exported: it has no inference_model"):
+    with pytest.raises(UserError, match="ToyTask cannot be folded or exported: it has no make_fold_inputs, cut_graph"):
         require_inference(ToyTask(ToyModel(3), optimizer=None))

@@ -44,7 +44,7 @@ def test_the_source_of_a_row_wins() -> None:
         ({"rows": [{"label": "a", "model": "vit_small"}, {"label": "b"}]}, "row b: expected a model in every row"),
         (
             {"rows": [{"label": "one", "model": "vit_small"}]},
-            "metric is 'test/acc1', allowed with model: speed, memory",
+            "metric is 'test/acc1', allowed with model: speed, speed_elementary",
         ),
     ],
 )

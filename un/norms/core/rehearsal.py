@@ -9,8 +9,10 @@ from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
 from un.norms.core.base import Norm
+from un.norms.core.schedule import set_training_length
 
 ROWS = 4  # of the trial's batch
+TRIAL_STEPS = 100  # of the training that schedules in fractions are told of
 
 
 def check_recomputation(norm: Norm) -> None:
@@ -32,6 +34,8 @@ def check_recomputation(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)
     x, upstream = torch.randn(2, ROWS, norm.num_features, generator=generator, dtype=torch.float32)
     twins = [copy.deepcopy(norm).to("cpu", torch.float32).train() for _ in range(2)]
+    for twin in twins:
+        set_training_length(twin, TRIAL_STEPS)
     with torch.inference_mode(False), torch.enable_grad():
         twins[0](x.clone().requires_grad_()).backward(upstream)
         inputs = x.clone().requires_grad_()
