@@ -78,8 +78,9 @@ def test_the_other_variants_change_one_difference_each():
 def test_padding_shares_the_runs_without_it():
     runs = list_runs(["experiment=multi30k_small", "ablation=padding", "seed=0"])
     names = [run.folder.parent.name for run in runs]
-    assert names == [f"norm={norm}{mask}" for norm in ("batchnorm", "un") for mask in ("", ",surgery.pad_mask=False")]
-    assert [compose_config(*run.arguments).surgery.pad_mask for run in runs] == [True, False] * 2
+    swept = ("batchnorm", "un", "un_recommended")
+    assert names == [f"norm={norm}{mask}" for norm in swept for mask in ("", ",surgery.pad_mask=False")]
+    assert [compose_config(*run.arguments).surgery.pad_mask for run in runs] == [True, False] * 3
     with pytest.raises(ValueError, match="images have no padding"):
         expand(["ablation=padding"])
 

@@ -34,7 +34,12 @@ def check_predictions(run: Path, weights: Path, tolerance: float) -> None:
 def test_folded_evaluation(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = UnifiedNorm.forward
-    monkeypatch.setattr(UnifiedNorm, "forward", lambda *args: calls.append(args[0]) or forward(*args))
+
+    def count(norm: UnifiedNorm, *args: torch.Tensor) -> torch.Tensor:
+        calls.extend([] if norm.training else [norm])  # a new norm is tried in training mode
+        return forward(norm, *args)
+
+    monkeypatch.setattr(UnifiedNorm, "forward", count)
     outcome = run_here("eval.py", f"run={finished}", "fold=true")
     assert outcome.code == 0, outcome
     folded = json.loads((finished / "eval.json").read_text())

@@ -107,7 +107,7 @@ def test_what_is_not_retrofitted_is_no_other_run(tmp_path: Path) -> None:
 def test_refuses_before_anything_is_built(
     original: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         resolve(tmp_path, *(text.format(original=original) for text in overrides))
     assert "\n" not in str(caught.value)
 
@@ -137,6 +137,6 @@ def test_refuses_what_does_not_go_together(original: Path, overrides: tuple[str,
     config = make_config(original, f"retrofit={original}", *(text for text in overrides if text != "~"))
     if "~" in overrides:
         config.norm = {"_target_": config.norm._target_, "_partial_": True}
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         build(config)
     assert "\n" not in str(caught.value)

@@ -28,7 +28,7 @@ def compare_measurements(table: Table, measurements: Sequence[Measurement]) -> C
     missing = (
         f"Measured of what is planned: {', '.join(counts)}; scripts/reproduce.py table={table.name} measures more."
     )
-    columns = tuple(column.label for column in table.columns)
+    columns = tuple(column.label or str(column.metric) for column in table.columns)
     setting = "  \n".join(filter(None, (table.setting, *sentences, missing)))
     return leave_out_empty(Comparison(table.name, table.title, columns, tuple(rows), table.digits, setting))
 

@@ -24,8 +24,7 @@ from un.files import replace_file
 from un.norms import calibrate
 from un.norms.core.calibration import find_statistics
 from un.training.run_folder import RunFolder
-from un.training.weights import read_checkpoint
-from un.weights import check_state
+from un.weights import check_state, read_checkpoint
 
 PASSES = 3  # over the training set; on the digits, the fourth moves second moments by 0.1 %, as a mean over channels
 SOURCES = "averaged"  # key of the names of the checkpoints that the weights come from
