@@ -10,9 +10,10 @@ PAGES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(
 PROGRAM = r"((?:train|eval|(?:scripts|examples)/\w+)\.py\b(?![^\n]*\.\.\. )"
 IN_BLOCK = re.compile(rf"^ {{0,4}}(?=[A-Z_]+=|python |\.venv|srun |torchrun ).*?{PROGRAM}[^\n]*)", re.MULTILINE)
 IN_TEXT = re.compile(rf"`python {PROGRAM}[^`\n]*)`")
-# What needs a GPU, Slurm, a plugin, the hub, several processes, minutes, or data that only a reader has.
+# What needs a GPU, Slurm, a plugin, the hub, several processes, minutes, or data or runs that only a reader has.
 NEEDS_MORE = re.compile(
     r"trainer=|submitit|hparams_search|--download|--google|data\.path=|init_weights=|compile=|table=efficiency"
+    r"|=<runs?>|ablation=retrofit|figure="
     r"|benchmark\.py|recipes\.py|--update|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
 )
 
