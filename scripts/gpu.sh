@@ -59,7 +59,7 @@ choose_command() {  # sets COMMAND to what runs a part in LIMIT seconds
                 --durations=8 --numprocesses="$WORKERS" --dist worksteal --junitxml="$RESULTS/tests.xml") ;;
         inference)
             COMMAND=("${measure[@]}" inference "${budget[@]}" --output "$RESULTS/inference")
-            [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_encoder --engines eager --batches 1 --rounds 3 --warmup 1) ;;
+            [ "$DEVICE" = cuda ] || COMMAND+=(--models vit_small --engines eager --batches 1 --rounds 3 --warmup 1) ;;
         training)
             COMMAND=("${measure[@]}" training "${budget[@]}" --output "$RESULTS/training")
             [ "$DEVICE" = cuda ] || COMMAND+=(--models iwslt_transformer --engines eager --batches 4 --rounds 3 --warmup 1) ;;
