@@ -77,9 +77,8 @@ def run_command(
             options.overrides = shrink(add_experiment(options.overrides))
         check_overrides(options.overrides)
         is_answer = any(getattr(options, option) for option in ANSWERED)
-        if (
-            not (options.multirun or is_answer) and is_first_process()
-        ):  # further processes of a run of a sweep have none
+        # Further processes of one run of a sweep get its overrides without the option.
+        if not (options.multirun or is_answer) and is_first_process():
             check_one_run(options.overrides, f"{name}.py")
         is_sweep = options.multirun and not is_answer
         failed = sweep(options.overrides) if sweep is not None and is_sweep else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import CONFIG_FOLDER
 
@@ -29,7 +29,10 @@ def _read_other_keys() -> tuple[str, ...]:
 
 @functools.cache
 def read_experiment(name: str) -> Mapping[str, Any]:
-    """Returns what an experiment's file sets, and those that it builds on: dotted key -> value; nothing for no file."""
+    """Returns what an experiment's file sets, and those that it builds on: dotted key -> value; nothing for no file.
+
+    The groups that they choose are there under their names in the file, as `override /task`.
+    """
     file = CONFIG_FOLDER / "experiment" / f"{name}.yaml"
     if not file.is_file():
         return {}
@@ -37,7 +40,7 @@ def read_experiment(name: str) -> Mapping[str, Any]:
     assert isinstance(content, dict)
     values: dict[str, Any] = {}
     for base in content.pop("defaults", []):
-        values |= read_experiment(base) if isinstance(base, str) else {}
+        values |= read_experiment(base) if isinstance(base, str) else base
     return values | dict(flatten(content))
 
 
@@ -48,8 +51,10 @@ def read_norm(norm: str, experiment: str) -> Mapping[str, Any]:
     Read from the files, as composing a config takes a tenth of a second. Options are left out where what they are
     depends on more than these files.
     """
-    task: Any = OmegaConf.load(CONFIG_FOLDER / "task" / f"{_find_task(experiment)}.yaml")
+    train: Any = OmegaConf.load(CONFIG_FOLDER / "train.yaml")
     chosen = dict(read_experiment(experiment))
+    default = next(entry.task for entry in train.defaults if isinstance(entry, DictConfig) and "task" in entry)
+    task: Any = OmegaConf.load(CONFIG_FOLDER / "task" / f"{chosen.get('override /task', default)}.yaml")
     defaults = {f"norm_defaults.{key}": value for key, value in task.norm_defaults.items()} | chosen
     options = {f"norm.{key}": value for key, value in _read_options(CONFIG_FOLDER / "norm", norm).items()} | chosen
     found: dict[str, Any] = {}
@@ -59,17 +64,6 @@ def read_norm(norm: str, experiment: str) -> Mapping[str, Any]:
         if key.startswith("norm.") and key not in FROM_EXECUTION and "${" not in str(value):
             found[key] = value
     return found
-
-
-def _find_task(experiment: str) -> str:
-    """Returns the task that an experiment's file chooses, or one that it builds on; else that of train.yaml."""
-    chosen = "image_classification"
-    file = CONFIG_FOLDER / "experiment" / f"{experiment}.yaml"
-    content: Any = OmegaConf.load(file) if file.is_file() else {}
-    for base in content.get("defaults") or []:
-        if base != "_self_":
-            chosen = _find_task(base) if isinstance(base, str) else base.get("override /task", chosen)
-    return chosen
 
 
 def _read_options(folder: Path, name: str) -> dict[str, Any]:
