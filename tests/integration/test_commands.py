@@ -49,6 +49,15 @@ def test_finished_run_is_left_alone(finished: Path) -> None:
     assert (finished / "result.json").stat().st_mtime_ns != before[finished / "result.json"]
 
 
+def test_the_profiler_reports(tmp_path: Path) -> None:
+    outcome = run_here(
+        "train.py", *FAST[1:], "debug=profiler", f"paths.runs={tmp_path}", "data.limit=256", "model.depth=1"
+    )
+    assert outcome.code == 0, outcome
+    assert "FIT Profiler Report" in outcome.output
+    assert "run_training_batch" in outcome.output
+
+
 def test_evaluation_uses_only_the_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With another model in the config the checkpoint does not fit: the model really is rebuilt and loaded."""
     recorded = read_result(finished / "result.json")

@@ -33,6 +33,7 @@ def quiet_libraries() -> None:
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()
         logger.propagate = True
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report that trainer.profiler asks for
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.captureWarnings(True)
