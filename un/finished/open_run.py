@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from un.command.checks import check_config
 from un.command.console import quiet_libraries
 from un.command.errors import UserError
-from un.reports.result import Result, read_result
+from un.reports.result import Result
 from un.tasks import InferenceData
 from un.training.assembly import build, build_trainer
 from un.training.averaging import load_tested
@@ -66,7 +66,9 @@ def open_run(config: DictConfig) -> FinishedRun:
     if OmegaConf.is_missing(config, "run"):
         raise UserError(f"run is missing: say which, as in {RUN_FORM}")
     folder = RunFolder(Path(str(config.run)))
-    recorded = read_finished(folder)
+    if not folder.path.is_dir():
+        raise UserError(f"{folder.path}: no such folder; give one as in {RUN_FORM}")
+    recorded = folder.read_finished()
     run_config = OmegaConf.create(folder.read_config())
     for key, value in recorded.execution.get("norm", {}).items():
         OmegaConf.update(run_config, f"norm.{key}", value)
@@ -92,20 +94,3 @@ def open_run(config: DictConfig) -> FinishedRun:
     data, module = build(run_config, folder)
     tested = load_final(folder, module) if has_final else load_tested(folder, module, count)
     return FinishedRun(folder, recorded, run_config, changes, data, module, tested)
-
-
-def read_finished(folder: RunFolder) -> Result:
-    """Reads the result of a run that has a model.
-
-    Raises:
-        UserError: There is none.
-    """
-    if not folder.path.is_dir():
-        raise UserError(f"{folder.path}: no such folder; give one as in {RUN_FORM}")
-    folder.read_config()
-    if not folder.result.exists():
-        raise UserError(f"{folder.path} is not finished: run the same train.py command to resume it")
-    result = read_result(folder.result)
-    if result.status == "diverged":
-        raise UserError(f"{folder.path} diverged at step {result.diverged_step}: there is no model to evaluate")
-    return result

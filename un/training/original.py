@@ -7,7 +7,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from un.command.errors import UserError
-from un.reports.result import Result, read_result
 from un.training.config_keys import drop_unused
 from un.training.run_folder import RunFolder, RunIdentity
 
@@ -36,26 +35,10 @@ def resolve_original(config: DictConfig, identity: RunIdentity) -> None:
     if config.retrofit == LAYERNORM:
         config.retrofit = str(identity.folder.parents[1] / f"norm={LAYERNORM}" / f"seed={config.seed}")
     path, share = Path(str(config.retrofit)), config.retrofit_options.steps
-    result = read_original(path) if path.is_dir() else None
+    result = RunFolder(path).read_finished() if path.is_dir() else None
     if result is None and not path.is_file():
         raise UserError(f"{asked}: {path} is no run folder and no checkpoint")
     if share is not None:
         if result is None:
             raise UserError(f"retrofit_options.steps={share} is a share of a run's steps, but {path} is no run folder")
         config.trainer.max_steps = round(share * result.steps)
-
-
-def read_original(path: Path) -> Result:
-    """Reads the result of the run to start from.
-
-    Raises:
-        UserError: it has no model.
-    """
-    folder = RunFolder(path)
-    folder.read_config()
-    if not folder.result.exists():
-        raise UserError(f"retrofit={path} is not finished: run its train.py command to finish it")
-    result = read_result(folder.result)
-    if result.status == "diverged":
-        raise UserError(f"retrofit={path} diverged at step {result.diverged_step}: there is no model to start from")
-    return result

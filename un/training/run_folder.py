@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from un.command.errors import UserError
 from un.files import replace_file
+from un.reports.result import Result, read_result
 from un.training.config_keys import flatten, is_science, pins_precision, read_norm
 from un.training.data_identity import name_data, read_fingerprint, take_fingerprint, write_fingerprint
 
@@ -223,6 +224,20 @@ class RunFolder:
         if not isinstance(loaded, dict):
             raise UserError(f"{self.config} is not a config: delete the folder or use force=true")
         return {str(key): value for key, value in loaded.items()}
+
+    def read_finished(self) -> Result:
+        """Reads the result of a run that has a model.
+
+        Raises:
+            UserError: this is no run folder, or its run is unfinished or diverged.
+        """
+        self.read_config()
+        if not self.result.exists():
+            raise UserError(f"{self.path} is not finished: run its train.py command again to resume it")
+        result = read_result(self.result)
+        if result.status == "diverged":
+            raise UserError(f"{self.path} diverged at step {result.diverged_step}: it has no model")
+        return result
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         before, now = dict(flatten(old)), dict(flatten(new))
