@@ -119,6 +119,9 @@ def test_update_fills_the_blocks_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     block = "<!-- results{} -->\nof yore\n<!-- end of results -->\n"
     parts = ["", " tables=norms norms=un,layernorm", " tables=norms,un_window show=all", " tables=norms show=sentences"]
+    parts[3] += " figures=figures/un_cost.png,figures/gone.png"
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/un_cost.png").touch()
     page.write_text("before\n" + "between\n".join(map(block.format, parts)) + "after \\1\n")
     for _ in range(2):
         assert run_here(REPORT, str(tmp_path / "runs"), "--update", str(page)).code == 0
@@ -133,6 +136,8 @@ def test_update_fills_the_blocks_and_nothing_else(tmp_path: Path) -> None:
             assert shown.count("| UN | 51.25 |") == (0 if shown is sentences else 1)
         assert "Not run yet: `python scripts/reproduce.py table=un_window`." in both
         assert text.count("Verdict: level") == 1  # explained once
+        assert "![un cost](figures/un_cost.png)" in sentences
+        assert "Not drawn yet: `figures/gone.png`" in sentences
     assert not (tmp_path / "report").exists()
 
 
@@ -141,8 +146,8 @@ def test_update_fills_the_blocks_and_nothing_else(tmp_path: Path) -> None:
     [
         ("nothing", "has no results block"),
         ("<!-- results tables=x -->\n<!-- end of results -->", "there is no table x; there are "),
-        ("<!-- results table=norms -->\n<!-- end of results -->", "no table=; allowed: tables, norms, show"),
-        ("<!-- results show=words -->\n<!-- end of results -->", "show=words; allowed: tables, sentences, all"),
+        ("<!-- results table=norms -->\n<!-- end of results -->", "no table=; allowed: tables, norms, show, figures"),
+        ("<!-- results show=words -->\n<!-- end of results -->", "show=words; allowed: tables, sentences, all, figures"),
     ],
 )
 def test_a_page_that_cannot_be_filled_stays_as_it_is(block: str, problem: str, tmp_path: Path) -> None:

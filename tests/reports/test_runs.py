@@ -1,5 +1,6 @@
 """Finding runs and telling their settings."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def test_a_record_says_all_but_where_things_lay(tmp_path: Path) -> None:
     typed = ["norm=un", "data.path=/far/multi30k", weights, "paths.runs=../runs", "data.path=~/cifar10/"]
     data = {"choice": "multi30k", "path": "/far/multi30k", "bpe_merges": 6000}
     run = make_run(tmp_path / "runs", overrides=typed, data=data)
+    (run.folder / "eval.json").write_text('{"against": {"run": "/far/runs/x"}, "speed": 2}')
     (path,) = keep_records([run], tmp_path / "kept")
+    assert json.loads(path.with_name("eval.json").read_bytes()) == {"against": {"run": "x"}, "speed": 2}
     ((kept,), problems) = find_runs([tmp_path / "kept"])
     assert (path.parent, problems) == (tmp_path / "kept/digits_vit/norm=un/seed=0", [])
     assert kept.result.overrides[1:4] == ["data.path=multi30k", "init_weights='best.ckpt'", "paths.runs=../runs"]

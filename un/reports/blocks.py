@@ -3,8 +3,9 @@
     <!-- results tables=multi30k,padding norms=layernorm,un show=all -->
     <!-- end of results -->
 
-`tables` are shown in this order (default: all with numbers of ours), `norms` are the rows shown (default: all), and `show` is
-`tables` (default), `sentences`, what the tables say in words, or `all`.
+`tables` are shown in this order (default: all with numbers of ours), `norms` are the rows shown (default: all), and
+`show` is `tables` (default), `sentences`, what the tables say in words, `all`, or `figures` for these alone.
+`figures=<path>,<path>`, relative to the page, come last.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from un.reports.rendering import render_markdown
 from un.reports.story import list_sentences
 
 BLOCK = re.compile(r"(<!-- results((?: \w+=\S+)*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-SHOWN = ("tables", "sentences", "all")
+SHOWN = ("tables", "sentences", "all", "figures")
 LEVEL = 3  # of the headings of tables
 
 
@@ -31,11 +32,13 @@ class Block:
         tables: names.
         norms: choices of the config group.
         show: one of SHOWN.
+        figures: paths relative to the page.
     """
 
     tables: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     show: str = SHOWN[0]
+    figures: tuple[str, ...] = ()
 
 
 def replace_blocks(path: Path, write: Callable[[Block], str]) -> None:
@@ -75,18 +78,24 @@ def update_page(path: Path, comparisons: Sequence[Comparison], planned: Iterable
                 raise ValueError(f"there is no table {name}; there are {', '.join(sorted({*there, *names}))}")
         chosen = [there[name] for name in block.tables or ours if name in there]
         shown = [keep_norms(one, block.norms) for one in chosen] if block.norms else chosen
-        parts = []
-        if block.show in ("sentences", "all"):
-            parts += ["\n".join([*list_sentences(shown), ""])] if list_sentences(shown) else []
+        missing = [f"`python scripts/reproduce.py table={name}`" for name in block.tables if name not in there]
+        parts = ["\n".join([*list_sentences(shown), ""])] if block.show in ("sentences", "all") else []
         if block.show in ("tables", "all"):
             last = -1 if explained else len(shown) - 1
             parts += [render_markdown(one, LEVEL, explain=place == last) for place, one in enumerate(shown)]
             explained.extend([block] * bool(shown))
-        missing = [f"`python scripts/reproduce.py table={name}`" for name in block.tables if name not in there]
         parts += [f"Not run yet: {', '.join(missing)}.\n"] if missing else []
-        return "\n".join(parts)
+        return "\n".join(part for part in [*parts, *_list_figures(block, path)] if part.strip())
 
     replace_blocks(path, write)
+
+
+def _list_figures(block: Block, page: Path) -> list[str]:
+    """Returns the figures of a block, and a line for those that are not drawn."""
+    drawn = [one for one in block.figures if (page.parent / one).is_file()]
+    absent = [f"`{one}`" for one in block.figures if one not in drawn]
+    lines = [f"![{Path(one).stem.replace('_', ' ')}]({one})\n" for one in drawn]
+    return [*lines, *([f"Not drawn yet: {', '.join(absent)}.\n"] if absent else [])]
 
 
 def keep_norms(comparison: Comparison, norms: Sequence[str]) -> Comparison:
@@ -100,11 +109,8 @@ def _parse(options: str) -> Block:
     unknown = [name for name in values if name not in Block.__dataclass_fields__]
     if unknown:
         raise ValueError(f"a results block has no {unknown[0]}=; allowed: {', '.join(Block.__dataclass_fields__)}")
-    block = Block(
-        tables=tuple(filter(None, values.get("tables", "").split(","))),
-        norms=tuple(filter(None, values.get("norms", "").split(","))),
-        show=values.get("show", SHOWN[0]),
-    )
+    lists = {name: tuple(filter(None, values.pop(name, "").split(","))) for name in ("tables", "norms", "figures")}
+    block = Block(**lists, show=values.get("show", SHOWN[0]))
     if block.show not in SHOWN:
         raise ValueError(f"a results block has show={block.show}; allowed: {', '.join(SHOWN)}")
     return block

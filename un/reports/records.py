@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from un.reports.result import write_result
+from un.reports.result import write_json
 from un.reports.runs import Run
 
+BESIDE = ("shift.json", "eval.json")  # what tables show of a run that is not in its result, where it was measured
 # An absolute path, or one from home, as a text or as the value of an override; its last part is not matched.
 PLACE = re.compile(r"""(?:(?<=^)|(?<==))(["']?)(?:~|(?=/))[^"']*/(?=[^/"'])""")
 
@@ -24,9 +26,11 @@ def keep_records(runs: Iterable[Run], folder: Path) -> list[Path]:
     paths = []
     for run in runs:
         path = folder / run.result.experiment / run.setting / f"seed={run.result.seed}" / "result.json"
-        fields = {name: _hide_places(value) for name, value in vars(run.result).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_result(replace(run.result, **fields), path)
+        write_json(_hide_places(asdict(run.result)), path)
+        for measured in (run.folder / name for name in BESIDE):
+            if measured.is_file():
+                write_json(_hide_places(json.loads(measured.read_bytes())), path.with_name(measured.name))
         paths.append(path)
     return paths
 
@@ -34,6 +38,6 @@ def keep_records(runs: Iterable[Run], folder: Path) -> list[Path]:
 def _hide_places(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _hide_places(value) for key, value in node.items()}
-    if isinstance(node, list):
+    if isinstance(node, list | tuple):
         return [_hide_places(value) for value in node]
     return PLACE.sub(r"\1", node) if isinstance(node, str) else node

@@ -5,7 +5,6 @@ A run is there when its folder holds a result, or a record of it is kept (`un.re
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,19 +84,17 @@ class ResultsPlan:
         return folder / f"{self.figures[name][0].key[0]}_{name}.png"
 
     def describe_figure(self, name: str) -> list[str]:
-        """Returns the arguments of scripts/analyse.py that draw a figure of its settings, all seeds in one glob."""
-        settings = dict.fromkeys(run.folder.parent for run in self.figures[name])
-        return [f"figure={name}", *(f"run={glob.escape(str(folder))}" for folder in settings)]
+        """Returns the arguments of scripts/analyse.py that draw a figure of its runs alone."""
+        return [f"figure={name}", *(f"run={run.folder}" for run in self.figures[name])]
 
 
-def read_contents(path: Path = FILE) -> Contents:
+def read_contents() -> Contents:
     """Reads what results/ consists of.
 
     Raises:
         ValueError: the file has an unknown key or value.
     """
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    return parse(Contents, json.dumps(content), path.name)
+    return parse(Contents, json.dumps(OmegaConf.to_container(OmegaConf.load(FILE))), FILE.name)
 
 
 def plan_results(contents: Contents, arguments: Sequence[str], records: Path) -> ResultsPlan:
