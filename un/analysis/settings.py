@@ -14,6 +14,7 @@ from un.analysis.layers import STEP_LABEL, pivot
 from un.analysis.style import (
     COLORS,
     MAX_LABELS,
+    RELATIVE_LOG_RATIO,
     add_depth_bar,
     choose_spread,
     color_depths,
@@ -81,6 +82,8 @@ def draw_discrepancies(frames: Mapping[str, pd.DataFrame]) -> Figure:
     left.set(xlabel=STEP_LABEL, title="over the training: mean over norms")
     left.set_ylabel("$|\\,\\sqrt{v}\\,/\\,\\sqrt{q} - 1\\,|$, mean over channels")
     _draw_over_layers(right, known, column)
+    if is_wide(np.concatenate([line.get_ydata() for line in (*left.lines, *right.lines)]), RELATIVE_LOG_RATIO):
+        left.set_yscale("log")
     right.set_title(f"over layers: {_name_line(known)}")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)
     return figure
@@ -116,7 +119,7 @@ def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
     known = {window: frame[frame["threshold"] > 0] for window, frame in sorted(frames.items()) if window > 1}
     known = {window: frame for window, frame in known.items() if len(frame)}
     places = np.arange(len(known))
-    figure = make_figure(9, 4, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
+    figure = make_figure(9, 4.6, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
     left, right = figure.subplots(1, 2)
     for column, color, marker in zip(("gap", "threshold"), COLORS, MARKERS, strict=False):
         positive = [frame[column].where(frame[column] > 0) for frame in known.values()]
@@ -131,7 +134,7 @@ def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
     right.set_xticks(places, shares)
     right.set(yscale="log", ylabel="gap / threshold", title="above 1: an outlier", xlabel="window M (calls)")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=LEGEND_COLUMNS)
     return figure
 
 
