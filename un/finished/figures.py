@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -62,7 +62,7 @@ def draw_settings(name: str, folders: Sequence[Path], metrics: Sequence[str] = (
     if name == "fluctuation":  # of one run each: what is averaged does not fluctuate
         return draw_fluctuations({_describe(key): _read_all(members[:1]) for key, members in groups.items()})
     if name == "threshold":
-        return _draw_threshold(folders[0])
+        return _draw_threshold(folders)
     draw = {"outliers": draw_peaks, "discrepancy": draw_discrepancies}[name]
     return draw({_describe(key): _read_all(members) for key, members in groups.items()})
 
@@ -98,13 +98,14 @@ def save(draw: Callable[[], Figure], path: Path) -> Path:
         return save_figure(draw(), path)
 
 
-def _draw_threshold(folder: Path) -> Figure:
-    """Draws the AM-GM gap beside the threshold of one run's norms."""
-    figure = draw_threshold(StatisticsFiles(folder).read())
-    if figure is None:
-        raise ValueError(f"figure=threshold: the norms of {folder} have no window")
-    figure.suptitle(f"{_describe(folder.absolute().parts[-2])}: {figure.get_suptitle()}", fontsize=TITLE_SIZE)
-    return figure
+def _draw_threshold(folders: Iterable[Path]) -> Figure:
+    """Draws the AM-GM gap beside the threshold of the norms of the first run that has windows."""
+    for folder in folders:
+        figure = draw_threshold(StatisticsFiles(folder).read())
+        if figure is not None:
+            figure.suptitle(f"{_describe(folder.absolute().parts[-2])}: {figure.get_suptitle()}", fontsize=TITLE_SIZE)
+            return figure
+    raise ValueError("figure=threshold: no norm of these runs has a window")
 
 
 def _describe(setting: str) -> str:
