@@ -6,7 +6,10 @@ output=, by default the folder figures in the deepest folder that holds all runs
 
     figure=fluctuation   second moments from step to step by layer, a panel per setting, e.g. LayerNorm and UN
     figure=outliers      the largest activation over layers, a line per setting
+    figure=discrepancy   how far running statistics are from the batch's (TID), over steps and layers
+    figure=threshold     AM-GM gap and threshold of filtration by layer, of the first run with windows
     figure=window        AM-GM gap and threshold by norm.window
+    figure=curves        training and validation metrics, mean over seeds and band
     figure=cost          test metric against inference time, measured now with the norms folded away
 
 With one of these, that figure alone is drawn, of runs of one experiment: <output>/<experiment>_<figure>.<format>.
@@ -31,7 +34,7 @@ from un.finished import figures
 from un.reports.runs import find_runs
 
 OPTIONS = ("run", "figure", "output", "format", "metrics")
-FIGURES = ("fluctuation", "outliers", "window", "cost")
+FIGURES = ("fluctuation", "outliers", "discrepancy", "threshold", "window", "curves", "cost")
 
 
 def main() -> None:
@@ -77,7 +80,8 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     output = Path(options["output"][0]) if options["output"] else folders[0].parents[1] / "figures"
     path = output / f"{experiment}_{name}.{form}"
     if name != "cost":
-        return figures.save(lambda: figures.draw_recorded(name, folders), path)
+        metrics = options["metrics"][0].split(",") if options["metrics"] else []
+        return figures.save(lambda: figures.draw_settings(name, folders, metrics), path)
     from un.finished.run_times import time_runs  # brings models and data, which the other figures need not
 
     runs, problems = find_runs(folders)

@@ -1,11 +1,13 @@
 """Turns run folders into one HTML page, RESULTS.md, LaTeX and CSV.
 
-    python scripts/report.py [runs ...] [--output report]
+    python scripts/report.py [runs ...] [--output report]        every table for which there are runs or measurements
+    python scripts/report.py [runs ...] --update README.md ...   nothing but the results blocks of these pages
+    python scripts/report.py [runs ...] --keep results/runs      the runs' results, without the rest of their folders
 
 Every table of configs/table for which runs, or measurements by scripts/benchmark.py, exist is filled, the settings that
 stand in none are compared with LayerNorm, and published figures of other norms are quoted. RESULTS.md begins with what
-the tables say, in words computed from their intervals. `--update README.md [--tables <name> ...] [--norms <name> ...]`
-writes nothing but the results block of that file.
+the tables say, in words computed from their intervals. The options can be combined; the files of the output are written
+unless one of the others is given alone.
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from un.analysis.curves import draw_svg
 from un.command.cli import CommandParser, end_on_mistake
+from un.reports.blocks import update_page
 from un.reports.comparison import Comparison, compare_settings
 from un.reports.measurements import find_measurements
 from un.reports.page import render_page
-from un.reports.rendering import render_csv, render_latex, render_markdown, replace_block
+from un.reports.records import keep_records
+from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.runs import find_runs
 from un.reports.story import tell
+from un.sweeps.table_plans import list_tables
 from un.sweeps.tables import compare_known, quote_published
 
 TITLE = "Unified Normalization: results"
+OUTPUT = Path("report")
 
 
 def main() -> None:
@@ -37,12 +42,11 @@ def main() -> None:
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[Path("runs")], help="searched for results and measurements"
     )
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the page and the other files")
-    parser.add_argument("--update", type=Path, help="Markdown file whose results block is replaced")
-    parser.add_argument("--tables", nargs="+", metavar="NAME", help="write these alone, in this order; default: all")
-    parser.add_argument("--norms", nargs="+", metavar="NAME", help="write only the rows of these; default: all")
+    parser.add_argument("--output", type=Path, help=f"folder of the page and the other files; default: {OUTPUT}")
+    parser.add_argument("--update", type=Path, nargs="+", metavar="PAGE", help="Markdown files with results blocks")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy the results of the runs there")
     with end_on_mistake():
-        options = parser.parse_args()
+        options = parser.parse_intermixed_args()
         measurements, problems = find_measurements(options.folders)
         runs, unreadable = find_runs(options.folders)
         problems += unreadable
@@ -50,38 +54,17 @@ def main() -> None:
             raise ValueError(f"no result.json below {', '.join(map(str, options.folders))}")
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
+        if options.keep:
+            print(f"{options.keep}: {len(keep_records(runs, options.keep))} results")
         tables = compare_known(runs, measurements)
-        shown = choose_tables([*tables, *compare_settings(runs, tables)], options.tables)
-        shown = [keep_norms(comparison, options.norms) for comparison in shown] if options.norms else shown
-        if options.update:
-            last = len(shown) - 1
-            texts = [render_markdown(one, level=3, explain=place == last) for place, one in enumerate(shown)]
-            replace_block(options.update, "\n".join(texts))
-        else:
-            quoted = quote_published() if options.tables is None else []
-            shown += quoted
-            page = render_page([*tables, *quoted], runs, options.output, draw_svg, problems, TITLE)
-            write_reports(shown, page, options.output)
-
-
-def choose_tables(known: Sequence[Comparison], names: Sequence[str] | None) -> list[Comparison]:
-    """Returns the tables of these names, all for None.
-
-    Raises:
-        ValueError: there is none of a name.
-    """
-    if names is None:
-        return list(known)
-    by_name = {comparison.name: comparison for comparison in known}
-    for name in names:
-        if name not in by_name:
-            raise ValueError(f"--tables {name}: no runs for it; there are {', '.join(by_name) or 'none'}")
-    return [by_name[name] for name in names]
-
-
-def keep_norms(comparison: Comparison, norms: Sequence[str]) -> Comparison:
-    """Returns the comparison with the rows of these norms; what else it lacks is for the whole table to say."""
-    return replace(comparison, rows=tuple(row for row in comparison.rows if row.norm in norms), left_out=0)
+        quoted = quote_published()
+        shown = [*tables, *compare_settings(runs, tables)]
+        for path in options.update or []:
+            update_page(path, [*shown, *quoted], list_tables())
+        output = options.output or (None if options.update or options.keep else OUTPUT)
+        if output is not None:
+            page = render_page([*tables, *quoted], runs, output, draw_svg, problems, TITLE)
+            write_reports([*shown, *quoted], page, output)
 
 
 def render_results(comparisons: Sequence[Comparison]) -> str:

@@ -6,9 +6,11 @@
     python scripts/reproduce.py table=<name> --dry-run                list the runs and what they need, start none
     python scripts/reproduce.py table=<name> --commands               and a command for each missing run, to paste
     python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
+    python scripts/reproduce.py results [data.<choice>.path=<folder>] all that configs/results.yaml lists, into results/
 
 Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
-left alone. The table is printed and written to <output>/<name>.md, .tex and .csv.
+left alone. The table is printed and written to <output>/<name>.md, .tex and .csv. `results` leaves runs alone that have
+a record in <output>/runs, too: with --output <empty folder> everything is made anew.
 """
 
 from __future__ import annotations
@@ -31,31 +33,42 @@ from un.command.overrides import quote_override
 from un.reports.comparison import Comparison
 from un.reports.efficiency import compare_measurements
 from un.reports.measurements import FOLDERS, find_measurements, plan_settings
+from un.reports.records import keep_records
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
 from un.sweeps.dry_run import describe_runs
 from un.sweeps.launch import expand, launch
+from un.sweeps.results import plan_results, read_contents
 from un.sweeps.run_names import PlannedRun, read_choices
-from un.sweeps.tables import describe_ablation, fill_table, find_on_disk, list_tables, plan_table, read_table
+from un.sweeps.table_plans import describe_ablation, list_tables, plan_table, read_table
+from un.sweeps.tables import fill_table, find_on_disk
 from un.training.run_folder import RunFolder, read_overrides
 
 BENCHMARK = Path(__file__).parent / "benchmark.py"
 DRY_RUN = ("dry_run=true", "dry_run=false")  # the option as an override
+OUTPUT, RESULTS, WHOLE = Path("report"), Path("results"), "results"
+PAGES = ("--update", "README.md", "results/README.md", "results/efficiency.md")
 PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")
 
 
 def main() -> None:
     """Parses the command line, runs what is missing, prints and writes the table."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="key=value", help="table=<name> or ablation=<name>, overrides")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="key=value", help="table=<name>, ablation=<name> or results; overrides"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs, start none; also dry_run=true")
     parser.add_argument("--commands", action="store_true", help="list a command for each missing run, too; start none")
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the rendered tables")
+    parser.add_argument("--output", type=Path, help=f"folder of what is rendered; default: {OUTPUT}, or {RESULTS}")
     with end_on_mistake():
         options = parser.parse_intermixed_args()
         arguments = [argument for argument in options.arguments if argument not in DRY_RUN]
         is_dry = options.dry_run or options.commands or DRY_RUN[0] in options.arguments
-        failed = reproduce(arguments, options.output, is_dry, options.commands)
+        if WHOLE in arguments:
+            arguments.remove(WHOLE)
+            failed = reproduce_results(arguments, options.output or RESULTS, is_dry, options.commands)
+        else:
+            failed = reproduce(arguments, options.output or OUTPUT, is_dry, options.commands)
     sys.exit(EXIT_CODE if failed else 0)
 
 
@@ -80,6 +93,32 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: b
         failed = start_missing(plan.runs)
     write_table(fill_table(plan, find_on_disk), output)
     return failed
+
+
+def reproduce_results(arguments: Sequence[str], output: Path, dry_run: bool, commands: bool) -> int:
+    """Lists, starts, keeps, draws and renders all of results/; returns how many runs and figures are missing."""
+    plan = plan_results(read_contents(), arguments, output / "runs")
+    figures = [name for name in plan.figures if not plan.find_figure(name, output / "figures").is_file()]
+    missing = plan.list_missing(figures)
+    check_data(plan.runs)
+    print(describe_runs(plan.runs, commands, missing))
+    for name in plan.figures:
+        print(f"{'missing' if name in figures else 'drawn':<12} {plan.find_figure(name, output / 'figures')}")
+    if dry_run:
+        return 0
+    failed = launch([planned for run in missing for planned in expand(run.arguments)])
+    runs = [run for planned in plan.runs if (run := find_on_disk(planned)) is not None]
+    keep_records(runs, plan.records)
+    for name in figures:
+        failed += start_script("analyse.py", *plan.describe_figure(name), f"output={output / 'figures'}")
+    pages = PAGES if output == RESULTS else ()
+    return failed + start_script("report.py", str(output), "--output", str(output), *pages)
+
+
+def start_script(name: str, *arguments: str) -> int:
+    """Runs another program of this folder and says so; returns 1 where it fails, otherwise 0."""
+    print(shlex.join(["python", f"scripts/{name}", *arguments]), flush=True)
+    return int(subprocess.run([sys.executable, str(Path(__file__).parent / name), *arguments]).returncode != 0)
 
 
 def reproduce_measurements(table: Table, overrides: Sequence[str], output: Path, dry_run: bool) -> int:
@@ -121,7 +160,7 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     """
     named = [argument for argument in arguments if argument.startswith(("table=", "ablation="))]
     if len(named) != 1:
-        raise ValueError(f"name one table=<name> or ablation=<name>; tables: {', '.join(list_tables())}")
+        raise ValueError(f"name one table=<name> or ablation=<name>, or results; tables: {', '.join(list_tables())}")
     kind, _, name = named[0].partition("=")
     overrides = [quote_override(argument, is_sweep=True) for argument in arguments if argument != named[0]]
     return read_table(name) if kind == "table" else describe_ablation(name), overrides

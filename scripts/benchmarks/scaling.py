@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, compose_experiment, make_dictionary
 from un.norms.core.base import Norm
-from un.reports.rendering import format_table, replace_block
+from un.reports.blocks import replace_blocks
+from un.reports.rendering import format_table
 from un.training.assembly import build_model, build_norm_factory
 
 MODELS = {"imagenet_deit_small": "ViT-S", "imagenet_swin_tiny": "Swin-T"}
@@ -68,7 +69,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 def show(rows: list[Row], options: argparse.Namespace) -> None:
     text = render_tables([Workload(**row) for row in rows])
     if options.update:
-        replace_block(options.update, text)
+        replace_blocks(options.update, lambda _: text)
     else:
         print(text)
 

@@ -204,6 +204,14 @@ def test_outliers_over_layers_are_medians_over_steps() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == [f"blocks.{layer}.norm" for layer in range(3)]
 
 
+def test_discrepancies_are_means_over_norms_and_medians_over_steps() -> None:
+    table = make_table(3)
+    left, right = settings.draw_discrepancies({"LayerNorm": make_table(3, offline=False), "UN": table}).axes
+    assert len(left.lines) == len(right.lines) == 1
+    np.testing.assert_allclose(left.lines[0].get_ydata(), table.groupby("step")["scale_discrepancy"].mean())
+    np.testing.assert_allclose(right.lines[0].get_ydata(), table.groupby("layer")["scale_discrepancy"].median())
+
+
 def test_windows_count_what_passes_the_threshold() -> None:
     frames = {8: make_table().assign(gap=1.8), 2: make_table(), 4: make_table(offline=False), 1: make_table()}
     left, right = settings.draw_windows(frames).axes  # a norm without a window has no gap, nor has a window of 1
@@ -218,12 +226,16 @@ def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:
     for setting in ("norm=un", "norm=layernorm"):
         folder = make_run(tmp_path, setting, 0)
         StatisticsFiles(folder).append(make_table(2, offline=setting == "norm=un").to_dict("records"))
-    for name in ("fluctuation", "outliers", "window"):
+    for name in ("fluctuation", "outliers", "discrepancy", "threshold", "window", "curves"):
         outcome = run_here(
             "scripts/analyse.py", f"run={tmp_path}", f"figure={name}", f"output={tmp_path}", "format=svg"
         )
         assert outcome.output.split() == [str(tmp_path / f"digits_{name}.svg")]
     assert (tmp_path / "digits_outliers.svg").read_text().index("LayerNorm") > 0
+    assert (tmp_path / "digits_curves.svg").read_text().index("LayerNorm (n = 1)") > 0
+    command = ("scripts/analyse.py", f"run={tmp_path}/digits/norm=layernorm", f"output={tmp_path}")
+    run_here(*command, "figure=threshold").check_error("figure=threshold: no norm of these runs has a window")
+    run_here(*command, "figure=discrepancy").check_error("no norm of these runs has running statistics")
     (tmp_path / "digits").rename(tmp_path / "phrases")
     make_run(tmp_path, "norm=un", 0)
     command = ("scripts/analyse.py", f"run={tmp_path}", "figure=outliers")

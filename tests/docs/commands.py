@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")), "results/README.md")
+PAGES = (
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")),
+    "results/README.md",
+    "results/efficiency.md",
+)
 PROGRAM = r"((?:train|eval|(?:scripts|examples)/\w+)\.py\b(?![^\n]*\.\.\. )"
 IN_BLOCK = re.compile(rf"^ {{0,4}}(?=[A-Z_]+=|python |\.venv|srun |torchrun ).*?{PROGRAM}[^\n]*)", re.MULTILINE)
 IN_TEXT = re.compile(rf"`python {PROGRAM}[^`\n]*)`")
@@ -14,7 +19,7 @@ IN_TEXT = re.compile(rf"`python {PROGRAM}[^`\n]*)`")
 NEEDS_MORE = re.compile(
     r"trainer=|submitit|hparams_search|--download|--google|data\.path=|init_weights=|compile=|table=efficiency"
     r"|=<runs?>|ablation=retrofit|figure="
-    r"|benchmark\.py|recipes\.py|--update|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
+    r"|benchmark\.py|recipes\.py|--update|--keep|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
 )
 
 

@@ -15,8 +15,9 @@ from tests.integration.commands import find_run, run_here
 from un.command.checks import check_config
 from un.command.errors import CONFIG_FOLDER
 from un.command.overrides import SHRINK, add_experiment, check_one_run, quote_override
+from un.sweeps.results import plan_results, read_contents
 from un.sweeps.run_names import list_runs
-from un.sweeps.tables import describe_ablation, plan_table, read_table
+from un.sweeps.table_plans import describe_ablation, plan_table, read_table
 
 COMMANDS = read_commands()
 # What a page has just told the reader to write, and in its place something that is there.
@@ -52,6 +53,8 @@ def check_composes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     elif command.script in COMPOSED:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             compose(COMPOSED[command.script], overrides)
+    elif command.script == "scripts/reproduce.py" and "results" in overrides:
+        assert plan_results(read_contents(), [word for word in overrides if word != "results"], Path("kept")).runs
     elif command.script == "scripts/reproduce.py":
         (kind, name), *_ = (word.split("=") for word in overrides if word.startswith(("table=", "ablation=")))
         table = read_table(name) if kind == "table" else describe_ablation(name)

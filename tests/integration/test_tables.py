@@ -113,24 +113,58 @@ def test_report(tmp_path: Path) -> None:
     assert "digits_vit" not in text  # every setting stands in a table
 
 
-def test_update_replaces_the_block_and_nothing_else(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs", "norm=un", 0, 51.25)
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter \\1\n")
+def test_update_fills_the_blocks_and_nothing_else(tmp_path: Path) -> None:
+    for norm, value in (("norm=un", 51.25), ("norm=layernorm", 50.0), ("norm=dyt", 40.0)):
+        make_run(tmp_path / "runs", norm, 0, value)
+    page = tmp_path / "README.md"
+    block = "<!-- results{} -->\nof yore\n<!-- end of results -->\n"
+    parts = ["", " tables=norms norms=un,layernorm", " tables=norms,un_window show=all", " tables=norms show=sentences"]
+    parts[3] += " figures=figures/un_cost.png,figures/gone.png"
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/un_cost.png").touch()
+    page.write_text("before\n" + "between\n".join(map(block.format, parts)) + "after \\1\n")
     for _ in range(2):
-        assert run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).code == 0
-        text = readme.read_text()
+        assert run_here(REPORT, str(tmp_path / "runs"), "--update", str(page)).code == 0
+        text = page.read_text()
         assert text.startswith("before\n<!-- results -->\n")
         assert text.endswith("<!-- end of results -->\nafter \\1\n")
-        assert text.count("| UN | 51.25 |") == 1
-        assert "old" not in text
-    assert (
-        run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "norms", "--norms", "un").code
-        == 0
-    )
-    assert readme.read_text().count("| UN | 51.25 |") == 1
-    run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme), "--tables", "x").check_error(
-        "--tables x: no runs"
-    )
-    readme.write_text("nothing")
-    run_here(REPORT, str(tmp_path / "runs"), "--update", str(readme)).check_error("has no results block")
+        assert "of yore" not in text
+        whole, norms, both, sentences = text.split("between\n")
+        for shown, dyt, verdicts in ((whole, 1, 0), (norms, 0, 0), (both, 1, 1), (sentences, 0, 1)):
+            assert shown.count("| DyT | 40.00 |") == dyt
+            assert shown.count("- **Norms on equal terms, digits** (1 seed). Not decided: ") == verdicts
+            assert shown.count("| UN | 51.25 |") == (0 if shown is sentences else 1)
+        assert "Not run yet: `python scripts/reproduce.py table=un_window`." in both
+        assert text.count("Verdict: level") == 1  # explained once
+        assert "![un cost](figures/un_cost.png)" in sentences
+        assert "Not drawn yet: `figures/gone.png`" in sentences
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ("nothing", "has no results block"),
+        ("<!-- results tables=x -->\n<!-- end of results -->", "there is no table x; there are "),
+        ("<!-- results table=norms -->\n<!-- end of results -->", "no table=; allowed: tables, norms, show, figures"),
+        ("<!-- results show=words -->\n<!-- end of results -->", "show=words; allowed: tables, sentences, all, figures"),
+    ],
+)
+def test_a_page_that_cannot_be_filled_stays_as_it_is(block: str, problem: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    page = tmp_path / "README.md"
+    page.write_text(block)
+    run_here(REPORT, str(tmp_path / "runs"), "--update", str(page)).check_error(problem)
+    assert page.read_text() == block
+
+
+def test_records_render_what_their_runs_render(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        make_run(tmp_path / "runs", "norm=layernorm", seed, 50.0 + seed)
+        make_run(tmp_path / "runs", "norm=un", seed, 52.0 if seed else None)
+    assert run_here(REPORT, str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")).code == 0
+    assert {path.name for path in (tmp_path / "kept").rglob("*.*")} == {"result.json"}
+    for name in ("runs", "kept"):
+        assert run_here(REPORT, str(tmp_path / name), "--output", str(tmp_path / f"{name}_out")).code == 0
+    for name in ("RESULTS.md", "results.csv", "tables.tex"):
+        assert (tmp_path / "kept_out" / name).read_text() == (tmp_path / "runs_out" / name).read_text()

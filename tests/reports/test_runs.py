@@ -1,10 +1,14 @@
 """Finding runs and telling their settings."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.reports.runs import make_run
+from un.reports.records import keep_records
+from un.reports.result import write_result
 from un.reports.runs import find_runs, group_by_setting, name_reference
 
 
@@ -48,3 +52,29 @@ def test_main_metric_is_the_score_and_a_diverged_run_has_no_value(tmp_path: Path
     assert make_run(tmp_path, "norm=mabn", 1, metrics=bleu).get("test/loss") == 1.0
     diverged = make_run(tmp_path, "norm=dyt", value=None, metrics={"test/acc1": 9.0})
     assert diverged.get("test/acc1") is None
+
+
+def test_a_record_says_all_but_where_things_lay(tmp_path: Path) -> None:
+    weights = "init_weights='/far/x=1/checkpoints/best.ckpt'"
+    typed = ["norm=un", "data.path=/far/multi30k", weights, "paths.runs=../runs", "data.path=~/cifar10/"]
+    data = {"choice": "multi30k", "path": "/far/multi30k", "bpe_merges": 6000}
+    run = make_run(tmp_path / "runs", overrides=typed, data=data)
+    (run.folder / "eval.json").write_text('{"against": {"run": "/far/runs/x"}, "speed": 2}')
+    (path,) = keep_records([run], tmp_path / "kept")
+    assert json.loads(path.with_name("eval.json").read_bytes()) == {"against": {"run": "x"}, "speed": 2}
+    ((kept,), problems) = find_runs([tmp_path / "kept"])
+    assert (path.parent, problems) == (tmp_path / "kept/digits_vit/norm=un/seed=0", [])
+    assert kept.result.overrides[1:4] == ["data.path=multi30k", "init_weights='best.ckpt'", "paths.runs=../runs"]
+    assert "/" not in kept.result.overrides[4].rstrip("/")
+    assert kept.result.data == {**data, "path": "multi30k"}
+    assert replace(kept.result, overrides=typed, data=data) == run.result
+
+
+def test_a_run_and_its_record_are_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", wall_time_seconds=60.0)
+    (run.folder / "config.yaml").touch()
+    keep_records([run], tmp_path / "kept")
+    assert find_runs([tmp_path])[0] == [run]
+    later = replace(run.result, wall_time_seconds=61.0)
+    write_result(later, run.folder / "result.json")
+    assert [one.result.wall_time_seconds for one in find_runs([tmp_path])[0]] == [60.0, 61.0]

@@ -12,7 +12,7 @@ from un.norms import UnifiedNorm
 from un.reports.efficiency import compare_measurements
 from un.reports.measurements import Setting, find_measurements, plan_settings
 from un.reports.rendering import render_markdown
-from un.sweeps.tables import read_table
+from un.sweeps.table_plans import read_table
 
 pytestmark = pytest.mark.usefixtures("find_scripts")
 OPTIONS = argparse.Namespace(

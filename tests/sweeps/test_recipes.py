@@ -16,7 +16,8 @@ from un.reports.rendering import render_markdown
 from un.reports.result import write_result
 from un.reports.runs import Run, find_runs
 from un.sweeps.run_names import PlannedRun
-from un.sweeps.tables import compare_known, fill_table, find_on_disk, plan_table, read_table
+from un.sweeps.table_plans import plan_table, read_table
+from un.sweeps.tables import compare_known, fill_table, find_on_disk
 from un.training.execution import apply_execution, plan_execution
 from un.training.run_folder import RunFolder
 

@@ -6,21 +6,14 @@ import pytest
 
 from tests.reports.runs import make_measurement, make_run
 from un.command.errors import UserError
+from un.reports.comparison import compare_settings
 from un.reports.rendering import list_rows
 from un.reports.runs import find_runs
 from un.reports.specification import parse_table
 from un.sweeps.launch import expand
 from un.sweeps.run_names import list_runs
-from un.sweeps.tables import (
-    compare_known,
-    describe_ablation,
-    fill_table,
-    find_on_disk,
-    list_tables,
-    plan_table,
-    quote_published,
-    read_table,
-)
+from un.sweeps.table_plans import describe_ablation, list_tables, plan_table, read_table
+from un.sweeps.tables import compare_known, fill_table, find_on_disk, quote_published
 from un.training.run_folder import read_overrides
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -165,6 +158,16 @@ def test_known_runs_fill_their_tables_wherever_they_lie(tmp_path: Path) -> None:
     assert tables["norms"].command == "python scripts/reproduce.py table=norms"
     assert "un_compensation" not in tables  # UN as configured is its only variant with runs
     assert compare_known(runs[:2]) == []  # LayerNorm alone answers no question
+
+
+def test_a_table_of_what_another_shows_is_left_out(tmp_path: Path) -> None:
+    """UN stands in every ablation; it is told once, where the most norms are compared."""
+    settings = ("norm=layernorm", "norm=un", "norm=un,norm.window=8")
+    runs = [make_run(tmp_path, setting, experiment="phrasebook_tiny") for setting in settings]
+    assert [comparison.name for comparison in compare_known(runs[:2])] == ["norms"]
+    tables = compare_known(runs)
+    assert [comparison.name for comparison in tables] == ["norms", "un_window"]
+    assert compare_settings(runs, tables) == []
 
 
 def test_measurements_fill_their_table_beside_runs(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,12 +24,13 @@ INK = "#123456"  # stands for the page's text colour, which is dark or light
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
-def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figure:
+def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = (), describe: Callable[[str], str] = str) -> Figure:
     """Draws a panel per metric with a line per setting.
 
     Args:
         runs: of one or several experiments.
         metrics: columns of metrics.csv; empty for every training and validation metric.
+        describe: returns how the legend calls a setting, by default as its folder.
 
     Raises:
         ValueError: no run has a metric.
@@ -50,7 +51,7 @@ def draw_curves(runs: Sequence[LoggedRun], metrics: Sequence[str] = ()) -> Figur
     for axes in panels[len(names) :]:
         axes.remove()
     handles, _ = panels[0].get_legend_handles_labels()
-    labels = [f"{label} (n = {len(members)})" for label, members in groups.items()]
+    labels = [f"{describe(label)} (n = {len(members)})" for label, members in groups.items()]
     figure.legend(handles, labels, loc="outside lower center")
     return figure
 

@@ -11,10 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from un.analysis.layers import STEP_LABEL, pivot
-from un.analysis.style import COLORS, MAX_LABELS, add_depth_bar, choose_spread, color_depths, is_wide, make_figure
+from un.analysis.style import (
+    COLORS,
+    MAX_LABELS,
+    RELATIVE_LOG_RATIO,
+    add_depth_bar,
+    choose_spread,
+    color_depths,
+    is_wide,
+    make_figure,
+    thin_rows,
+)
 
 BAND = (0.05, 0.95)  # quantiles over steps, and over norms where they are pooled
 MARKERS = "osD^vPX*<>"
+LEGEND_COLUMNS = 3
+MAX_BANDS = 4  # over each other; more hide what they show
 PANEL_WIDTH, MAX_PANELS = 3.6, 4
 
 
@@ -40,24 +52,62 @@ def draw_fluctuations(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def draw_peaks(frames: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draws the largest activation over the layers, a line per setting: median over steps, band 5 % to 95 %."""
-    figure = make_figure(7.5, 4.4, "Outliers over layers: median over steps, band 5 % to 95 %")
+    """Draws the largest activation over the layers, a line per setting, as `_draw_over_layers` does."""
+    figure = make_figure(9, 4.6, f"Outliers over layers: {_name_line(frames)}")
     axes = figure.subplots()
+    _draw_over_layers(axes, frames, "peak")
+    axes.set_ylabel("max $|x|$ / root mean square of $x$")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)
+    return figure
+
+
+def draw_discrepancies(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draws the training-inference discrepancy of the scale, over steps and over layers, a line per setting.
+
+    Args:
+        frames: the recorder's table by the setting's name; norms without running statistics, as LayerNorm, have none.
+
+    Raises:
+        ValueError: no setting has any.
+    """
+    column = "scale_discrepancy"
+    known = {name: frame for name, frame in frames.items() if column in frame and frame[column].notna().any()}
+    if not known:
+        raise ValueError("figure=discrepancy: no norm of these runs has running statistics that were recorded")
+    figure = make_figure(11, 4.8, "Training-inference discrepancy (TID): running statistic against the batch's own")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (name, frame), color in zip(known.items(), COLORS * len(known), strict=False):
+        values = thin_rows(frame.groupby("step")[[column]].mean())
+        left.plot(values.index, values[column], label=name, color=color)
+    left.set(xlabel=STEP_LABEL, title="over the training: mean over norms")
+    left.set_ylabel("$|\\,\\sqrt{v}\\,/\\,\\sqrt{q} - 1\\,|$, mean over channels")
+    _draw_over_layers(right, known, column)
+    if is_wide(np.concatenate([line.get_ydata() for line in (*left.lines, *right.lines)]), RELATIVE_LOG_RATIO):
+        left.set_yscale("log")
+    right.set_title(f"over layers: {_name_line(known)}")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)
+    return figure
+
+
+def _name_line(frames: Mapping[str, pd.DataFrame]) -> str:
+    return "median over steps" + (", band 5 % to 95 %" if len(frames) <= MAX_BANDS else "")
+
+
+def _draw_over_layers(axes: Axes, frames: Mapping[str, pd.DataFrame], column: str) -> None:
+    """Draws a column of the recorder's table over the layers: median over steps and seeds, band 5 % to 95 % of few."""
     for (name, frame), color, marker in zip(frames.items(), COLORS * len(frames), MARKERS * len(frames), strict=False):
-        groups = frame.replace([np.inf, -np.inf], np.nan).groupby("layer")["peak"]
+        groups = frame.replace([np.inf, -np.inf], np.nan).groupby("layer")[column]
         middle = groups.median()
-        axes.plot(middle.index, middle, label=name, color=color, marker=marker, markersize=4)
-        low, high = (groups.quantile(share) for share in BAND)
-        axes.fill_between(middle.index, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(middle.index, middle, label=name, color=color, linestyle="-", marker=marker, markersize=4)
+        if len(frames) <= MAX_BANDS:
+            low, high = (groups.quantile(share) for share in BAND)
+            axes.fill_between(middle.index, low, high, color=color, alpha=0.15, linewidth=0)
     sites = next(iter(frames.values())).drop_duplicates("layer").sort_values("layer")
     shown = choose_spread(len(sites), MAX_LABELS)
-    names = sites["site"].iloc[shown]
-    axes.set_xticks(sites["layer"].iloc[shown], names, rotation=45, ha="right", fontsize=8)
-    axes.set(xlabel="norm, from input to output", ylabel="max $|x|$ / root mean square of $x$")
+    axes.set_xticks(sites["layer"].iloc[shown], sites["site"].iloc[shown], rotation=45, ha="right", fontsize=8)
+    axes.set_xlabel("norm, from input to output")
     if is_wide(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])):
         axes.set_yscale("log")
-    figure.legend(loc="outside right upper")
-    return figure
 
 
 def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
@@ -69,7 +119,7 @@ def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
     known = {window: frame[frame["threshold"] > 0] for window, frame in sorted(frames.items()) if window > 1}
     known = {window: frame for window, frame in known.items() if len(frame)}
     places = np.arange(len(known))
-    figure = make_figure(9, 4, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
+    figure = make_figure(9, 4.6, "AM-GM gap by length of the window: median over steps and norms, band 5 % to 95 %")
     left, right = figure.subplots(1, 2)
     for column, color, marker in zip(("gap", "threshold"), COLORS, MARKERS, strict=False):
         positive = [frame[column].where(frame[column] > 0) for frame in known.values()]
@@ -84,7 +134,7 @@ def draw_windows(frames: Mapping[int, pd.DataFrame]) -> Figure:
     right.set_xticks(places, shares)
     right.set(yscale="log", ylabel="gap / threshold", title="above 1: an outlier", xlabel="window M (calls)")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=LEGEND_COLUMNS)
     return figure
 
 
@@ -132,5 +182,5 @@ def draw_trade_off(points: Sequence[Point], metric: str, reference: str) -> Figu
             linestyle="none",
         )
     axes.set(xlabel=f"inference time over that of {reference}", ylabel=f"test {metric}, mean ± std over seeds")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS)
     return figure

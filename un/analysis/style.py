@@ -25,6 +25,7 @@ MAX_LABELS = 14  # of one axis with names
 LOG_RATIO = 20.0  # an axis whose values span more is logarithmic
 RELATIVE_LOG_RATIO = 3.0  # the same for values that are relative errors
 DPI = 150
+TITLE_SIZE = 11  # of a whole figure; the text of the rest is below
 OPTIONS: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -41,7 +42,7 @@ OPTIONS: Any = {
 
 def make_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=TITLE_SIZE)
     return figure
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from un.analysis.curves import AXIS_NAMES
-from un.analysis.settings import Point, draw_fluctuations, draw_peaks, draw_trade_off, draw_windows
+from un.analysis.curves import AXIS_NAMES, draw_curves
+from un.analysis.layers import draw_threshold
+from un.analysis.runs import read_run
+from un.analysis.settings import (
+    Point,
+    draw_discrepancies,
+    draw_fluctuations,
+    draw_peaks,
+    draw_trade_off,
+    draw_windows,
+)
 from un.analysis.storage import StatisticsFiles
-from un.analysis.style import OPTIONS, save_figure
+from un.analysis.style import OPTIONS, TITLE_SIZE, save_figure
 from un.reports.runs import Run, split_setting
 from un.reports.statistics import summarise
 from un.reports.words import describe_setting
@@ -38,19 +47,24 @@ def group_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
     return groups
 
 
-def draw_recorded(figure: str, folders: Sequence[Path]) -> Figure:
-    """Draws `fluctuation`, `outliers` or `window` of runs recorded with callbacks=activation_stats.
+def draw_settings(name: str, folders: Sequence[Path], metrics: Sequence[str] = ()) -> Figure:
+    """Draws a figure that compares settings: `curves`, or one of runs recorded with callbacks=activation_stats.
 
     Raises:
-        ValueError: one was not recorded, or the figure needs lengths of windows and no setting has one.
+        ValueError: a run was not recorded, or no setting has what the figure shows.
     """
     groups = group_folders(folders)
-    if figure == "window":
+    if name == "curves":
+        runs = [read_run(folder) for members in groups.values() for folder in members]
+        return draw_curves(runs, metrics, _describe)
+    if name == "window":
         return draw_windows(_group_windows(groups))
-    named = {describe_setting(split_setting(setting)): members for setting, members in groups.items()}
-    if figure == "fluctuation":  # of one run each: what is averaged does not fluctuate
-        return draw_fluctuations({name: StatisticsFiles(members[0]).read() for name, members in named.items()})
-    return draw_peaks({name: _read_all(members) for name, members in named.items()})
+    if name == "fluctuation":  # of one run each: what is averaged does not fluctuate
+        return draw_fluctuations({_describe(key): _read_all(members[:1]) for key, members in groups.items()})
+    if name == "threshold":
+        return _draw_threshold(folders)
+    draw = {"outliers": draw_peaks, "discrepancy": draw_discrepancies}[name]
+    return draw({_describe(key): _read_all(members) for key, members in groups.items()})
 
 
 def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
@@ -68,7 +82,7 @@ def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
     if not groups:
         raise ValueError("no run finished with a test metric")
     times = time_runs([members[0] for members in groups.values()])
-    names = [describe_setting(split_setting(setting)) for setting in groups]
+    names = list(map(_describe, groups))
     for name, members, ratio in zip(names, groups.values(), times, strict=True):
         values = [value for folder in members if (value := by_folder[folder].get(None)) is not None]
         summary = summarise(values)
@@ -82,6 +96,20 @@ def save(draw: Callable[[], Figure], path: Path) -> Path:
     """Draws in our style and writes."""
     with matplotlib.rc_context(OPTIONS):
         return save_figure(draw(), path)
+
+
+def _draw_threshold(folders: Iterable[Path]) -> Figure:
+    """Draws the AM-GM gap beside the threshold of the norms of the first run that has windows."""
+    for folder in folders:
+        figure = draw_threshold(StatisticsFiles(folder).read())
+        if figure is not None:
+            figure.suptitle(f"{_describe(folder.absolute().parts[-2])}: {figure.get_suptitle()}", fontsize=TITLE_SIZE)
+            return figure
+    raise ValueError("figure=threshold: no norm of these runs has a window")
+
+
+def _describe(setting: str) -> str:
+    return describe_setting(split_setting(setting))
 
 
 def _group_windows(groups: Mapping[str, Sequence[Path]]) -> dict[int, pd.DataFrame]:

@@ -179,7 +179,7 @@ def compare_settings(runs: Sequence[Run], shown: Sequence[Comparison] = ()) -> l
 
     Args:
         runs: of any experiments.
-        shown: tables beside it; settings whose runs stand in them are left out.
+        shown: tables beside it; settings that stand in one of them are left out.
     """
     known = {run.folder for comparison in shown for cell in comparison.cells for run in cell.runs}
     comparisons = []
@@ -191,7 +191,7 @@ def compare_settings(runs: Sequence[Run], shown: Sequence[Comparison] = ()) -> l
                 (Cell(group, settings.get(name_reference(setting), ())),),
             )
             for setting, group in settings.items()
-            if not all(run.folder in known for run in group)
+            if not any(run.folder in known for run in group)
         ]
         if rows:
             title = f"Further settings of {experiment}" if len(rows) < len(settings) else experiment

@@ -61,7 +61,7 @@ def render_page(
 
     Args:
         tables: shown first, one after the other.
-        runs: all of them; every setting is compared with LayerNorm below the tables.
+        runs: all of them; settings that stand in no table are compared with LayerNorm below the tables.
         folder: of the page, from which links to the files of runs start.
         draw_curves: see `un.analysis.curves.draw_svg`.
         problems: a line each, e.g. about files that could not be read.
@@ -77,7 +77,7 @@ def render_page(
     return environment.get_template("page.html").render(
         title=title,
         tables=[_view(one, f"table-{one.name}", draw_curves) for one in tables],
-        overview=[_view(one, f"all-{one.name}", draw_curves) for one in compare_settings(runs)],
+        overview=[_view(one, f"all-{one.name}", draw_curves) for one in compare_settings(runs, tables)],
         runs=runs,
         experiments=experiments,
         settings=len(groups),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 
 from un.reports.comparison import Cell, Comparison
 from un.reports.statistics import Difference
 
-BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MARK = "†"
 MARK_NOTE = f"{MARK} our setting, not the paper's"
 SHOWN_DEPARTURES = 3
@@ -214,18 +211,6 @@ def render_csv(comparisons: Iterable[Comparison]) -> str:
     """Returns the numbers of tables, unrounded, one line per cell; `values` holds `seed:value`, empty if diverged."""
     frames = [list_rows(comparison) for comparison in comparisons]
     return pd.concat(frames).to_csv(index=False) if frames else ""
-
-
-def replace_block(path: Path, content: str) -> None:
-    """Replaces what is between the two comments of a Markdown file.
-
-    Raises:
-        ValueError: it has no such block.
-    """
-    text = path.read_text()
-    if not BLOCK.search(text):
-        raise ValueError(f"{path} has no results block (<!-- results --> ... <!-- end of results -->)")
-    path.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", text))
 
 
 def _describe_ours(cell: Cell, comparison: Comparison) -> str:

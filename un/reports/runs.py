@@ -68,9 +68,14 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Reads every result.json below the folders.
 
     Returns:
-        The runs in the order of their paths, and one line for each file that could not be read.
+        The runs in the order of their paths, each once where its record (`un.reports.records`) is there, too, and one
+        line for each file that could not be read.
     """
-    return read_below(folders, _walk, lambda path: Run(path.parent, read_result(path)))
+    found, problems = read_below(folders, _walk, lambda path: Run(path.parent, read_result(path)))
+    by_run: dict[tuple[object, ...], Run] = {}
+    for run in sorted(found, key=lambda one: (one.folder / "config.yaml").is_file()):  # a run folder has more to show
+        by_run[run.result.experiment, run.setting, run.result.seed, run.result.wall_time_seconds] = run
+    return sorted(by_run.values(), key=lambda run: run.folder), problems
 
 
 def read_below(

@@ -14,13 +14,18 @@ MAX_LENGTH = 200  # characters of the names of rows that are not decided; more a
 
 def tell(comparisons: Sequence[Comparison], level: int = 2) -> str:
     """Returns a section with a line for each column of each table that has verdicts; empty without any."""
-    lines = [line for comparison in comparisons for line in _list_lines(comparison)]
+    lines = list_sentences(comparisons)
     if not lines:
         return ""
     margins = sorted({comparison.margin for comparison in comparisons for cell in comparison.cells if cell.verdict})
     notes = [explain_verdicts(margin) for margin in margins]
     intro = f"Against LayerNorm, in points. {DIFFERENCE_NOTE}"
     return "\n\n".join([f"{'#' * level} {HEADING}", " ".join([intro, *notes]), "\n".join(lines)]) + "\n"
+
+
+def list_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+    """Returns a line for each column of each table that has verdicts."""
+    return [line for comparison in comparisons for line in _list_lines(comparison)]
 
 
 def _list_lines(comparison: Comparison) -> Iterator[str]:

@@ -21,24 +21,37 @@ from un.sweeps.gpus import list_gpus
 from un.sweeps.run_names import PlannedRun
 
 EMBEDDED = ("sklearn-digits", "phrasebook")  # values of data.path that name no folder
-DURATION = re.compile(r"[^.;,()#]*\b(?:minutes?|hours?|days?)\b[^.;,()]*")
+DURATION = re.compile(r"[^].:;,()#]*\b(?:minutes?|hours?|days?)\b[^.:;,()]*")
 SECONDS_PER_HOUR = 3600
+KEPT = CONFIG_FOLDER.parent / "results/runs"
 
 
-def describe_runs(runs: Sequence[PlannedRun], commands: bool = False) -> str:
+def describe_runs(
+    runs: Sequence[PlannedRun], commands: bool = False, missing: Sequence[PlannedRun] | None = None
+) -> str:
     """Returns the status of each run, what the missing ones need, and how long they may take.
 
     Args:
         runs: In the order in which they would start.
         commands: Adds a command for each missing run.
+        missing: Those that would start; None for all without a result. Any other without one is recorded elsewhere.
     """
-    missing = [run for run in runs if run.find_result() is None]
-    lines = [f"{run.status:<12} {run.folder}" for run in runs]
+    missing = [run for run in runs if run.find_result() is None] if missing is None else missing
+    starting, times = {run.folder for run in missing}, Times()
+    lines = []
+    for run in runs:
+        is_recorded = run.folder not in starting and run.find_result() is None
+        seconds = times.estimate(run) if run.folder in starting else None
+        time = "" if seconds is None else f"{seconds / 60:5.1f} min  "
+        lines.append(f"{'recorded' if is_recorded else run.status:<12} {time}{run.folder}")
     lines.append(f"{len(runs)} runs, {len(runs) - len(missing)} done")
-    for experiment in dict.fromkeys(run.key[0] for run in missing):
+    experiments = list(dict.fromkeys(run.key[0] for run in missing))
+    for experiment in experiments:
         chosen = [run for run in missing if run.key[0] == experiment]
-        lines.append(f"{experiment}: {len(chosen)} to run, {estimate(chosen)}")
+        lines.append(f"{experiment}: {len(chosen)} to run, {describe_time(chosen, times)}")
         lines += [f"{experiment}: {problem}" for problem in list_problems(chosen[0])]
+    if len(experiments) > 1 and any(times.estimate(run) is not None for run in missing):
+        lines.append(f"together: {len(missing)} to run, {describe_time(missing, times)}")
     if commands:
         lines += [write_command(run) for run in missing]
     return "\n".join(lines)
@@ -51,17 +64,39 @@ def write_command(run: PlannedRun) -> str:
     return shlex.join(["python", "train.py", *(["-m"] if is_swept else []), *own])
 
 
-def estimate(runs: Sequence[PlannedRun]) -> str:
-    """Returns how long missing runs of one experiment may take, judging by its finished ones, or else by its recipe."""
-    experiment = runs[0].folder.parents[1]
-    seconds = [read_result(path).wall_time_seconds for path in experiment.glob("*/seed=*/result.json")]
-    if seconds:
-        hours = len(runs) * mean(seconds) / SECONDS_PER_HOUR
-        return f"time by earlier runs: about {hours:.1f} hours one after the other"
-    recipe = CONFIG_FOLDER / f"experiment/{experiment.name}.yaml"
+def describe_time(runs: Sequence[PlannedRun], times: Times) -> str:
+    """Returns how long missing runs may take, judging by those that ended, or else by the recipe of the first."""
+    known = [seconds for run in runs if (seconds := times.estimate(run)) is not None]
+    if known:
+        more = f", and {len(runs) - len(known)} of unknown time" if len(known) < len(runs) else ""
+        return f"time by earlier runs: about {sum(known) / SECONDS_PER_HOUR:.1f} hours one after the other{more}"
+    recipe = CONFIG_FOLDER / f"experiment/{runs[0].key[0]}.yaml"
     comments = [line for line in recipe.read_text().splitlines() if line.startswith("#")] if recipe.is_file() else []
     found = [match.group().strip() for line in comments if (match := DURATION.search(line))]
     return f"time by the recipe: {found[0]} each" if found else "time by earlier runs: not known"
+
+
+class Times:
+    """How long runs took that ended: here, or recorded in results/runs on another machine."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, list[float]]] = {}
+
+    def estimate(self, run: PlannedRun) -> float | None:
+        """Returns seconds: the mean of the setting, or else of the experiment; of records where none ended here."""
+        for root in (run.folder.parents[2], KEPT):
+            found = self._read(root / run.key[0])
+            if found:
+                return mean(found.get(run.key[1]) or [seconds for group in found.values() for seconds in group])
+        return None
+
+    def _read(self, experiment: Path) -> dict[str, list[float]]:
+        """Returns the seconds of an experiment's runs by setting."""
+        if experiment not in self._known:
+            found = self._known.setdefault(experiment, {})
+            for path in experiment.glob("*/seed=*/result.json"):
+                found.setdefault(path.parents[1].name, []).append(read_result(path).wall_time_seconds)
+        return self._known[experiment]
 
 
 def list_problems(run: PlannedRun) -> Iterator[str]:
