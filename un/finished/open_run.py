@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from un.command.checks import check_config
@@ -42,9 +42,9 @@ class FinishedRun:
         data: Any = self.data
         return data
 
-    def build_trainer(self, folder: Path) -> Trainer:
-        """Builds a trainer for testing; the task writes its own files to the folder."""
-        return build_trainer(self.config, folder, loggers=[])
+    def build_trainer(self, folder: Path, *callbacks: Callback) -> Trainer:
+        """Builds a trainer for testing, with further callbacks; the task writes its own files to the folder."""
+        return build_trainer(self.config, folder, [], callbacks)
 
     def test(self, trainer: Trainer) -> dict[str, float]:
         """Returns the test metrics of what the module infers with now."""

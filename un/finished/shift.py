@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from un.command.checks import check_config
 from un.command.errors import UserError
+from un.command.ranks import is_first_process
 from un.finished.evaluate import format_metrics
 from un.finished.fold_run import fold_run, require_inference
 from un.finished.open_run import FinishedRun, open_run
@@ -21,25 +22,28 @@ from un.reports.shift import EXPLODED, Losses, ShiftResult, add_shifts
 from un.training.config_keys import is_science
 from un.training.parts import build_part
 from un.training.preprocessors import check_changes
-from un.training.run_folder import RunFolder
 
 
 def evaluate_shifts(config: DictConfig) -> dict[str, ShiftResult]:
     """Tests a finished run under the shifts in the config, and shows the metrics beside the run's own.
 
+    Each goes to `shift.json` in its folder as soon as it is known; those under other shifts stay there.
+
     Args:
         config: composed from configs/eval.yaml.
 
     Raises:
-        UserError: See `open_run`, `fold_run` and `test_shifts`.
+        UserError: See `open_run`, `fold_run` and `measure_shifts`.
     """
-    check_shifts(config)
+    check_shifts(config.shift)
     run = open_run(config)
-    report = None
     if config.fold:
-        folded, report = fold_run(run)
-        require_inference(run.module).use_inference_model(folded)
-    results = test_shifts(run, config.shift, run.folder, folded=report is not None)
+        require_inference(run.module).use_inference_model(fold_run(run)[0])
+    results = {}
+    for name, result in measure_shifts(run, config.shift, folded=bool(config.fold)):
+        results[name] = result
+        if is_first_process():
+            add_shifts({name: result}, run.folder.shift)
     columns = {"recorded": {k: v for k, v in run.recorded.metrics.items() if k.startswith("test/")}}
     columns |= {name: describe_shift(result) for name, result in results.items()}
     changes = ", ".join(f"{key}={value}" for key, value in run.changes.items())
@@ -48,45 +52,38 @@ def evaluate_shifts(config: DictConfig) -> dict[str, ShiftResult]:
     return results
 
 
-def check_shifts(config: DictConfig) -> None:
+def check_shifts(shifts: DictConfig) -> None:
     """Checks what can be said before a run is opened.
 
     Raises:
         UserError: A value that a shift leaves to the command line is missing, or a shift is no shift.
     """
-    for name, shift in config.shift.items():
+    for name, shift in ((str(key), shifts[key]) for key in shifts):
         if not isinstance(shift, DictConfig) or set(shift) != {"task", "data"}:
             raise UserError(f"shift.{name} must have the keys task and data, as in configs/shift")
-        for key in shift.data:
+        for key in map(str, shift.data):
             if OmegaConf.is_missing(shift.data, key):
                 raise UserError(f"shift.{name}.data.{key} is missing: give shift.{name}.data.{key}=<value>")
 
 
-def test_shifts(run: FinishedRun, shifts: DictConfig, output: RunFolder, folded: bool) -> dict[str, ShiftResult]:
-    """Tests what a run's module infers with now, and writes `shift.json` into a folder beside what was there.
+def measure_shifts(run: FinishedRun, shifts: DictConfig, folded: bool = False) -> Iterator[tuple[str, ShiftResult]]:
+    """Yields the tests of what a run's module infers with now; the task's files go to `evaluation/<shift>/`.
 
     Args:
         run: an open run.
         shifts: name -> task and changes of the data; see `check_shifts`.
-        output: of the run or of what became of it; the task's own files go to `evaluation/<shift>/` there.
-        folded: what the result says about the model.
+        folded: what the results say about the model.
 
     Raises:
         UserError: A shift is for another task, or changes what the run's preprocessor decides.
     """
-    changed = {name: shift_run(run, name, shift) for name, shift in shifts.items()}
+    changed = {str(name): shift_run(run, str(name), shift) for name, shift in shifts.items()}
     changes = list_changes(run)
-    results = {}
     for name, shifted in changed.items():
-        trainer = shifted.build_trainer(output.evaluation_files / str(name))
         recorder = LossRecorder()
-        trainer.callbacks.append(recorder)
-        metrics = shifted.test(trainer)
+        metrics = shifted.test(shifted.build_trainer(run.folder.evaluation_files / name, recorder))
         data: Any = OmegaConf.to_container(shifts[name].data, resolve=True)
-        results[str(name)] = ShiftResult(dict(metrics), summarise(recorder.losses), data, changes, folded)
-        if trainer.is_global_zero:
-            add_shifts({str(name): results[str(name)]}, output.shift)
-    return results
+        yield name, ShiftResult(dict(metrics), summarise(recorder.losses), data, changes, folded)
 
 
 def shift_run(run: FinishedRun, name: str, shift: DictConfig) -> FinishedRun:
@@ -124,15 +121,7 @@ class LossRecorder(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         task = require_inference(module)
         losses: Tensor = task.measure_losses(task.inference_model, batch)
         self.losses += losses.double().tolist()
@@ -150,14 +139,29 @@ def summarise(losses: Sequence[float]) -> Losses:
     finite = np.isfinite(values)
     ordered = np.where(np.isnan(values), np.inf, values)  # a NaN counts as worse than any number, also in the median
     exploded = ~(finite & (values <= EXPLODED))
-    numbers = (float(number) for number in (values.mean(), np.median(ordered), ordered.max()))
-    return Losses(*numbers, len(values), int(exploded.sum()), int((~finite).sum()))
+    return Losses(
+        mean=float(values.mean()),
+        median=float(np.median(ordered)),
+        largest=float(ordered.max()),
+        examples=len(values),
+        exploded=int(exploded.sum()),
+        not_finite=int((~finite).sum()),
+    )
 
 
-def describe_shift(result: ShiftResult) -> Mapping[str, float | None]:
+def describe_shift(result: ShiftResult) -> dict[str, float | None]:
     """Returns the lines of a table: the metrics, and the losses of single examples."""
     losses = {f"{name} loss": getattr(result.losses, name) for name in ("median", "largest")}
     return {**result.metrics, **losses}
+
+
+def compare_shifted(name: str, results: Mapping[str, ShiftResult]) -> str:
+    """Returns a table of two models' tests under a shift, the second beside the first."""
+    first, second = columns = {kind: describe_shift(result) for kind, result in results.items()}
+    pairs = [(metric, value, columns[second][metric]) for metric, value in columns[first].items()]
+    difference = {metric: new - old for metric, old, new in pairs if old is not None and new is not None}
+    exploded = list_explosions({f"{name}, {kind}": result for kind, result in results.items()})
+    return "\n".join([f"under shift: {name}", format_metrics({**columns, "difference": difference}), *exploded])
 
 
 def list_explosions(results: Mapping[str, ShiftResult]) -> list[str]:

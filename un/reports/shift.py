@@ -53,7 +53,7 @@ class ShiftResult:
     folded: bool
 
     def is_standard(self, name: str) -> bool:
-        """Tells whether this is the shift that its config describes, wherever its data lie, and nothing else changed."""
+        """Tells whether the shift is as its config has it, wherever its data lie, and all else as in the run."""
         file = CONFIG_FOLDER / "shift" / f"{name}.yaml"
         if self.changes or not file.is_file():
             return False

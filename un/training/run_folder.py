@@ -3,8 +3,10 @@
 Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
 execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints,
 tested.ckpt for final_statistics), what the task writes (translations/), result.json (written last), and wandb/ or
-tensorboard/ where asked for; eval.py writes eval.json, shift.json and evaluation/, scripts/fold.py checkpoints/folded.*,
-scripts/export.py exports/, scripts/retrofit.py retrofit.json and retrofit/. Nothing here imports torch.
+tensorboard/ where asked for; eval.py writes eval.json, shift.json and evaluation/, scripts/fold.py
+checkpoints/folded.*, scripts/export.py exports/, scripts/retrofit.py retrofit.json and retrofit/.
+
+Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ def join_neighbours(text: ParallelText, count: int) -> ParallelText:
     if count < 2:
         raise ValueError(f"data.corruption.count={count} must be at least 2")
     starts = range(0, len(text), count)
-    source, target = (
-        [" ".join(side[start : start + count]) for start in starts] for side in (text.source, text.target)
-    )
+    source, target = ([" ".join(side[n : n + count]) for n in starts] for side in (text.source, text.target))
     return ParallelText(text.title, source, target, [text.rows[start] for start in starts])
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from un.datasets import BatchLoader, ResumableDataModule
 from un.translation.batches import GROUPINGS, Batch, GroupBy, TokenSampler, load_batches
-from un.translation.corruption import Corruption
 from un.translation.corpus import Split, SplitTexts, make_dataset
+from un.translation.corruption import Corruption
 from un.translation.fairseq_library import Dictionary
 from un.translation.prediction import SentencePrediction
 from un.translation.prepared import PreparedFolder, is_prepared
@@ -126,9 +126,7 @@ class TranslationDataModule(ResumableDataModule):
             preprocessor = self.preprocessor
             if self._prepared is not None:
                 if name == "test" and self.corruption is not None:
-                    raise ValueError(
-                        f"data.corruption is of text, and {self.path} holds words that are numbered already"
-                    )
+                    raise ValueError(f"data.corruption takes text, and {self.path} holds numbers of words")
                 self._splits[name] = self._prepared.open_split(name, preprocessor, self.limit, self.draw_seed)
             else:
                 self._splits[name] = encode_text(self._read_text(name), preprocessor)
