@@ -51,12 +51,13 @@ class FinishedRun:
         return {k: float(v) for k, v in trainer.test(self.module, datamodule=self.data, verbose=False)[0].items()}
 
 
-def open_run(config: DictConfig) -> FinishedRun:
+def open_run(config: DictConfig, path: str | None = None) -> FinishedRun:
     """Rebuilds a run.
 
     Args:
         config: built on configs/finished.yaml; what is not null in `data`, `task`, `trainer` and `average_checkpoints`
             replaces the value in the run's config.
+        path: the run folder; None is `config.run`.
 
     Raises:
         UserError: The folder is not a run folder, its run is unfinished or diverged, or an average over epochs is asked
@@ -65,7 +66,7 @@ def open_run(config: DictConfig) -> FinishedRun:
     quiet_libraries()
     if OmegaConf.is_missing(config, "run"):
         raise UserError(f"run is missing: say which, as in {RUN_FORM}")
-    folder = RunFolder(Path(str(config.run)))
+    folder = RunFolder(Path(path or str(config.run)))
     recorded = read_finished(folder)
     run_config = OmegaConf.create(folder.read_config())
     for key, value in recorded.execution.get("norm", {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -64,6 +65,7 @@ class ShiftResult:
         return bool(described == tested)
 
 
+@functools.cache
 def list_shifts() -> list[str]:
     """Returns the names of all single shifts; files that only collect others are none."""
     files = sorted((CONFIG_FOLDER / "shift").glob("*.yaml"))
