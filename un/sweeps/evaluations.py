@@ -25,8 +25,8 @@ def list_evaluations(plan: Plan, find: Find) -> list[Evaluation]:
                 shifts.setdefault(planned, []).append(column.shift)
         elif column.metric == SPEED_UP:
             references = _find_references(plan, find, index)
-            pairs = ((planned, references.get(planned.key[-1])) for planned in lacking)
-            timed += [(planned, ("fold=true", f"against={folder}")) for planned, folder in pairs if folder]
+            pairs = ((planned, references.get(planned.key[-1], planned.folder)) for planned in lacking)
+            timed += [(one, ("fold=true", f"against={folder}")) for one, folder in pairs if folder != one.folder]
     tested: list[Evaluation] = [(planned, (f"shift=[{','.join(names)}]",)) for planned, names in shifts.items()]
     return [*tested, *timed]
 
