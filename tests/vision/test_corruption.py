@@ -4,7 +4,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from tests.vision.image_samples import make_dataset
 from un.vision.transforms import ImageTransform
 
 
@@ -53,11 +52,9 @@ def test_from_a_batch_on(make_data, parquet_folder):
     assert torch.equal(torch.cat([images for images, _ in later]), collect(data)[-sum(len(y) for _, y in later) :])
 
 
-def test_images_that_are_not_kept_in_memory(make_data, tmp_path):
-    make_dataset(20, 1).to_parquet(tmp_path / "test.parquet")
-    make_dataset(20, 0).to_parquet(tmp_path / "train.parquet")
+def test_images_that_are_not_kept_in_memory(make_data, parquet_folder):
     transform = ImageTransform(image_size=12, crop_pct=1.0, mean=[0.5] * 3, std=[0.25] * 3)
-    plain, dark = (make_data(tmp_path, transform=transform, corruption=kind) for kind in (None, darken))
+    plain, dark = (make_data(parquet_folder, transform=transform, corruption=kind) for kind in (None, darken))
     torch.testing.assert_close(0.5 + 0.25 * collect(dark), 0.5 * (0.5 + 0.25 * collect(plain)))
 
 
