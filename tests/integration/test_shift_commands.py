@@ -20,7 +20,7 @@ def test_images(finished: Path) -> None:
     assert [*first] == ["noise", "dark"]
     assert first["noise"]["losses"]["mean"] == pytest.approx(first["noise"]["metrics"]["test/loss"], rel=1e-4)
     assert first["noise"]["metrics"]["test/loss"] != first["dark"]["metrics"]["test/loss"]
-    outcome = run_here("eval.py", f"run={finished}", "shift=images", "fold=true", "data.path=sklearn-digits")
+    outcome = run_here("eval.py", f"run={finished}", "shift=images", "fold=true")
     assert outcome.code == 0, outcome
     second = json.loads((finished / "shift.json").read_text())
     assert [*second] == ["noise", "dark", "low_contrast"]
@@ -28,6 +28,9 @@ def test_images(finished: Path) -> None:
     assert second["dark"]["changes"] == {}
     assert second["dark"]["metrics"] == pytest.approx(first["dark"]["metrics"], rel=1e-4)
     assert (finished / "result.json").read_bytes() == before
+    assert run_here("eval.py", f"run={finished}", "shift=dark", "data.path=sklearn-digits").code == 0
+    third = json.loads((finished / "shift.json").read_text())
+    assert third["dark"]["changes"] == {"data.path": "sklearn-digits"}  # the run's were generated
 
 
 def test_text(translator: tuple[Path, Path], tmp_path: Path) -> None:
