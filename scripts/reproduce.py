@@ -8,15 +8,17 @@
     python scripts/reproduce.py table=efficiency                      measured by scripts/benchmark.py, not by runs
     python scripts/reproduce.py results [data.<choice>.path=<folder>] all that configs/results.yaml lists, into results/
 
-Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib. Finished runs are
-left alone. The table is printed and written to <output>/<name>.md, .tex and .csv. `results` leaves runs alone that have
-a record in <output>/runs, too: with --output <empty folder> everything is made anew.
+Overrides are those of train.py, e.g. seed=0,1 data.path=<folder> trainer=ddp hydra/launcher=joblib, and of shifts, e.g.
+shift.tatoeba.data.path=<folder>. Finished runs are left alone, and evaluated where a column shows what they lack. The
+table is printed and written to <output>/<name>.md, .tex and .csv. `results` leaves runs alone that have a record in
+<output>/runs, too: with --output <empty folder> everything is made anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -37,13 +39,15 @@ from un.reports.records import keep_records
 from un.reports.rendering import render_csv, render_latex, render_markdown
 from un.reports.specification import Table
 from un.sweeps.dry_run import describe_runs
+from un.sweeps.evaluations import Evaluation, list_evaluations
 from un.sweeps.launch import expand, launch
 from un.sweeps.results import plan_results, read_contents
 from un.sweeps.run_names import PlannedRun, read_choices
-from un.sweeps.table_plans import describe_ablation, list_tables, plan_table, read_table
+from un.sweeps.table_plans import Plan, describe_ablation, list_tables, plan_table, read_table
 from un.sweeps.tables import fill_table, find_on_disk
 from un.training.run_folder import RunFolder, read_overrides
 
+EVAL = Path(__file__).parents[1] / "eval.py"
 BENCHMARK = Path(__file__).parent / "benchmark.py"
 DRY_RUN = ("dry_run=true", "dry_run=false")  # the option as an override
 OUTPUT, RESULTS, WHOLE = Path("report"), Path("results"), "results"
@@ -74,7 +78,8 @@ def main() -> None:
 
 def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: bool = False) -> int:
     """Lists, starts and renders; returns how many runs or measurements are missing in the end, 0 in a dry run."""
-    table, overrides = choose_table(arguments)
+    table, overrides = choose_table([argument for argument in arguments if not argument.startswith("shift.")])
+    shifts = [quote_override(argument) for argument in arguments if argument.startswith("shift.")]
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
     plan = plan_table(table, overrides)
@@ -84,13 +89,15 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: b
     check_data(runs)
     if dry_run:
         print(describe_runs(runs, commands))
+        for evaluation in list_evaluations(plan, find_on_disk):
+            print(f"to evaluate  {shlex.join(write_evaluation(evaluation, shifts))}")
         return 0
     os.environ["WANDB_TAGS"] = table.name  # for logger=wandb, in the processes of any launcher
     failed = start_missing(first)
     if failed:
         print(f"error: {failed} runs that others start from have no result", file=sys.stderr)
     else:
-        failed = start_missing(plan.runs)
+        failed = start_missing(plan.runs) + evaluate_missing(plan, shifts)
     write_table(fill_table(plan, find_on_disk), output)
     return failed
 
@@ -193,6 +200,22 @@ def start_missing(runs: Sequence[PlannedRun]) -> int:
     """Starts the runs that have no result; returns how many have none in the end."""
     missing = [run for run in runs if run.find_result() is None]
     return launch([planned for run in missing for planned in expand(run.arguments)])
+
+
+def evaluate_missing(plan: Plan, shifts: Sequence[str]) -> int:
+    """Runs eval.py for what finished runs lack; returns how many evaluations failed."""
+    commands = [write_evaluation(evaluation, shifts) for evaluation in list_evaluations(plan, find_on_disk)]
+    ended = [subprocess.run([sys.executable, str(EVAL), *command[2:]], stdout=sys.stderr) for command in commands]
+    return sum(process.returncode != 0 for process in ended)
+
+
+def write_evaluation(evaluation: Evaluation, shifts: Sequence[str]) -> list[str]:
+    """Returns the command of an evaluation; of the options of shifts, it gets those of its own."""
+    run, arguments = evaluation
+    given = read_overrides(run.arguments)
+    places = [f"{key}={given[key]}" for key in ("data.path", "trainer.accelerator") if given.get(key) is not None]
+    options = [shift for shift in shifts if re.search(rf"\b{shift.split('.')[1]}\b", arguments[0])]
+    return ["python", "eval.py", f"run={run.folder}", *places, *arguments, *options]
 
 
 def write_table(comparison: Comparison, output: Path) -> None:

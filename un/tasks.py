@@ -44,6 +44,9 @@ class InferenceTask(Protocol):
     def call_model(self, model: nn.Module, batch: Any) -> Any:
         """Returns what a model computes of a batch as it is trained, translations with their targets as input."""
 
+    def measure_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Returns the cross-entropy (B,) of each example in nats, of a translation per target token."""
+
     def predict(self, model: nn.Module, batch: Any) -> Any:
         """Returns what a user of the model runs it for."""
 

@@ -29,6 +29,7 @@ COMPOSED = {
     "scripts/fold.py": "fold",
     "scripts/export.py": "export",
     "scripts/predict.py": "predict",
+    "scripts/retrofit.py": "retrofit",
 }
 
 
@@ -58,7 +59,7 @@ def check_composes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     elif command.script == "scripts/reproduce.py":
         (kind, name), *_ = (word.split("=") for word in overrides if word.startswith(("table=", "ablation=")))
         table = read_table(name) if kind == "table" else describe_ablation(name)
-        others = [word for word in overrides if not word.startswith(("table=", "ablation="))]
+        others = [word for word in overrides if not word.startswith(("table=", "ablation=", "shift."))]
         assert table.models or plan_table(table, others).runs
     elif command.script in PARSERS and "--help" not in command.arguments:
         monkeypatch.setattr(sys, "argv", [command.script, *command.arguments])

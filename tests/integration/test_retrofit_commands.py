@@ -23,7 +23,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_taken_out_without_training(original: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(original, tmp_path / "run"))
     before = (folder / "result.json").read_bytes()
-    outcome = run_here("scripts/retrofit.py", f"run={folder}", "calibration_batches=8")
+    outcome = run_here("scripts/retrofit.py", f"run={folder}", "calibration_batches=8", "shift=dark")
     assert outcome.code == 0, outcome
     content = json.loads((folder / "retrofit.json").read_text())
     recorded = {k: v for k, v in read_result(folder / "result.json").metrics.items() if k.startswith("test/")}
@@ -33,12 +33,19 @@ def test_taken_out_without_training(original: Path, tmp_path: Path) -> None:
     assert content["speed"]["speed_up"] > 0
     assert [row["new"] for row in content["report"]["norms"]] == ["ChannelMap"] * 3
     assert "3 norms taken out by least_squares" in outcome.output
+    assert "under shift: dark" in outcome.output
+    for kind, place in (("original", folder), ("norm_free", folder / "retrofit/least_squares")):
+        tested = json.loads((place / "shift.json").read_text())["dark"]
+        assert tested == content["shift"]["dark"][kind]
+        assert tested["folded"] is (kind == "norm_free")
     assert (folder / "result.json").read_bytes() == before
-    outcome = run_here("eval.py", f"run={folder / 'retrofit/least_squares'}", "fold=true")
+    outcome = run_here("eval.py", f"run={folder / 'retrofit/least_squares'}", "fold=true", f"against={folder}")
     assert outcome.code == 0, outcome
     assert "3 of 3 norms folded" in outcome.output
+    assert f"s by {folder}" in outcome.output
     now = json.loads((folder / "retrofit/least_squares/eval.json").read_text())
     assert now["metrics"] == pytest.approx(content["norm_free"], rel=1e-5)
+    assert now["against"] == {"run": str(folder), "norm": "layernorm"}
 
 
 def test_the_start_of_another_run(original: Path) -> None:

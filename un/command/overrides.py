@@ -23,7 +23,7 @@ from un.command.errors import CONFIG_FOLDER, UserError
 RUNS = "paths.runs"
 # Keys where nothing but a path, or any text, or null is right, and whether a sweep may vary it.
 PATHS = {"data.path": True, "init_weights": True, "retrofit": True, "output": False, RUNS: False, "run": False}
-PATHS |= {"input": False, "weights": False}
+PATHS |= {"input": False, "weights": False, "against": False, "shift.tatoeba.data.path": False}
 SEARCH_PATH = "hydra.searchpath"
 TEXT_MODULE = "_target_: un.translation."  # in configs of data that are text
 SHRINK = "UN_SHRINK"  # environment variable

@@ -15,6 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from torch import nn
 
+from un.command.errors import UserError
 from un.finished.fold_run import fold_run, require_inference
 from un.finished.open_run import FinishedRun, open_run
 from un.finished.timing import compare, measure_call, measure_on_gpu, time_interleaved
@@ -42,9 +43,14 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     run = open_run(config)
     trainer = run.build_trainer(run.folder.evaluation_files)
     unfolded, report = None, None
+    against = None
+    if config.get("against") is not None:
+        if not config.fold:
+            raise UserError(f"against={config.against} needs fold=true: it is what the folded model is timed beside")
+        against = open_run(config, str(config.against))
     if config.fold:
         task = require_inference(run.module)
-        unfolded = task.inference_model
+        unfolded = task.inference_model if against is None else require_inference(against.module).inference_model
         folded, report = fold_run(run)
         task.use_inference_model(folded)
     metrics = run.test(trainer)
@@ -60,6 +66,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             "folded": report is not None,
         }
         if unfolded is not None and report is not None:
+            if against is not None:
+                content["against"] = {"run": str(config.against), "norm": against.recorded.norm.get("choice")}
             content["fold"] = {"norms": len(report.rows), "folded": len(report.folded)}
             content["speed"] = measure_speed(run, trainer, unfolded)
         write_json(content, run.folder.evaluation)
@@ -102,9 +110,10 @@ def format_evaluation(content: Mapping[str, Any]) -> str:
     lines = [format_metrics({"recorded": recorded, "now": metrics})]
     if content["folded"]:
         fold, speed = content["fold"], content["speed"]
+        other = f"by {content['against']['run']}" if "against" in content else "unfolded"
         lines += [
             f"{fold['folded']} of {fold['norms']} norms folded",
-            f"a batch took {speed['folded_seconds']:.4g} s folded, {speed['unfolded_seconds']:.4g} s unfolded: "
+            f"a batch took {speed['folded_seconds']:.4g} s folded, {speed['unfolded_seconds']:.4g} s {other}: "
             f"{speed['speed_up']:.2f} times as fast",
         ]
     changes = ", ".join(f"{key}={value}" for key, value in content["changes"].items())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from un.command.checks import check_config
@@ -42,21 +42,22 @@ class FinishedRun:
         data: Any = self.data
         return data
 
-    def build_trainer(self, folder: Path) -> Trainer:
-        """Builds a trainer for testing; the task writes its own files to the folder."""
-        return build_trainer(self.config, folder, loggers=[])
+    def build_trainer(self, folder: Path, *callbacks: Callback) -> Trainer:
+        """Builds a trainer for testing, with further callbacks; the task writes its own files to the folder."""
+        return build_trainer(self.config, folder, [], callbacks)
 
     def test(self, trainer: Trainer) -> dict[str, float]:
         """Returns the test metrics of what the module infers with now."""
         return {k: float(v) for k, v in trainer.test(self.module, datamodule=self.data, verbose=False)[0].items()}
 
 
-def open_run(config: DictConfig) -> FinishedRun:
+def open_run(config: DictConfig, path: str | None = None) -> FinishedRun:
     """Rebuilds a run.
 
     Args:
         config: built on configs/finished.yaml; what is not null in `data`, `task`, `trainer` and `average_checkpoints`
             replaces the value in the run's config.
+        path: the run folder; None is `config.run`.
 
     Raises:
         UserError: The folder is not a run folder, its run is unfinished or diverged, or an average over epochs is asked
@@ -65,7 +66,7 @@ def open_run(config: DictConfig) -> FinishedRun:
     quiet_libraries()
     if OmegaConf.is_missing(config, "run"):
         raise UserError(f"run is missing: say which, as in {RUN_FORM}")
-    folder = RunFolder(Path(str(config.run)))
+    folder = RunFolder(Path(path or str(config.run)))
     if not folder.path.is_dir():
         raise UserError(f"{folder.path}: no such folder; give one as in {RUN_FORM}")
     recorded = folder.read_finished()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from un.files import replace_file
 from un.finished.evaluate import format_metrics, measure_speed
 from un.finished.fold_run import require_inference
 from un.finished.open_run import FinishedRun, open_run
+from un.finished.shift import check_shifts, compare_shifted, measure_shifts
 from un.folding import FoldReport, fold_norms
 from un.norms import CenteredMap, ChannelMap
 from un.reports.result import write_json, write_result
+from un.reports.shift import add_shifts
 from un.retrofit import RetrofitReport, retrofit
 from un.training.retrofitting import FirstBatches
 from un.training.run_folder import RETROFIT, RunFolder
@@ -36,7 +38,7 @@ def retrofit_run(config: DictConfig) -> Path:
     """Retrofits a run and writes `retrofit.json` into its folder.
 
     Args:
-        config: composed from configs/retrofit.yaml.
+        config: composed from configs/retrofit.yaml; both models are tested under the shifts in it, too.
 
     Returns:
         The folder of the norm-free model, which eval.py and the other programs open as a run.
@@ -45,17 +47,22 @@ def retrofit_run(config: DictConfig) -> Path:
         UserError: a value is not allowed, or the model cannot be retrofitted or folded; see also `open_run`.
     """
     check_options(config)
+    shifts = config.get("shift") or OmegaConf.create({})
+    check_shifts(shifts)
     run = open_run(config)
     task = require_inference(run.module)
     original = task.inference_model
     output = Path(str(config.output or run.folder.path / FOLDER / config.method))
     if output.exists() and not (output / RECORD).is_file():
         raise UserError(f"output={output} holds something else: name a folder that does not exist")
+    shifted = {"original": dict(measure_shifts(run, shifts))}
     trainer = run.build_trainer(run.folder.evaluation_files)
     metrics = {"original": run.test(trainer)}
     changed, folded, report, fold = take_out(run, config)
     task.use_inference_model(folded)
     metrics["norm_free"] = run.test(trainer)
+    shifted["norm_free"] = dict(measure_shifts(run, shifts, folded=True))
+    under = {name: {kind: found[name] for kind, found in shifted.items()} for name in shifted["original"]}
     speed = measure_speed(run, trainer, original)
     content = {
         **metrics,
@@ -66,15 +73,19 @@ def retrofit_run(config: DictConfig) -> Path:
             "norm_free_seconds": speed["folded_seconds"],
             "speed_up": speed["speed_up"],
         },
+        "shift": {name: {kind: asdict(found) for kind, found in pair.items()} for name, pair in under.items()},
         "calibration_batches": config.calibration_batches,
         "report": report.describe(),
         "run": str(output),
     }
     task.use_inference_model(changed)
     write_run(run, output, config, metrics["norm_free"])
-    for place in (output, run.folder.path):
+    for place, kind in ((output, "norm_free"), (run.folder.path, "original")):
         write_json(content, place / RECORD)
-    print(f"{report}\n{format_retrofit(content, fold)}")
+        if shifts:
+            add_shifts(shifted[kind], RunFolder(place).shift)
+    tables = [compare_shifted(name, pair) for name, pair in under.items()]
+    print("\n".join([str(report), *tables, format_retrofit(content, fold)]))
     return output
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from un.reports.runs import Run, group_by_setting, name_reference, split_setting
+from un.reports.runs import SPEED_UP, Run, group_by_setting, name_reference, split_setting
 from un.reports.specification import Published
 from un.reports.statistics import DIVERGES, LEVEL_MARGIN, POINTS, Difference, Summary, compare_paired, judge, summarise
 from un.reports.words import describe_setting
@@ -23,6 +23,7 @@ class Cell:
         reference: those with LayerNorm.
         planned: how many runs the table asks for.
         metric: shown; None for the main one.
+        shift: under which it was measured; None for the run's own test data.
         published: the figure to compare with.
         paper_setting: whether the runs are meant to follow the recipe behind the published figures.
         departures: where they do not follow it.
@@ -34,6 +35,7 @@ class Cell:
     reference: Sequence[Run] = ()
     planned: int = 0
     metric: str | None = None
+    shift: str | None = None
     published: Published | None = None
     paper_setting: bool = False
     departures: Sequence[str] = ()
@@ -43,7 +45,7 @@ class Cell:
     @cached_property
     def ours(self) -> Summary:
         """Over the runs that finished with a number."""
-        values = list(_by_seed(self.runs, self.metric).values())
+        values = list(self._by_seed(self.runs).values())
         return summarise(values if self.measured is None else [self.measured])
 
     @cached_property
@@ -51,7 +53,7 @@ class Cell:
         """Difference to LayerNorm, paired by seed; None for LayerNorm itself and where a side is missing."""
         if all(run.norm == LAYERNORM for run in self.runs):
             return None
-        return compare_paired(_by_seed(self.runs, self.metric), _by_seed(self.reference, self.metric))
+        return compare_paired(self._by_seed(self.runs), self._by_seed(self.reference))
 
     @property
     def verdict(self) -> str:
@@ -65,6 +67,21 @@ class Cell:
         if self.to_layernorm is None or metric.rpartition("/")[2] not in POINTS:
             return ""
         return judge(self.to_layernorm, self.margin)
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it says something else of runs whose test metrics stand in another column."""
+        return self.shift is not None or self.metric == SPEED_UP
+
+    @property
+    def exploded(self) -> int:
+        """Number of runs with exploding losses under the shift."""
+        found = [run.shifts.get(self.shift) for run in self.runs if self.shift]
+        return sum(result is not None and result.losses.exploded > 0 for result in found)
+
+    def _by_seed(self, runs: Sequence[Run]) -> dict[int, float]:
+        values = ((run.result.seed, run.get(self.metric, self.shift)) for run in runs)
+        return {seed: value for seed, value in values if value is not None}
 
     @property
     def says_something(self) -> bool:
@@ -197,8 +214,3 @@ def compare_settings(runs: Sequence[Run], shown: Sequence[Comparison] = ()) -> l
             title = f"Further settings of {experiment}" if len(rows) < len(settings) else experiment
             comparisons.append(Comparison(experiment, title, ("",), tuple(rows), shows_marks=False))
     return comparisons
-
-
-def _by_seed(runs: Sequence[Run], metric: str | None) -> dict[int, float]:
-    values = ((run.result.seed, run.get(metric)) for run in runs)
-    return {seed: value for seed, value in values if value is not None}

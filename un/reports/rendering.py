@@ -19,6 +19,7 @@ DIFFERENCE_NOTE = (
 )
 FIELDS = ("published", "ours", "runs", "Δ published", "Δ LayerNorm", "verdict", "minutes")
 LEFT_TO_CSV = ("minutes",)  # fields that a table of several columns has no room for
+LEFT_ASIDE = ("minutes", "Δ LayerNorm", "verdict")  # nor a column of other tests of the same runs
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {MARK: r"$^\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$"}  # which its fonts lack
@@ -94,7 +95,10 @@ def explain_verdicts(margin: float) -> str:
 def list_fields(comparison: Comparison, column: int) -> list[str]:
     """Returns the fields of a column that are not empty, and that there is room for."""
     texts = [describe_cell(row.cells[column], comparison) for row in comparison.rows]
-    hidden = LEFT_TO_CSV if len(comparison.columns) > 1 else ()
+    cells = [row.cells[column] for row in comparison.rows]
+    hidden = [*LEFT_TO_CSV] if len(comparison.columns) > 1 else []
+    if any(cell.is_aside for cell in cells):
+        hidden = [*LEFT_ASIDE, *([] if any(cell.missing for cell in cells) else ["runs"])]
     return [field for field in FIELDS if field not in hidden and any(text[field] for text in texts)]
 
 
@@ -164,7 +168,7 @@ def list_rows(comparison: Comparison) -> pd.DataFrame:
     for row in comparison.rows:
         for column, metric, cell in zip(comparison.columns, comparison.metrics, row.cells, strict=True):
             difference = cell.to_layernorm
-            values = [(run.result.seed, run.get(cell.metric)) for run in cell.runs]
+            values = [(run.result.seed, run.get(cell.metric, cell.shift)) for run in cell.runs]
             rows.append(
                 {
                     "table": comparison.name,
@@ -172,6 +176,7 @@ def list_rows(comparison: Comparison) -> pd.DataFrame:
                     "row": row.label,
                     "norm": row.norm,
                     "metric": metric,
+                    "shift": cell.shift,
                     "published": cell.published.value if cell.published else None,
                     "source": cell.published.source if cell.published else None,
                     "paper_setting": cell.follows_paper,
@@ -218,7 +223,8 @@ def _describe_ours(cell: Cell, comparison: Comparison) -> str:
         return "diverged" if cell.diverged and cell.diverged == len(cell.runs) else ""
     mean = f"{cell.ours.mean:.{comparison.digits}f}".replace("-", "−")
     spread = "" if cell.ours.std is None else f" ± {cell.ours.std:.{comparison.digits}f}"
-    return f"{mean}{spread}{f' {MARK}' if comparison.shows_marks and cell.is_marked else ''}"
+    exploded = f" (explodes in {cell.exploded} of {len(cell.runs)})" if cell.exploded else ""
+    return f"{mean}{spread}{f' {MARK}' if comparison.shows_marks and cell.is_marked else ''}{exploded}"
 
 
 def _explain_mark(comparison: Comparison) -> str:

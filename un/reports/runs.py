@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from un.reports.result import Result, read_result
+from un.reports.shift import FILE, ShiftResult, read_shifts
 
 Content = TypeVar("Content")
 MAIN_METRICS = ("test/bleu", "test/acc1")  # the first that a run has is its task's
+SPEED_UP = "speed_up"  # in place of a metric: how many times as fast as LayerNorm the folded model is
 OVERRIDE_START = re.compile(r",(?=~?[\w./@]+=)")  # between two overrides of a folder's name; values may hold commas
 
 
@@ -58,10 +61,29 @@ class Run:
         name = (self.main_metric or "").replace("test/", "val/")
         return name if name in self.result.metrics else "val/loss"
 
-    def get(self, metric: str | None) -> float | None:
+    @cached_property
+    def shifts(self) -> Mapping[str, ShiftResult]:
+        """Tests under the shifts of configs/shift, as these are now."""
+        found = read_shifts(self.folder / FILE)
+        return {name: result for name, result in found.items() if result.is_standard(name)}
+
+    def get(self, metric: str | None, shift: str | None = None) -> float | None:
         """Returns a metric of a run that finished, the main one by default; None where there is none."""
         name = metric or self.main_metric
-        return self.result.metrics.get(name) if name and self.result.status == "finished" else None
+        if not name or self.result.status != "finished":
+            return None
+        if name == SPEED_UP:
+            return read_speed_up(self.folder)
+        tested = self.shifts.get(shift) if shift else self.result
+        return tested.metrics.get(name) if tested else None
+
+
+def read_speed_up(folder: Path) -> float | None:
+    """Returns how many times as fast as a LayerNorm run's model the folded one is; None where it was not measured."""
+    path = folder / "eval.json"
+    content = json.loads(path.read_bytes()) if path.is_file() else {}
+    is_to_layernorm = (content.get("against") or {}).get("norm") == "layernorm"
+    return float(content["speed"]["speed_up"]) if is_to_layernorm else None
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:

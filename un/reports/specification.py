@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from un.reports.measurements import METRICS, Benchmark, Model
+from un.reports.shift import list_shifts
 from un.reports.statistics import LEVEL_MARGIN
 from un.reports.validation import STRICT, parse
 
@@ -31,14 +32,20 @@ class Column:
     Attributes:
         label: of the header.
         arguments: of train.py, for every cell of the column.
-        metric: of its cells; None for the table's.
+        metric: of its cells; None for the table's; "speed_up": of the folded model against the LayerNorm run's.
+        shift: under which its cells are tested, a file of configs/shift; None for the runs' own test data.
         source: of the published figures of rows that name none; None for the table's.
     """
 
     label: str = ""
     arguments: tuple[str, ...] = ()
     metric: str | None = None
+    shift: str | None = None
     source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and self.shift not in (known := list_shifts()):
+            raise ValueError(f"shift {self.shift!r} is unknown; allowed: {', '.join(known)}")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -195,9 +195,10 @@ def _label(settings: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _change_experiment(table: Table, experiment: str) -> Table:
-    column = Column(experiment, (f"experiment={experiment}",))
-    rows = tuple(TableRow(row.label, row.arguments, (None,)) for row in table.rows)
-    return replace(table, columns=(column,), rows=rows, paper_setting=False, setting="", needs=())
+    own = [column for column in table.columns if read_choices(column.arguments).get("experiment") == experiment]
+    columns = tuple(own) or (Column(experiment, (f"experiment={experiment}",)),)
+    rows = tuple(TableRow(row.label, row.arguments, (None,) * len(columns)) for row in table.rows)
+    return replace(table, columns=columns, rows=rows, paper_setting=False, setting="", needs=())
 
 
 def _write(value: Any) -> str:

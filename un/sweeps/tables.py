@@ -10,8 +10,8 @@ from un.command.errors import CONFIG_FOLDER
 from un.reports.comparison import LAYERNORM, Cell, Comparison, Line, leave_out_empty
 from un.reports.efficiency import compare_measurements
 from un.reports.measurements import Measurement
-from un.reports.runs import Run
-from un.reports.specification import Table
+from un.reports.runs import SPEED_UP, Run
+from un.reports.specification import Column, Table
 from un.sweeps.recipes import list_departures
 from un.sweeps.run_names import PlannedRun, read_choices
 from un.sweeps.table_plans import Plan, list_tables, plan_table, read_table
@@ -23,7 +23,13 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
     """Computes the cells from those runs that `find` knows, and leaves out rows and columns that have none."""
     table = plan.table
     known = {run.folder: find(run) for run in plan.runs}
-    found = [[[run for planned in cell if (run := known[planned.folder])] for cell in row.runs] for row in plan.rows]
+    found = [
+        [
+            [run for planned in cell if (run := known[planned.folder]) and has_value(run, column)]
+            for column, cell in zip(table.columns, row.runs, strict=True)
+        ]
+        for row in plan.rows
+    ]
     references = [_find_reference([row[index] for row in found]) for index in range(len(table.columns))]
     lines = []
     for row, groups in zip(plan.rows, found, strict=True):
@@ -31,8 +37,9 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
             Cell(
                 groups[index],
                 references[index],
-                planned=len(row.runs[index]),
+                planned=0 if column.metric == SPEED_UP and row.norm == LAYERNORM else len(row.runs[index]),
                 metric=column.metric,
+                shift=column.shift,
                 published=row.published[index],
                 paper_setting=table.paper_setting,
                 margin=table.margin,
@@ -55,6 +62,12 @@ def fill_table(plan: Plan, find: Find) -> Comparison:
         command=plan.command,
     )
     return leave_out_empty(whole)
+
+
+def has_value(run: Run, column: Column) -> bool:
+    """Tells whether a run has what a column shows, or never will."""
+    measured = column.shift is not None or column.metric == SPEED_UP
+    return not measured or run.result.status == "diverged" or run.get(column.metric, column.shift) is not None
 
 
 def find_on_disk(run: PlannedRun) -> Run | None:

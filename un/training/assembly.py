@@ -112,8 +112,13 @@ def build_norm_factory(config: DictConfig) -> NormFactory | None:
     return factory
 
 
-def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -> Trainer:
-    """Builds Lightning's Trainer with the callbacks of the config, in their order; a progress bar needs a terminal."""
+def build_trainer(
+    config: DictConfig, folder: Path, loggers: Sequence[Logger], further: Sequence[Callback] = ()
+) -> Trainer:
+    """Builds Lightning's Trainer with the callbacks of the config and further ones, in their order.
+
+    A progress bar needs a terminal.
+    """
     check_devices(config.trainer)
     callbacks: list[Callback] = [
         build_part(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
@@ -124,7 +129,7 @@ def build_trainer(config: DictConfig, folder: Path, loggers: Sequence[Logger]) -
     trainer: Trainer = build_part(
         config,
         "trainer",
-        callbacks=callbacks,
+        callbacks=[*callbacks, *further],
         logger=list(loggers) or False,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=has_bar,

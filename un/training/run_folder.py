@@ -3,8 +3,10 @@
 Layout: config.yaml (resolved), preprocessor/ (vocabulary, or names of classes), fingerprint.json (of the data),
 execution.json, train.log, metrics.csv, checkpoints/{last,best}.ckpt (and epoch=<n>.ckpt for average_checkpoints,
 tested.ckpt for final_statistics), what the task writes (translations/), result.json (written last), and wandb/ or
-tensorboard/ where asked for; eval.py writes eval.json and evaluation/, scripts/fold.py checkpoints/folded.*,
-scripts/export.py exports/, scripts/retrofit.py retrofit.json and retrofit/. Nothing here imports torch.
+tensorboard/ where asked for; eval.py writes eval.json, shift.json and evaluation/, scripts/fold.py
+checkpoints/folded.*, scripts/export.py exports/, scripts/retrofit.py retrofit.json and retrofit/.
+
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from un.training.data_identity import name_data, read_fingerprint, take_fingerpr
 DEFAULT_EXPERIMENT = "digits_vit"  # name of what configs/train.yaml composes without an experiment
 # Choices whose values are found by their keys, where they change anything.
 NOT_NAMED = ("norm", "seed", "callbacks", "trainer")
-FILES = ("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json")
+FILES = ("config.yaml", "fingerprint.json", "execution.json", "metrics.csv", "result.json", "eval.json", "shift.json")
 FOLDERS = ("preprocessor", "checkpoints", "translations", "evaluation", "exports", "wandb", "tensorboard", "figures")
 RETROFIT = ("retrofit.json", "retrofit")  # of scripts/retrofit.py
 RECORDS = ("activation_stats.parquet",)
@@ -135,6 +137,7 @@ class RunFolder:
         self.execution = path / "execution.json"
         self.result = path / "result.json"
         self.evaluation = path / "eval.json"
+        self.shift = path / "shift.json"
         self.evaluation_files = path / "evaluation"
         self.metrics = path / "metrics.csv"
         self.preprocessor = path / "preprocessor"

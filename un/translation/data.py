@@ -12,6 +12,7 @@ from torch import Tensor
 from un.datasets import BatchLoader, ResumableDataModule
 from un.translation.batches import GROUPINGS, Batch, GroupBy, TokenSampler, load_batches
 from un.translation.corpus import Split, SplitTexts, make_dataset
+from un.translation.corruption import Corruption
 from un.translation.fairseq_library import Dictionary
 from un.translation.prediction import SentencePrediction
 from un.translation.prepared import PreparedFolder, is_prepared
@@ -65,6 +66,7 @@ class TranslationDataModule(ResumableDataModule):
     num_workers: int = 0  # processes that read and pad
     seed: int = 0  # of the order
     split_seed: int | None = None  # of `limit`; None is `seed`
+    corruption: Corruption | None = None  # of the test pairs, see `un.translation.corruption`
 
     preprocessor_class = TextPreprocessor
     fixed_arguments = ("source_lang", "target_lang", "lowercase", "bpe_merges", "joined_dictionary")
@@ -123,6 +125,8 @@ class TranslationDataModule(ResumableDataModule):
         if name not in self._splits:
             preprocessor = self.preprocessor
             if self._prepared is not None:
+                if name == "test" and self.corruption is not None:
+                    raise ValueError(f"data.corruption takes text, and {self.path} holds numbers of words")
                 self._splits[name] = self._prepared.open_split(name, preprocessor, self.limit, self.draw_seed)
             else:
                 self._splits[name] = encode_text(self._read_text(name), preprocessor)
@@ -139,7 +143,8 @@ class TranslationDataModule(ResumableDataModule):
             return generate_texts(self.languages, dict.fromkeys(self.split_names, self.limit or GENERATED_PAIRS))[name]
         text = read_text(self.path, self.languages, name, self.split_names[name])
         text = text.drop_empty() if name == "train" else text
-        return text.select(draw_rows(len(text), self.limit, self.draw_seed))
+        text = text.select(draw_rows(len(text), self.limit, self.draw_seed))
+        return self.corruption(text) if name == "test" and self.corruption is not None else text
 
     def model_arguments(self) -> dict[str, Any]:
         """Returns what the data decide about a model."""

@@ -43,3 +43,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
 def sum_cross_entropy(model: Transformer, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Returns the `cross_entropy` of a model on a batch."""
     return cross_entropy(*compute_logits(model, batch), label_smoothing)
+
+
+def measure_cross_entropy(model: Transformer, batch: Batch) -> Tensor:
+    """Returns the cross-entropy (B,) of each translation of a batch in nats, the mean over its target tokens."""
+    losses = F.cross_entropy(*compute_logits(model, batch), reduction="none")
+    lengths = batch["target"].ne(model.decoder.padding_idx).sum(dim=1)
+    return torch.stack([sentence.mean() for sentence in losses.split(lengths.tolist())])

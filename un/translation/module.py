@@ -18,7 +18,7 @@ from un.tasks import GraphPart
 from un.translation.batches import Batch
 from un.translation.encoder_graph import EncoderGraph, replace_encoder
 from un.translation.generation import BeamSearch
-from un.translation.losses import compute_logits, cross_entropy, sum_cross_entropy
+from un.translation.losses import compute_logits, cross_entropy, measure_cross_entropy, sum_cross_entropy
 from un.translation.scores import SentencePair, score_translations, write_translations
 from un.translation.transformer import Transformer
 
@@ -197,6 +197,10 @@ class Translation(lightning.LightningModule):
 
     def call_model(self, model: nn.Module, batch: Batch) -> Any:
         return model(**batch["net_input"])
+
+    def measure_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Transformer)
+        return measure_cross_entropy(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Returns the translations of a batch."""

@@ -9,6 +9,7 @@ from datasets import DatasetDict
 
 from un.datasets import BatchLoader, ResumableDataModule, find_split, require_split
 from un.vision.batches import Batch, EpochSampler, MemoryBatches, WorkerBatches
+from un.vision.corruption import CorruptedBatches, Corruption
 from un.vision.prediction import ImagePrediction
 from un.vision.preprocessor import ImagePreprocessor
 from un.vision.sources import ImageSplit, generate_source, list_label_names, open_split, read_source
@@ -47,6 +48,7 @@ class ImageDataModule(ResumableDataModule):
     drop_last: bool = True  # training drops an incomplete last batch
     seed: int = 0  # of order and augmentation
     split_seed: int | None = None  # of held-out examples and `limit`; None is `seed`
+    corruption: Corruption | None = None  # of test images (C, S, S) on the scale 0 to 1, before normalisation
 
     preprocessor_class = ImagePreprocessor
     fixed_arguments = ("num_classes", "num_channels", "transform.mean", "transform.std")
@@ -67,7 +69,7 @@ class ImageDataModule(ResumableDataModule):
             self.split_names, self.val_size = {name: (name,) for name in SPLITS}, None
         self.splits: dict[str, ImageSplit] = {}
         self._preprocessor: ImagePreprocessor | None = None
-        self._sources: dict[str, MemoryBatches | WorkerBatches] = {}
+        self._sources: dict[str, MemoryBatches | WorkerBatches | CorruptedBatches] = {}
 
     def _check_arguments(self) -> None:
         for name, least in LEAST.items():
@@ -195,7 +197,10 @@ class ImageDataModule(ResumableDataModule):
     def make_loader(self, split: str, training: bool) -> BatchLoader:
         examples = self.open_split(split)
         if split not in self._sources:
-            self._sources[split] = self._make_source(examples, self.num_workers)
+            source = self._make_source(examples, self.num_workers)
+            self._sources[split] = source
+            if split == "test" and self.corruption is not None:
+                self._sources[split] = CorruptedBatches(source, self.corruption, *self.transform.statistics)
         sampler = EpochSampler(
             len(examples),
             self.batch_size,

@@ -98,6 +98,9 @@ class ImageClassification(lightning.LightningModule):
 
     predict = call_model
 
+    def measure_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.call_model(model, batch), batch[1], reduction="none")
+
     def cut_graph(self, model: nn.Module, batch: Batch) -> GraphPart:
         return GraphPart(model.eval(), {"images": batch[0]}, {"images": {0: "batch"}}, ("logits",))
 
