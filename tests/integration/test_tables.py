@@ -147,7 +147,10 @@ def test_update_fills_the_blocks_and_nothing_else(tmp_path: Path) -> None:
         ("nothing", "has no results block"),
         ("<!-- results tables=x -->\n<!-- end of results -->", "there is no table x; there are "),
         ("<!-- results table=norms -->\n<!-- end of results -->", "no table=; allowed: tables, norms, show, figures"),
-        ("<!-- results show=words -->\n<!-- end of results -->", "show=words; allowed: tables, sentences, all, figures"),
+        (
+            "<!-- results show=words -->\n<!-- end of results -->",
+            "show=words; allowed: tables, sentences, all, figures",
+        ),
     ],
 )
 def test_a_page_that_cannot_be_filled_stays_as_it_is(block: str, problem: str, tmp_path: Path) -> None:
