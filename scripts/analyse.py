@@ -94,7 +94,8 @@ def draw_one(options: dict[str, list[str]]) -> Path:
 
 
 def choose_recorded(folders: Sequence[Path]) -> Sequence[Path]:
-    """Returns the runs that recorded statistics and says how many did not; all of them where none did."""
+    """Returns those runs of one experiment that recorded statistics and says how many did not; all where none did."""
+    figures.group_folders(folders)  # refuses several experiments
     recorded = [folder for folder in folders if StatisticsFiles(folder).exists()]
     if 0 < len(recorded) < len(folders):
         print(f"{len(folders) - len(recorded)} runs without activation_stats are left out", file=sys.stderr)
