@@ -81,7 +81,8 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     path = output / f"{experiment}_{name}.{form}"
     if name != "cost":
         metrics = options["metrics"][0].split(",") if options["metrics"] else []
-        return figures.save(lambda: figures.draw_settings(name, folders, metrics), path)
+        chosen = folders if name == "curves" else choose_recorded(folders)
+        return figures.save(lambda: figures.draw_settings(name, chosen, metrics), path)
     from un.finished.run_times import time_runs  # brings models and data, which the other figures need not
 
     runs, problems = find_runs(folders)
@@ -90,6 +91,15 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     return figures.save(
         lambda: figures.draw_cost(runs, lambda chosen: [found.ratio for found in time_runs(chosen)]), path
     )
+
+
+def choose_recorded(folders: Sequence[Path]) -> Sequence[Path]:
+    """Returns those runs of one experiment that recorded statistics and says how many did not; all where none did."""
+    figures.group_folders(folders)  # refuses several experiments
+    recorded = [folder for folder in folders if StatisticsFiles(folder).exists()]
+    if 0 < len(recorded) < len(folders):
+        print(f"{len(folders) - len(recorded)} runs without activation_stats are left out", file=sys.stderr)
+    return recorded or folders
 
 
 def draw_all(options: dict[str, list[str]]) -> list[Path]:

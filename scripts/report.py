@@ -34,6 +34,7 @@ from un.sweeps.tables import compare_known, quote_published
 
 TITLE = "Unified Normalization: results"
 OUTPUT = Path("report")
+SECONDS_PER_HOUR = 3600
 
 
 def main() -> None:
@@ -71,7 +72,15 @@ def render_results(comparisons: Sequence[Comparison]) -> str:
     """Returns a page of tables that begins with what they say, and explains once how they say it."""
     story = tell(comparisons)
     tables = [render_markdown(comparison, explain=not story) for comparison in comparisons]
-    return "\n".join(filter(None, [f"# {TITLE}\n", story, *tables]))
+    return "\n".join(filter(None, [f"# {TITLE}\n", describe_effort(comparisons), story, *tables]))
+
+
+def describe_effort(comparisons: Sequence[Comparison]) -> str:
+    """Returns how many runs the tables show and how long they took; nothing without runs."""
+    cells = [cell for comparison in comparisons for cell in comparison.cells]
+    runs = {run.folder: run for cell in cells for run in (*cell.runs, *cell.reference)}
+    hours = sum(run.result.wall_time_seconds for run in runs.values()) / SECONDS_PER_HOUR
+    return f"{len(runs)} runs, which took {hours:.1f} hours one after the other, pauses included.\n" if runs else ""
 
 
 def write_reports(comparisons: Sequence[Comparison], page: str, output: Path) -> None:

@@ -108,7 +108,7 @@ def reproduce_results(arguments: Sequence[str], output: Path, dry_run: bool, com
     figures = [name for name in plan.figures if not plan.find_figure(name, output / "figures").is_file()]
     missing = plan.list_missing(figures)
     check_data(plan.runs)
-    print(describe_runs(plan.runs, commands, missing))
+    print(describe_runs(plan.runs, commands, missing), *plan.count_missing(missing), sep="\n")
     for name in plan.figures:
         print(f"{'missing' if name in figures else 'drawn':<12} {plan.find_figure(name, output / 'figures')}")
     if dry_run:

@@ -233,6 +233,9 @@ def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:
         assert outcome.output.split() == [str(tmp_path / f"digits_{name}.svg")]
     assert (tmp_path / "digits_outliers.svg").read_text().index("LayerNorm") > 0
     assert (tmp_path / "digits_curves.svg").read_text().index("LayerNorm (n = 1)") > 0
+    make_run(tmp_path, "norm=dyt", 0)
+    outcome = run_here("scripts/analyse.py", f"run={tmp_path}", "figure=outliers", f"output={tmp_path}")
+    assert "1 runs without activation_stats are left out" in outcome.errors
     command = ("scripts/analyse.py", f"run={tmp_path}/digits/norm=layernorm", f"output={tmp_path}")
     run_here(*command, "figure=threshold").check_error("figure=threshold: no norm of these runs has a window")
     run_here(*command, "figure=discrepancy").check_error("no norm of these runs has running statistics")

@@ -73,7 +73,7 @@ OTHERS = [
     ("scripts/reproduce.py", ["makes no sense", "padding"], "ablation=un_padding experiment=digits_vit"),
     ("scripts/reproduce.py", ["is measured, not run", "it takes paths.runs only"], "table=efficiency norm=un"),
     ("scripts/report.py", ["no result.json below"], "/nowhere"),
-    ("scripts/report.py", ["/nowhere.md"], "--update /nowhere.md {folder}"),
+    ("scripts/report.py", ["/nowhere.md"], "{folder} --update /nowhere.md"),
     ("scripts/report.py", ["/proc/nowhere"], "--output /proc/nowhere {folder}"),
     ("scripts/analyse.py", ["run=/nowhere"], "run=/nowhere"),
     ("scripts/analyse.py", ["rum=/nowhere"], "rum=/nowhere"),

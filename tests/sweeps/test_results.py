@@ -76,6 +76,7 @@ def test_records_stand_for_runs_but_not_for_what_is_drawn_from_them(tmp_path: Pa
     assert [line.split()[0] for line in lines[:4]] == ["recorded", "recorded", "finished", "missing"]
     assert lines[3].split()[1:3] == ["30.0", "min"]  # as the experiment's run here took
     assert lines[4] == "4 runs, 3 done"
+    assert plan.count_missing(missing) == ["table norms: 1 of 3 runs missing"]
 
 
 def test_norms_are_taken_out_of_a_model_that_is_there(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from un.command.overrides import quote_override
 from un.reports.comparison import LAYERNORM
 from un.reports.validation import STRICT, parse
 from un.sweeps.run_names import PlannedRun, list_runs, read_choices
-from un.sweeps.table_plans import plan_table, read_table
+from un.sweeps.table_plans import Plan, plan_table, read_table
 from un.training.config_keys import read_experiment
 from un.training.data_identity import LOCATED
 
@@ -54,12 +54,14 @@ class ResultsPlan:
     """What the tables and figures need.
 
     Attributes:
-        runs: all runs, each once.
+        runs: all runs, each once, with the places of their data.
+        tables: the plans of the tables, with the rows that are run.
         figures: the runs by figure.
         records: folder of records.
     """
 
     runs: tuple[PlannedRun, ...]
+    tables: tuple[Plan, ...]
     figures: Mapping[str, tuple[PlannedRun, ...]]
     records: Path
 
@@ -78,6 +80,13 @@ class ResultsPlan:
         absent = [run for run in self.runs if run.find_result() is None]
         wanted |= {origin for run in absent if run.folder in wanted and (origin := _find_original(run))}
         return [run for run in absent if run.folder in wanted]
+
+    def count_missing(self, missing: Sequence[PlannedRun]) -> list[str]:
+        """Returns a line for each table that lacks some of these runs."""
+        folders = {run.folder for run in missing}
+        counts = {plan.table.name: [run.folder in folders for run in plan.runs] for plan in self.tables}
+        lines = {name: f"table {name}: {sum(lacks)} of {len(lacks)} runs missing" for name, lacks in counts.items()}
+        return [line for name, line in lines.items() if any(counts[name])]
 
     def find_figure(self, name: str, folder: Path) -> Path:
         """Returns where scripts/analyse.py draws a figure."""
@@ -115,12 +124,14 @@ def plan_results(contents: Contents, arguments: Sequence[str], records: Path) ->
         if key in GIVEN:
             raise UserError(f"results: {key}= is given by {FILE.name}, not on the command line")
     runs: dict[Path, PlannedRun] = {}
+    tables = []
     for name, chosen in contents.tables.items():
         plan = plan_table(read_table(name), [*chosen.arguments, *common])
         rows = [row for row in plan.rows if not chosen.norms or row.norm in chosen.norms]
         if unknown := set(chosen.norms) - {row.norm for row in rows}:
             raise UserError(f"{FILE.name}: table {name} has no row with norm={', '.join(sorted(unknown))}")
-        runs |= {run.folder: run for run in (*plan.starts, *(run for row in rows for cell in row.runs for run in cell))}
+        tables.append(replace(plan, rows=tuple(rows)))
+        runs |= {run.folder: run for run in (*tables[-1].starts, *tables[-1].runs)}
     figures = {}
     for name, own in contents.figures.items():
         drawn = list_runs([*(quote_override(argument, is_sweep=True) for argument in own), *common])
@@ -130,7 +141,7 @@ def plan_results(contents: Contents, arguments: Sequence[str], records: Path) ->
             if read_choices(run.arguments).get("callbacks") == RECORDING:
                 runs[run.folder] = run
     located = _locate(list(runs.values()), places)
-    return ResultsPlan(tuple(located), figures, records)
+    return ResultsPlan(tuple(located), tuple(tables), figures, records)
 
 
 def _locate(runs: Sequence[PlannedRun], places: Mapping[str, str]) -> list[PlannedRun]:
