@@ -14,7 +14,7 @@ IN_TEXT = re.compile(rf"`python {PROGRAM}[^`\n]*)`")
 NEEDS_MORE = re.compile(
     r"trainer=|submitit|hparams_search|--download|--google|data\.path=|init_weights=|compile=|table=efficiency"
     r"|=<runs?>|ablation=retrofit|figure="
-    r"|benchmark\.py|recipes\.py|--update|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
+    r"|retrofit_sentence_encoder|benchmark\.py|recipes\.py|--update|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
 )
 
 
