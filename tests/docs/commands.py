@@ -18,7 +18,7 @@ IN_TEXT = re.compile(rf"`python {PROGRAM}[^`\n]*)`")
 # What needs a GPU, Slurm, a plugin, the hub, several processes, minutes, or data or runs that only a reader has.
 NEEDS_MORE = re.compile(
     r"trainer=|submitit|hparams_search|--download|--google|data\.path=|init_weights=|compile=|table=efficiency"
-    r"|=<runs?>|ablation=retrofit|figure="
+    r"|=<runs?>|ablation=retrofit|figure=|sentence_encoder"
     r"|benchmark\.py|recipes\.py|--update|--keep|average_checkpoints|Ein Hund|sentences\.de|reproduce\.py"
 )
 

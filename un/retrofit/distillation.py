@@ -21,12 +21,13 @@ class Distillation:
         original: the model with its norms; frozen here, and never part of the other one.
         model: the retrofitted one.
         sites: dotted names of the norms in the order of the forward, the same in both.
-        logits_weight: of the divergence KL(original, model) of the predictions.
+        logits_weight: of `compare`.
         hidden_weight: of the squared error of the norms' outputs, relative to the variance of the original's, averaged
             over the norms; padding stays out where the norms are told.
         every: steps after which one norm after the other leaves; 0 for all at once. Until then the original norm,
             frozen, stays in its place, while its successor's statistics follow the same inputs.
         read_step: gives the number of the training step.
+        compare: a loss of the model's outputs and the original's; by default KL(original, model) of the predictions.
 
     Raises:
         ValueError: a weight or `every` is below 0.
@@ -42,12 +43,14 @@ class Distillation:
         hidden_weight: float = 0.0,
         every: int = 0,
         read_step: Callable[[], int] = lambda: 0,
+        compare: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         for name, value in (("logits_weight", logits_weight), ("hidden_weight", hidden_weight), ("every", every)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         self.original = original.eval().requires_grad_(False)
         self.logits_weight, self.hidden_weight = logits_weight, hidden_weight
+        self.compare = compare or measure_divergence
         self._given: dict[str, tuple[Tensor, Tensor | None]] = {}  # by the model's norms in the latest forward
         self._errors: list[Tensor] = []
         for number, name in enumerate(sites, 1):
@@ -61,8 +64,9 @@ class Distillation:
         """Returns what is added to the mean loss of a batch; None for nothing.
 
         Args:
-            logits: (..., V), of the model's forward in training; of what counts in the loss alone.
-            call: gives another model's logits for the same batch.
+            logits: what `compare` takes, of the model's forward in training; logits (..., V) of what counts in the
+                loss alone.
+            call: gives the same of another model for the same batch.
         """
         if not (self.logits_weight or self.hidden_weight):
             return None
@@ -70,7 +74,7 @@ class Distillation:
             expected = call(self.original.to(logits.device))
         term = logits.new_zeros(())
         if self.logits_weight:
-            term = term + self.logits_weight * measure_divergence(logits, expected)
+            term = term + self.logits_weight * self.compare(logits, expected)
         if self.hidden_weight:
             term = term + self.hidden_weight * torch.stack(self._errors).mean()
         self._given, self._errors = {}, []
