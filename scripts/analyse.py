@@ -8,6 +8,7 @@ output=, by default the folder figures in the deepest folder that holds all runs
     figure=outliers      the largest activation over layers, a line per setting
     figure=window        AM-GM gap and threshold by norm.window
     figure=cost          test metric against inference time, measured now with the norms folded away
+    figure=retrofit      outliers and fit of the maps, of a run whose norms scripts/retrofit.py took out
 
 With one of these, that figure alone is drawn, of runs of one experiment: <output>/<experiment>_<figure>.<format>.
 
@@ -31,7 +32,7 @@ from un.finished import figures
 from un.reports.runs import find_runs
 
 OPTIONS = ("run", "figure", "output", "format", "metrics")
-FIGURES = ("fluctuation", "outliers", "window", "cost")
+FIGURES = ("fluctuation", "outliers", "window", "cost", "retrofit")
 
 
 def main() -> None:
@@ -76,6 +77,8 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     experiment, form = folders[0].absolute().parts[-3], (options["format"] or ["png"])[0]
     output = Path(options["output"][0]) if options["output"] else folders[0].parents[1] / "figures"
     path = output / f"{experiment}_{name}.{form}"
+    if name == "retrofit":
+        return figures.save(lambda: figures.draw_taken_out(folders), path)
     if name != "cost":
         return figures.save(lambda: figures.draw_recorded(name, folders), path)
     from un.finished.run_times import time_runs  # brings models and data, which the other figures need not
