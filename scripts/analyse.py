@@ -11,6 +11,7 @@ output=, by default the folder figures in the deepest folder that holds all runs
     figure=window        AM-GM gap and threshold by norm.window
     figure=curves        training and validation metrics, mean over seeds and band
     figure=cost          test metric against inference time, measured now with the norms folded away
+    figure=retrofit      outliers and fit of the maps, of a run whose norms scripts/retrofit.py took out
 
 With one of these, that figure alone is drawn, of runs of one experiment: <output>/<experiment>_<figure>.<format>.
 
@@ -34,7 +35,7 @@ from un.finished import figures
 from un.reports.runs import find_runs
 
 OPTIONS = ("run", "figure", "output", "format", "metrics")
-FIGURES = ("fluctuation", "outliers", "discrepancy", "threshold", "window", "curves", "cost")
+FIGURES = ("fluctuation", "outliers", "discrepancy", "threshold", "window", "curves", "cost", "retrofit")
 
 
 def main() -> None:
@@ -79,6 +80,8 @@ def draw_one(options: dict[str, list[str]]) -> Path:
     experiment, form = folders[0].absolute().parts[-3], (options["format"] or ["png"])[0]
     output = Path(options["output"][0]) if options["output"] else folders[0].parents[1] / "figures"
     path = output / f"{experiment}_{name}.{form}"
+    if name == "retrofit":
+        return figures.save(lambda: figures.draw_taken_out(folders), path)
     if name != "cost":
         metrics = options["metrics"][0].split(",") if options["metrics"] else []
         chosen = folders if name == "curves" else choose_recorded(folders)

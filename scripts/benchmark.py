@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.calibration import add_options as add_calibration_options
 from benchmarks.common import keep_freed_memory, print_rows
 from benchmarks.inference import add_options as add_inference_options
 from benchmarks.training import add_options as add_training_options
@@ -49,6 +50,7 @@ def parse_options() -> argparse.Namespace:
     processes.add_argument("--processes", type=read_count, default=4, help="on the CPU; they share --threads")
     processes.add_argument("--experiment", default="digits_vit", help="whose model and data to take")
     processes.add_argument("overrides", nargs="*", help="config overrides, e.g. data.path=<folder>")
+    add_calibration_options(add("calibration", "time and memory of taking the norms out of a model", written))
     add_inference_options(add("inference", "folded UN against LayerNorm in whole models"))
     add_training_options(add("training", "training steps of whole models"))
     scaling = add("scaling", "what UN costs on many GPUs, counted and predicted", written)

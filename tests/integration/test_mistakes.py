@@ -30,7 +30,6 @@ TRAIN = [
     ("optimizer.lr=nan", ["optimizer.lr=nan must be a number"]),
     ("optimizer.lr=-1", ["-1"]),
     ("optimizer.betas=[0.9]", ["optimizer:"]),
-    ("scheduler=inverse_sqrt", ["scheduler makes a LambdaLR", "scheduler=cosine"]),
     ("task.label_smoothing=2", ["task.label_smoothing=2 must be between 0 and 1"]),
     ("task.mixup={mixup_alpha:-1}", ["mixup_alpha=-1"]),
     ("task.mixup={mode:pairs}", ["task.mixup.mode=pairs", "batch, pair, elem"]),

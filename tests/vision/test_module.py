@@ -237,11 +237,17 @@ def test_rate_of_each_batch(make_data, scheduler, trainer, expected):
     assert recorder.rates == pytest.approx(list(expected))
 
 
+def test_a_schedule_of_torch_steps_after_every_update(make_data):
+    module = make_module(lr=1.0, scheduler=lambda optimizer, *_: ConstantLR(optimizer, factor=0.5, total_iters=2))
+    _, recorder = fit(module, make_data(limit=48), limit_val_batches=0, max_epochs=1)
+    assert recorder.rates[:3] == pytest.approx([0.5, 0.5, 1.0])
+
+
 @pytest.mark.parametrize(
     ("scheduler", "max_epochs", "message"),
     [
         (create_scheduler, -1, "a schedule needs an end: set trainer.max_epochs or trainer.max_steps"),
-        (lambda optimizer, *_: ConstantLR(optimizer), 1, "scheduler makes a ConstantLR; images need one of timm's"),
+        (lambda *_: object(), 1, "scheduler makes a object; images need one of timm or torch"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(make_data, scheduler, max_epochs, message):

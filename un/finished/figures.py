@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from un.analysis.curves import AXIS_NAMES, draw_curves
 from un.analysis.layers import draw_threshold
+from un.analysis.retrofitted import draw_retrofit
 from un.analysis.runs import read_run
 from un.analysis.settings import (
     Point,
@@ -26,6 +28,7 @@ from un.analysis.style import OPTIONS, TITLE_SIZE, save_figure
 from un.reports.runs import Run, split_setting
 from un.reports.statistics import summarise
 from un.reports.words import describe_setting
+from un.training.run_folder import RETROFIT
 
 WINDOW = re.compile(r"norm\.window=(\d+)$")
 DEFAULT_WINDOW = 4  # of configs/norm/un.yaml
@@ -90,6 +93,22 @@ def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
         points.append(Point(name, ratio, summary.mean, summary.std, summary.n))
     metric = str(by_folder[next(iter(groups.values()))[0]].main_metric).rpartition("/")[2]
     return draw_trade_off(points, AXIS_NAMES.get(metric, metric), names[0])
+
+
+def draw_taken_out(folders: Sequence[Path]) -> Figure:
+    """Draws what scripts/retrofit.py left in the folder of a run; folders in that one belong to it.
+
+    Raises:
+        ValueError: there are several runs, or nothing was left.
+    """
+    folder = folders[0]
+    others = [other for other in folders if not other.is_relative_to(folder)]
+    if others:
+        raise ValueError(f"figure=retrofit is of one run, got {folder} and {others[0]}")
+    record = folder / RETROFIT[0]
+    if not record.is_file():
+        raise ValueError(f"{folder} has no {record.name}: run python scripts/retrofit.py run={folder}")
+    return draw_retrofit(folder.absolute().parts[-3], json.loads(record.read_text())["report"]["norms"])
 
 
 def save(draw: Callable[[], Figure], path: Path) -> Path:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from un.folding.inputs import Inputs
-from un.folding.verify import list_tensors
 from un.norms.core.base import Norm
+from un.retrofit.memory import return_freed_memory
 from un.retrofit.methods import METHODS, Fit
 from un.retrofit.paused import PausedForward, Visit, copy_structure
-from un.retrofit.report import RetrofitReport, RetrofitRow
+from un.retrofit.report import OutputDifference, RetrofitReport, RetrofitRow
 from un.surgery import NormFactory, replace_norms
 from un.surgery.attachments import avoid_fused_kernels, carry_hooks
 from un.surgery.probing import copy_computed
@@ -158,7 +158,7 @@ class _Calibration:
         for site in self.sites:
             gauge = _find_gauge(self.changed, site)
             gauge.site, gauge.fitted = site, self.fitted
-        self.differences = _Differences()
+        self.difference = OutputDifference()
 
     def finish(self, training: bool) -> tuple[nn.Module, RetrofitReport]:
         """Fits all norms and returns the model and the report."""
@@ -169,8 +169,9 @@ class _Calibration:
                 self._fit(standing[0].site, held, has_more)
                 for course in held:
                     course.advance()
+                    return_freed_memory()
             for course in held:
-                self.differences.add(course.original.outputs, course.changed.outputs)
+                self.difference.add(course.original.outputs, course.changed.outputs)
         finally:
             for course in held:
                 course.stop()
@@ -178,7 +179,7 @@ class _Calibration:
         if missed:
             raise ValueError(f"the calibration data never reach {', '.join(missed)}: exclude it, or give data that do")
         self._install()
-        report = RetrofitReport(tuple(self.rows), self.method, self.differences.relative, tuple(self.notes))
+        report = RetrofitReport(tuple(self.rows), self.method, self.difference.relative, tuple(self.notes))
         return self.changed.train(training), report
 
     def _start(self, number: int, batch: Any) -> _Course:
@@ -214,6 +215,7 @@ class _Calibration:
         for number, batch in enumerate(batches, 1):
             held.append(self._start(number, batch))
             held[-1].advance()
+            return_freed_memory()
             size += 0 if held[-1].found is None else held[-1].found[0].value.nbytes
             if size >= HELD_BYTES:
                 break
@@ -247,10 +249,11 @@ class _Calibration:
             )
         new = fit.build(self.norm_factory, num_channels, **gauge.place)
         self.fitted[name] = new
-        r2 = moments.measure_fit(*fit.solve())
+        r2, (outlier, largest) = moments.measure_fit(*fit.solve()), moments.find_outlier()
         kinds = type(site.norm).__name__, type(new).__name__
+        outliers = outlier, *moments.compare_outliers(*fit.solve())
         fits = float(r2.min()), float(r2.median())
-        self.rows.append(RetrofitRow(", ".join(site.names), *kinds, *fits, *moments.find_outlier(), moments.num_rows))
+        self.rows.append(RetrofitRow(", ".join(site.names), *kinds, *fits, *outliers, largest, moments.num_rows))
 
     def _add(self, fit: Fit, name: str, course: _Course) -> None:
         """Adds the rows with which a batch stands at a norm."""
@@ -292,23 +295,3 @@ def _normalize(site: Site, x: Tensor) -> Tensor:
         norm._modules = {**norm._modules, **dict.fromkeys(names, nn.Identity())}
     y: Tensor = norm(x)
     return y.movedim(site.traits.axis, -1)
-
-
-class _Differences:
-    """Sums how far outputs of two models are apart."""
-
-    def __init__(self) -> None:
-        self.error = self.spread = 0.0
-
-    def add(self, expected: Any, actual: Any) -> None:
-        """Adds the outputs of one batch."""
-        for left, right in zip(list_tensors(expected), list_tensors(actual), strict=True):
-            if left.is_floating_point():
-                left, right = left.double(), right.double()
-                used = left.isfinite()  # logits of what cannot be, as of padding, are minus infinity
-                self.error += float((left - right)[used].square().sum())
-                self.spread += float((left - left[used].mean())[used].square().sum())
-
-    @property
-    def relative(self) -> float:
-        return (self.error / max(self.spread, torch.finfo(torch.float64).tiny)) ** 0.5

@@ -25,7 +25,7 @@ class PairMoments:
         self.num_rows = 0
         self.row_mean = 0.0
         self.x_mean = self.y_mean = self.xx = self.xy = self.yy = torch.zeros(0)  # (C,) each; the last three are sums
-        self.smallest = self.largest = torch.zeros(0)  # of x, (C,)
+        self.x_range = self.y_range = (torch.zeros(0), torch.zeros(0))  # smallest and largest, (C,) each
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x and y, (R, C) each."""
@@ -36,7 +36,7 @@ class PairMoments:
     def _merge(self, x: Tensor, y: Tensor) -> None:
         x, y = x.double(), y.double()
         rows = 0.0 if self.measure_rows is None else float(self.measure_rows(x).mean())
-        smallest, largest = torch.aminmax(x, dim=0)
+        x_range, y_range = torch.aminmax(x, dim=0), torch.aminmax(y, dim=0)
         x_mean, y_mean = x.mean(0), y.mean(0)
         x, y = x - x_mean, y - y_mean
         xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
@@ -49,9 +49,9 @@ class PairMoments:
             yy = self.yy + yy + weight * y_gap * y_gap
             x_mean, y_mean = self.x_mean + share * x_gap, self.y_mean + share * y_gap
             rows = self.row_mean + share * (rows - self.row_mean)
-            smallest, largest = torch.minimum(self.smallest, smallest), torch.maximum(self.largest, largest)
+            x_range, y_range = _widen(self.x_range, x_range), _widen(self.y_range, y_range)
         self.num_rows, self.row_mean, self.x_mean, self.y_mean = total, rows, x_mean, y_mean
-        self.xx, self.xy, self.yy, self.smallest, self.largest = xx, xy, yy, smallest, largest
+        self.xx, self.xy, self.yy, self.x_range, self.y_range = xx, xy, yy, x_range, y_range
 
     @property
     def x_variance(self) -> Tensor:
@@ -74,6 +74,27 @@ class PairMoments:
 
     def find_outlier(self) -> tuple[float, float]:
         """Returns the largest distance of an x from its channel's mean, in standard deviations, and the largest |x|."""
-        distance = torch.maximum(self.largest - self.x_mean, self.x_mean - self.smallest)
-        deviations = torch.where(distance > 0, distance / self.x_variance.sqrt(), 0.0)
-        return float(deviations.max()), float(torch.maximum(self.largest.abs(), self.smallest.abs()).max())
+        smallest, largest = self.x_range
+        distance = _measure_distance(self.x_range, self.x_mean, self.x_variance)
+        return distance, float(torch.maximum(largest.abs(), smallest.abs()).max())
+
+    def compare_outliers(self, scale: Tensor, shift: Tensor) -> tuple[float, float]:
+        """Returns the largest distances of a y, and of what a map makes of an x, from the mean of y in its deviations.
+
+        Args:
+            scale: of the map, (C,).
+            shift: of the map, (C,).
+        """
+        mapped = tuple(scale * end + shift for end in self.x_range)
+        variance = self.yy / self.num_rows
+        given, made = (_measure_distance(ends, self.y_mean, variance) for ends in (self.y_range, mapped))
+        return given, made
+
+
+def _widen(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return torch.minimum(first[0], second[0]), torch.maximum(first[1], second[1])
+
+
+def _measure_distance(ends: tuple[Tensor, ...], mean: Tensor, variance: Tensor) -> float:
+    distance = torch.maximum(*((end - mean).abs() for end in ends))
+    return float(torch.where(distance > 0, distance / variance.sqrt(), 0.0).max())

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Any
 
-HEADINGS = ("site", "old", "new", "R² worst", "R² median", "outlier", "largest", "rows")
+import torch
+
+from un.folding.verify import list_tensors
+
+HEADINGS = ("site", "old", "new", "R² worst", "R² median", "outlier", "by old", "by new", "largest", "rows")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class RetrofitRow:
             1 minus squared error over variance, of the worst channel.
         r2_median: of the channels.
         outlier: largest distance of an input from its channel's mean, in the channel's standard deviations.
+        outlier_old: the same of what the original norm gives, in deviations of that.
+        outlier_new: the same of what took its place gives, in deviations of what the original gives.
         largest: largest absolute input.
         rows: that were used.
     """
@@ -30,13 +36,16 @@ class RetrofitRow:
     r2_worst: float
     r2_median: float
     outlier: float
+    outlier_old: float
+    outlier_new: float
     largest: float
     rows: int
 
     def list_cells(self) -> tuple[str, ...]:
         """Returns the row of the printed table."""
         fit = (f"{value:.3f}" for value in (self.r2_worst, self.r2_median))
-        return self.site, self.old, self.new, *fit, f"{self.outlier:.1f}", f"{self.largest:.3g}", str(self.rows)
+        outliers = (f"{value:.1f}" for value in (self.outlier, self.outlier_old, self.outlier_new))
+        return self.site, self.old, self.new, *fit, *outliers, f"{self.largest:.3g}", str(self.rows)
 
 
 @dataclass(frozen=True)
@@ -67,3 +76,24 @@ class RetrofitReport:
         lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)) for cells in table]
         total = f"{len(self.rows)} norms taken out by {self.method}; outputs changed by {self.difference:.3g} of their"
         return "\n".join([*(line.rstrip() for line in lines), *self.notes, f"{total} spread"])
+
+
+class OutputDifference:
+    """Sums how far outputs of two models are apart."""
+
+    def __init__(self) -> None:
+        self.error = self.spread = 0.0
+
+    def add(self, expected: Any, actual: Any) -> None:
+        """Adds the outputs of one batch."""
+        for left, right in zip(list_tensors(expected), list_tensors(actual), strict=True):
+            if left.is_floating_point():
+                left, right = left.double(), right.double()
+                used = left.isfinite()  # logits of what cannot be, as of padding, are minus infinity
+                self.error += float((left - right)[used].square().sum())
+                self.spread += float((left - left[used].mean())[used].square().sum())
+
+    @property
+    def relative(self) -> float:
+        """The root mean square of the difference, over that of the expected outputs around their mean."""
+        return (self.error / max(self.spread, torch.finfo(torch.float64).tiny)) ** 0.5

@@ -13,6 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -49,7 +50,8 @@ class ImageClassification(lightning.LightningModule):
         self,
         model: nn.Module,  # maps images (B, C, S, S) to logits (B, K), with K as `num_classes`
         optimizer: Callable[[nn.Module], Optimizer],
-        scheduler: Callable[..., Scheduler] | None = None,  # of optimizer, number of updates, and updates per epoch
+        # Of timm, or of torch to be stepped after every update; from optimizer, number of updates, updates per epoch.
+        scheduler: Callable[..., Scheduler | LRScheduler] | None = None,
         mixup: dict[str, Any] | None = None,  # arguments of `timm.data.Mixup`, which draws from numpy's global state
         # Arguments of timm's `RandomErasing`, for batches that have been mixed, as in timm's fast loader;
         # `data.transform.re_prob` erases single images, which are mixed afterwards.
@@ -173,16 +175,18 @@ class ImageClassification(lightning.LightningModule):
         if not math.isfinite(num_updates):
             raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         scheduler = self.make_scheduler(optimizer, num_updates, updates_per_epoch)
-        if not isinstance(scheduler, Scheduler):
+        if not isinstance(scheduler, Scheduler | LRScheduler):
             raise ValueError(
-                f"scheduler makes a {type(scheduler).__name__}; images need one of timm's, such as scheduler=cosine"
+                f"scheduler makes a {type(scheduler).__name__}; images need one of timm or torch, as scheduler=cosine"
             )
-        interval = "epoch" if scheduler.t_in_epochs else "step"
+        interval = "epoch" if isinstance(scheduler, Scheduler) and scheduler.t_in_epochs else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the rate of what comes next: timm's schedulers are told the time."""
-        if scheduler.t_in_epochs:
+        if isinstance(scheduler, LRScheduler):
+            scheduler.step()
+        elif scheduler.t_in_epochs:
             scheduler.step(self.current_epoch + 1)
         else:
             scheduler.step_update(self.global_step)
