@@ -78,8 +78,8 @@ def main() -> None:
 
 def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: bool = False) -> int:
     """Lists, starts and renders; returns how many runs or measurements are missing in the end, 0 in a dry run."""
-    table, overrides = choose_table([argument for argument in arguments if not argument.startswith("shift.")])
-    shifts = [quote_override(argument) for argument in arguments if argument.startswith("shift.")]
+    arguments, shifts = split_shifts(arguments)
+    table, overrides = choose_table(arguments)
     if table.models:
         return reproduce_measurements(table, overrides, output, dry_run)
     plan = plan_table(table, overrides)
@@ -104,7 +104,8 @@ def reproduce(arguments: Sequence[str], output: Path, dry_run: bool, commands: b
 
 def reproduce_results(arguments: Sequence[str], output: Path, dry_run: bool, commands: bool) -> int:
     """Lists, starts, keeps, draws and renders all of results/; returns how many runs and figures are missing."""
-    plan = plan_results(read_contents(), arguments, output / "runs")
+    overrides, shifts = split_shifts(arguments)
+    plan = plan_results(read_contents(), overrides, output / "runs")
     figures = [name for name in plan.figures if not plan.find_figure(name, output / "figures").is_file()]
     missing = plan.list_missing(figures)
     check_data(plan.runs)
@@ -114,6 +115,7 @@ def reproduce_results(arguments: Sequence[str], output: Path, dry_run: bool, com
     if dry_run:
         return 0
     failed = launch([planned for run in missing for planned in expand(run.arguments)])
+    failed += sum(evaluate_missing(table, shifts) for table in plan.tables)
     runs = [run for planned in plan.runs if (run := find_on_disk(planned)) is not None]
     keep_records(runs, plan.records)
     for name in figures:
@@ -171,6 +173,12 @@ def choose_table(arguments: Sequence[str]) -> tuple[Table, list[str]]:
     kind, _, name = named[0].partition("=")
     overrides = [quote_override(argument, is_sweep=True) for argument in arguments if argument != named[0]]
     return read_table(name) if kind == "table" else describe_ablation(name), overrides
+
+
+def split_shifts(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments of train.py, and those of shifts, which are for eval.py."""
+    shifts = [quote_override(argument) for argument in arguments if argument.startswith("shift.")]
+    return [argument for argument in arguments if not argument.startswith("shift.")], shifts
 
 
 def check_ablations(runs: Sequence[PlannedRun]) -> None:

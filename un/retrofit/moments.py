@@ -36,7 +36,7 @@ class PairMoments:
     def _merge(self, x: Tensor, y: Tensor) -> None:
         x, y = x.double(), y.double()
         rows = 0.0 if self.measure_rows is None else float(self.measure_rows(x).mean())
-        x_range, y_range = torch.aminmax(x, dim=0), torch.aminmax(y, dim=0)
+        x_range, y_range = (x.amin(0), x.amax(0)), (y.amin(0), y.amax(0))
         x_mean, y_mean = x.mean(0), y.mean(0)
         x, y = x - x_mean, y - y_mean
         xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
