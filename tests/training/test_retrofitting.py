@@ -1,5 +1,6 @@
 """Training on from a run's model without its norms: a run like any other, taught by the original."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,20 @@ def test_steps_are_a_share_of_the_original_and_a_word_names_it(original: Path) -
     config = resolve(beside, "retrofit=layernorm", "retrofit_options.steps=0.5")
     assert config.retrofit == str(original)
     assert config.trainer.max_steps == 5
-    assert resolve(beside, f"retrofit={original}").trainer.max_steps == -1
+
+
+def test_a_training_on_is_short_and_so_is_its_schedule(original: Path, tmp_path: Path) -> None:
+    """Unless the command line says otherwise."""
+    config = resolve(tmp_path, f"retrofit={original}")
+    assert config.trainer.max_steps == 1
+    assert config.scheduler._target_ == "un.training.short_schedule.create_short_schedule"
+    typed = ("trainer.max_epochs=2", "scheduler.warmup_steps=7")
+    identity = replace(make_identity(tmp_path), overrides=typed)
+    config = make_config(tmp_path, f"retrofit={original}", "trainer.max_epochs=2", "+scheduler.warmup_steps=7")
+    resolve_original(config, identity)
+    assert (config.trainer.max_steps, config.scheduler) == (-1, {"warmup_steps": 7})
+    checkpoint = resolve(tmp_path, f"retrofit={original}/checkpoints/best.ckpt")
+    assert checkpoint.trainer.max_steps == -1
 
 
 def test_what_is_not_retrofitted_is_no_other_run(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_held_out_and_drawn_examples_follow_the_split_seed_and_the_order_the_see
     assert list_contents(seed=3)[1] == rows  # without a split seed it is the seed
 
 
+def test_training_without_augmentation_shuffles_what_a_test_prepares(make_data, parquet_folder):
+    data = make_data(parquet_folder, batch_size=48, num_repeats=2, augment=False)
+    shuffled, _ = gather(data.train_dataloader())
+    plain, _ = gather(data.make_loader("train", training=False))
+    assert not torch.equal(shuffled, plain)
+    torch.testing.assert_close(*(images.sum((1, 2, 3)).sort().values for images in (shuffled, plain)))
+
+
 def test_held_out_examples_are_stratified_and_disjoint(make_data, parquet_folder):
     data = make_data(parquet_folder, val_size=0.2)
     data.setup()

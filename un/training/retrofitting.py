@@ -15,6 +15,7 @@ from torch import nn
 
 from un.command.errors import UserError
 from un.command.value_types import FromOne, FromZero, NumberFromZero
+from un.datasets import count_updates
 from un.retrofit import retrofit
 from un.retrofit.distillation import Distillation
 from un.surgery import NormFactory
@@ -35,15 +36,19 @@ class RetrofitOptions:
     Attributes:
         method: as of `un.retrofit.retrofit`.
         calibration_batches: first training batches that the maps are fitted on.
-        logits_weight, hidden_weight, every: as of `un.retrofit.distillation.Distillation`.
-        steps: length of the training as a share of the original's steps; null leaves it to the trainer.
+        logits_weight, hidden_weight, fade, every: as of `un.retrofit.distillation.Distillation`.
+        augment: whether images are augmented and mixed as in the original's training.
+        steps: length of the training as a share of the original's steps; null is a tenth, unless the original is a
+            checkpoint or the command line gives the trainer a length.
     """
 
     method: Literal["least_squares", "scalar"] = "least_squares"
     calibration_batches: FromOne = 16
     logits_weight: NumberFromZero = 1.0
-    hidden_weight: NumberFromZero = 0.0
+    hidden_weight: NumberFromZero = 1.0
+    fade: NumberFromZero = 0.5
     every: FromZero = 0
+    augment: bool = False
     steps: NumberFromZero | None = None
 
 
@@ -78,6 +83,8 @@ def build_retrofitted(
     """
     options: RetrofitOptions = build_part(config, "retrofit_options")
     original = build_original(config, data)
+    if not options.augment:
+        _switch_off(data, augment=False)
     batches = FirstBatches(data.train_dataloader(), options.calibration_batches)
     call: Any = build_task(original).call_model
     surgery = config.surgery
@@ -89,17 +96,27 @@ def build_retrofitted(
         raise UserError(f"retrofit={config.retrofit} cannot be retrofitted: {error}") from error
     log.info("%s", report)
     module: Any = build_task(model)
+    if not options.augment:
+        _switch_off(module, mixup=None, random_erasing=None)
     module.distillation = Distillation(
         original,
         model,
         [row.site.partition(", ")[0] for row in report.rows],
         logits_weight=options.logits_weight,
         hidden_weight=options.hidden_weight,
+        fade=options.fade,
         every=options.every,
-        read_step=lambda: module.global_step,
+        read_progress=lambda: (module.global_step, count_updates(module.trainer)[0]),
     )
     task: LightningModule = module
     return task
+
+
+def _switch_off(part: Any, **values: Any) -> None:
+    """Sets attributes that a data or a task module has."""
+    for name, value in values.items():
+        if hasattr(part, name):
+            setattr(part, name, value)
 
 
 def build_original(config: DictConfig, data: Any) -> nn.Module:

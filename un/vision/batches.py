@@ -42,6 +42,7 @@ class EpochSampler:
     # row, so that its copies are dealt to different batches of an update. The epoch keeps its length, except that a
     # last update with fewer batches than copies is left out.
     num_repeats: int = 1
+    augment: bool = True  # prepares training images at random; False: as a test does
     drop_last: bool = True  # leaves out an incomplete last batch, which all processes otherwise share equally
     accumulation: int = 1  # batches per process that make up an update
     rank: int = 0  # of this process
@@ -104,7 +105,7 @@ class MemoryBatches:
         """Yields the batches of the epoch from number `start` on; they draw by (seed, epoch, batch number, rank)."""
         for number, indices in enumerate(sampler.list_batches()[start:], start):
             generator = None
-            if sampler.training:
+            if sampler.training and sampler.augment:
                 seed = derive_seed(sampler.seed, sampler.epoch, number, sampler.rank)
                 generator = torch.Generator().manual_seed(seed)
             chosen = torch.from_numpy(indices)
@@ -145,7 +146,7 @@ class WorkerBatches(Dataset):
 
 def list_keys(sampler: EpochSampler, start: int) -> Iterator[list[Key]]:
     """Yields the keys of each batch of the epoch from number `start` on."""
-    epoch = sampler.epoch
+    epoch, draws = sampler.epoch, sampler.training and sampler.augment
     for indices, places in zip(sampler.list_batches()[start:], sampler.list_places()[start:], strict=True):
-        numbers = [(sampler.seed, epoch, place) if sampler.training else None for place in places.tolist()]
+        numbers = [(sampler.seed, epoch, place) if draws else None for place in places.tolist()]
         yield list(zip(indices.tolist(), numbers, strict=True))

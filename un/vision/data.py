@@ -45,6 +45,7 @@ class ImageDataModule(ResumableDataModule):
     limit: int | None = None  # at most this many examples per split, drawn by `split_seed`; None is all
     num_workers: int = 0  # processes of an `ImageTransform`
     num_repeats: int = 1  # repeated augmentation, see `EpochSampler`; off where an update has fewer batches
+    augment: bool = True  # training images are drawn by the transform; False: prepared as for a test, each once
     drop_last: bool = True  # training drops an incomplete last batch
     seed: int = 0  # of order and augmentation
     split_seed: int | None = None  # of held-out examples and `limit`; None is `seed`
@@ -206,7 +207,8 @@ class ImageDataModule(ResumableDataModule):
             self.batch_size,
             training=training,
             seed=self.seed,
-            num_repeats=self._count_repeats(len(examples)) if training else 1,
+            num_repeats=self._count_repeats(len(examples)) if training and self.augment else 1,
+            augment=self.augment,
             drop_last=self.drop_last,
             accumulation=self.accumulation,
             rank=self.rank,
