@@ -38,6 +38,14 @@ def test_predictions_teach_the_model_alone():
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in original.parameters())
 
 
+def test_outputs_that_are_no_logits_are_compared_as_told():
+    original, model, distillation = teach(logits_weight=3.0, compare=nn.functional.mse_loss)
+    (batch,) = draw_batches(1)
+    outputs = model(batch)
+    expected = nn.functional.mse_loss(outputs, original(batch))
+    torch.testing.assert_close(distillation(outputs, lambda other: other(batch)), 3 * expected)
+
+
 def test_hidden_states_at_the_norms_teach_it_without_padding():
     _, model, distillation = teach(logits_weight=0.0, hidden_weight=1.0)
     (batch,) = draw_batches(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Distillation:
         for number, name in enumerate(sites, 1):
             new, old = model.get_submodule(name), original.get_submodule(name)
             if every:
-                _fade(new, old, lambda last=number * every: float(read_progress()[0] < last))
+                _fade(new, old, partial(_measure_turn, number * every, read_progress))
             elif fade:
                 _fade(new, old, lambda: _measure_rest(fade, *read_progress()))
             if hidden_weight:
@@ -121,6 +122,11 @@ def _measure_error(y: Tensor, expected: Tensor) -> Tensor:
     dtype = torch.promote_types(y.dtype, torch.float32)
     y, expected = y.to(dtype), expected.detach().to(dtype)
     return F.mse_loss(y, expected) / expected.var().clamp_min(torch.finfo(dtype).tiny)
+
+
+def _measure_turn(last: int, read_progress: Callable[[], tuple[int, float]]) -> float:
+    """Returns the share of an original norm that leaves as a whole."""
+    return float(read_progress()[0] < last)
 
 
 def _measure_rest(fade: float, step: int, steps: float) -> float:
