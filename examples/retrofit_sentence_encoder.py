@@ -3,7 +3,15 @@
     pip install -e '.[export,sentence-encoder]' -c constraints.txt
     python examples/retrofit_sentence_encoder.py <sentences> --column en --shift <other sentences>
 
-FIGURES
+Measured on the English sides of Multi30k and, as the shift, Tatoeba's test, on one core; 1000 held-out sentences each.
+Mean cosine to the original's embeddings, and how often the nearest neighbour among 500 sentences is the same:
+
+                     held out          shift
+    calibrated       0.910, 46.2 %     0.869, 42.5 %
+    after 600 steps  0.9938, 89.6 %    0.9639, 72.1 %, folded
+
+About 10 minutes of CPU time. 12 of the 13 norms fold, and the last stays as a multiply-add. 16 sentences take 95 ms of
+CPU time in torch and 88 ms folded, in onnxruntime 85 and 77; its embeddings differ from torch's by 3e-7 at most.
 """
 
 from __future__ import annotations
@@ -29,10 +37,8 @@ from un.weights import read_checkpoint
 
 HELD_OUT, NEIGHBOURS = 1000, 500  # sentences that embeddings are compared on; a nearest neighbour is one of 500
 BATCH, CALIBRATION_BATCHES, SORTED_BATCHES = 48, 16, 20
-LEARNING_RATE, WARMUP_STEPS = 4e-4, 60  # of AdamW; falls linearly to 0 over all steps
-BETAS = 0.9, 0.99  # gradients shrink tenfold, which the usual 0.999 would remember for longer than the training lasts
-EMBEDDING_WEIGHT = 10.0  # in the loss, beside 1 for the outputs of the norms
-SIMILARITY_WEIGHT = 10.0  # beside 1 for cosines, as squares of small errors are smaller still
+LEARNING_RATE, WARMUP_STEPS = 5e-4, 60  # of AdamW; falls linearly to 0 over all steps
+SIMILARITY_WEIGHT = 20.0  # in the loss, as squares of small errors are smaller still
 SAVE_EVERY = 50  # steps
 TIMED_SENTENCES, TIMED_ROUNDS = 16, 30
 Batch = tuple[Tensor, Tensor]  # token numbers and mask, (B, N) each; 0 in the mask is padding
@@ -125,7 +131,7 @@ def compare_embeddings(embeddings: Tensor, expected: Tensor) -> Tensor:
 
 def distil(model: nn.Module, distillation: Distillation, batches: Iterable[Batch], plan: dict[str, int], path: Path):
     """Trains a model on what the original gives; goes on with what `path` holds, if that has the same plan."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     done = 0
     if path.is_file():
         saved = read_checkpoint(path)
@@ -224,9 +230,7 @@ def main(arguments: argparse.Namespace) -> None:
     show("calibrated", model)
 
     names = [row.site for row in report.rows]
-    distillation = Distillation(
-        original, model, names, logits_weight=EMBEDDING_WEIGHT, hidden_weight=1.0, compare=compare_embeddings
-    )
+    distillation = Distillation(original, model, names, hidden_weight=1.0, compare=compare_embeddings)
     batches = (tokenize(tokenizer, batch) for batch in deal_batches(train, arguments.steps))
     plan = {"steps": arguments.steps, "sentences": len(train)}
     distil(model, distillation, batches, plan, arguments.output / "training.ckpt")
