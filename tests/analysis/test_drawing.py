@@ -17,6 +17,7 @@ from un.analysis.curves import average_seeds, draw_curves
 from un.analysis.drawing import FIGURES
 from un.analysis.layers import PANELS
 from un.analysis.recorder import COUNTERS, MOMENT_PERCENTS, SCALARS, VECTORS
+from un.analysis.retrofitted import draw_retrofit
 from un.analysis.runs import LoggedRun, find_run_folders, read_run
 from un.analysis.storage import StatisticsFiles
 from un.analysis.style import MAX_POINTS, OPTIONS, choose_spread, thin_rows
@@ -243,6 +244,20 @@ def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:
     make_run(tmp_path, "norm=un", 0)
     command = ("scripts/analyse.py", f"run={tmp_path}", "figure=outliers")
     run_here(*command).check_error("a figure compares runs of one experiment, got digits, phrases")
+
+
+def test_script_draws_outliers_and_fit_of_a_run_whose_norms_were_taken_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "norm=layernorm", 0)
+    command = ("scripts/analyse.py", f"run={folder}", "figure=retrofit", f"output={tmp_path}", "format=svg")
+    run_here(*command).check_error(f"{folder} has no retrofit.json: run python scripts/retrofit.py run={folder}")
+    numbers = {"outlier": 40.0, "outlier_old": 8.0, "outlier_new": 30.0, "r2_worst": 0.2, "r2_median": 0.7}
+    norms = [{"site": f"blocks.{place}.norm", **numbers} for place in range(3)]
+    (folder / "retrofit.json").write_text(json.dumps({"report": {"norms": norms}}))
+    assert run_here(*command).output.split() == [str(tmp_path / "digits_retrofit.svg")]
+    top, bottom = draw_retrofit("digits", norms).axes
+    assert [float(line.get_ydata()[0]) for line in top.lines] == [40, 8, 30]
+    assert [float(line.get_ydata()[-1]) for line in bottom.lines] == [0.7, 0.2]
+    assert [label.get_text() for label in bottom.get_xticklabels()] == [row["site"] for row in norms]
 
 
 def test_cost_has_a_point_per_setting_with_layernorm_as_the_measure(tmp_path: Path) -> None:

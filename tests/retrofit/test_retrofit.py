@@ -99,6 +99,9 @@ def test_large_means_and_outliers_cost_no_digits():
     (row,) = report.rows
     assert row.largest == pytest.approx(1e6)
     assert row.outlier == pytest.approx(float((gap.abs().amax(0) / rows.std(0, correction=0)).max()))
+    made, deviation = changed[0](rows).detach(), target.std(0, correction=0)
+    for values, found in ((target, row.outlier_old), (made, row.outlier_new)):
+        assert found == pytest.approx(float(((values - target.mean(0)).abs() / deviation).max()))
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,11 @@ def test_a_training_on_is_short_and_so_is_its_schedule(original: Path, tmp_path:
     config = resolve(tmp_path, f"retrofit={original}")
     assert config.trainer.max_steps == 1
     assert config.scheduler._target_ == "un.training.short_schedule.create_short_schedule"
-    typed = ("trainer.max_epochs=2", "scheduler.warmup_steps=7")
-    identity = replace(make_identity(tmp_path), overrides=typed)
-    config = make_config(tmp_path, f"retrofit={original}", "trainer.max_epochs=2", "+scheduler.warmup_steps=7")
+    identity = replace(make_identity(tmp_path), overrides=("trainer.max_epochs=2", "scheduler=cosine"))
+    config = make_config(tmp_path, f"retrofit={original}")
+    before = config.scheduler.copy()
     resolve_original(config, identity)
-    assert (config.trainer.max_steps, config.scheduler) == (-1, {"warmup_steps": 7})
+    assert (config.trainer.max_steps, config.scheduler) == (-1, before)
     checkpoint = resolve(tmp_path, f"retrofit={original}/checkpoints/best.ckpt")
     assert checkpoint.trainer.max_steps == -1
 

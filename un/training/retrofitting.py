@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule
 from omegaconf import DictConfig
 from torch import nn
@@ -16,8 +18,9 @@ from torch import nn
 from un.command.errors import UserError
 from un.command.value_types import FromOne, FromZero, NumberFromZero
 from un.datasets import count_updates
+from un.folding.verify import list_tensors
 from un.retrofit import retrofit
-from un.retrofit.distillation import Distillation
+from un.retrofit.distillation import Distillation, measure_divergence
 from un.surgery import NormFactory
 from un.training.averaging import average_states, choose_tested
 from un.training.parts import build_part
@@ -26,6 +29,7 @@ from un.training.run_folder import RunFolder
 from un.training.weights import read_model_weights
 from un.weights import check_state
 
+METHODS = ("least_squares", "scalar")  # each is the better one somewhere, see docs/retrofit.md
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +38,8 @@ class RetrofitOptions:
     """How a model is retrofitted and trained on; of `configs/retrofit_options`.
 
     Attributes:
-        method: as of `un.retrofit.retrofit`.
+        method: as of `un.retrofit.retrofit`; None takes the one after which the predictions have
+            changed less, as KL on the calibration data.
         calibration_batches: first training batches that the maps are fitted on.
         logits_weight, hidden_weight, fade, every: as of `un.retrofit.distillation.Distillation`.
         augment: whether images are augmented and mixed as in the original's training.
@@ -42,7 +47,7 @@ class RetrofitOptions:
             checkpoint or the command line gives the trainer a length.
     """
 
-    method: Literal["least_squares", "scalar"] = "least_squares"
+    method: Literal["least_squares", "scalar"] | None = None
     calibration_batches: FromOne = 16
     logits_weight: NumberFromZero = 1.0
     hidden_weight: NumberFromZero = 1.0
@@ -82,20 +87,22 @@ def build_retrofitted(
         UserError: there is no such original, it is of another model, or cannot be retrofitted.
     """
     options: RetrofitOptions = build_part(config, "retrofit_options")
-    original = build_original(config, data)
+    original = build_original(config, data).eval()
     if not options.augment:
         _switch_off(data, augment=False)
     batches = FirstBatches(data.train_dataloader(), options.calibration_batches)
     call: Any = build_task(original).call_model
-    surgery = config.surgery
+    globs = {"include": config.surgery.include, "exclude": config.surgery.exclude}
+    methods = METHODS if options.method is None else (options.method,)
     try:
-        model, report = retrofit(
-            original, batches, factory, options.method, call, include=surgery.include, exclude=surgery.exclude
-        )
+        found = [retrofit(original, batches, factory, method, call, **globs) for method in methods]
     except ValueError as error:
         raise UserError(f"retrofit={config.retrofit} cannot be retrofitted: {error}") from error
+    if len(found) > 1:
+        found.sort(key=lambda one: _measure_change(original, one[0], call, batches))
+    model, report = found[0]
     log.info("%s", report)
-    module: Any = build_task(model)
+    module: Any = build_task(model.train())
     if not options.augment:
         _switch_off(module, mixup=None, random_erasing=None)
     module.distillation = Distillation(
@@ -110,6 +117,16 @@ def build_retrofitted(
     )
     task: LightningModule = module
     return task
+
+
+@torch.no_grad()
+def _measure_change(original: nn.Module, model: nn.Module, call: Any, batches: Iterable[Any]) -> float:
+    """Returns the mean divergence of a model's predictions from those of the original."""
+    changes = []
+    for batch in batches:
+        expected, logits = (list_tensors(call(one, batch))[0] for one in (original, model))
+        changes.append(float(measure_divergence(logits, expected)))
+    return statistics.fmean(changes)
 
 
 def _switch_off(part: Any, **values: Any) -> None:
