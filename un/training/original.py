@@ -63,7 +63,7 @@ def _plan_training(config: DictConfig, identity: RunIdentity, result: Result | N
         share = SHARE
     lines = []
     if share is not None and result is not None:
-        config.trainer.max_steps = round(share * result.steps)
+        config.trainer.max_steps = int(share * result.steps)  # at most the share
         lines.append(f"{config.trainer.max_steps} steps, {share:.3g} of the original's")
     if not any(key.partition(".")[0] == "scheduler" for key in typed):
         config.scheduler = OmegaConf.load(CONFIG_FOLDER / "scheduler" / f"{SCHEDULE}.yaml")
