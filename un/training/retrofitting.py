@@ -50,7 +50,7 @@ class RetrofitOptions:
     method: Literal["least_squares", "scalar"] | None = None
     calibration_batches: FromOne = 16
     logits_weight: NumberFromZero = 1.0
-    hidden_weight: NumberFromZero = 1.0
+    hidden_weight: NumberFromZero = 10.0
     fade: NumberFromZero = 0.5
     every: FromZero = 0
     augment: bool = False
