@@ -51,7 +51,7 @@ EVAL = Path(__file__).parents[1] / "eval.py"
 BENCHMARK = Path(__file__).parent / "benchmark.py"
 DRY_RUN = ("dry_run=true", "dry_run=false")  # the option as an override
 OUTPUT, RESULTS, WHOLE = Path("report"), Path("results"), "results"
-PAGES = ("--update", "README.md", "results/README.md", "results/efficiency.md")
+PAGES = ("--update", "README.md", "results/README.md", "results/efficiency.md", "docs/retrofit.md")
 PATHS = OmegaConf.load(CONFIG_FOLDER / "paths/default.yaml")
 
 
