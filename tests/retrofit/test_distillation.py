@@ -68,7 +68,7 @@ def test_nothing_to_say():
 def test_norms_leave_one_after_the_other_in_training_alone():
     original, step = draw_model(), [0]
     model, _ = retrofit(original, draw_batches(), UnifiedNorm)
-    Distillation(original, model, SITES, every=10, read_progress=lambda: (step[0], 100))
+    Distillation(original, model, SITES, every=10, read_step=lambda: step[0])
     (batch,) = draw_batches(1)
     plain = model.eval()(batch)
     for now, kept in ((0, 3), (10, 2), (29, 1), (30, 0)):
@@ -85,24 +85,6 @@ def test_norms_leave_one_after_the_other_in_training_alone():
         assert sum(len(results) == 2 and torch.equal(*results) for results in seen.values()) == kept
         assert sum(len(results) == 1 for results in seen.values()) == 3 - kept
     torch.testing.assert_close(model.eval()(batch).shape, plain.shape)
-
-
-def test_norms_fade_together_in_training_alone():
-    original, step = draw_model(), [0]
-    model, _ = retrofit(original, draw_batches(), ChannelMap)
-    plain = copy.deepcopy(model)
-    Distillation(original, model, SITES, fade=0.5, read_progress=lambda: (step[0], 20))
-    (batch,) = draw_batches(1)
-    x = model[0](batch)
-    for now, rest in ((0, 0.9), (4, 0.5), (9, 0.0), (19, 0.0)):
-        step[0] = now
-        expected = rest * original[1].norm(x) + (1 - rest) * plain[1].norm(x)
-        torch.testing.assert_close(model.train()[1].norm(x), expected)
-    step[0] = 0
-    assert torch.equal(model.eval()(batch), plain.eval()(batch))
-    Distillation(original, plain, SITES, fade=0.5)
-    with pytest.raises(ValueError, match="a training without an end"):
-        plain.train()(batch)
 
 
 @pytest.mark.parametrize("options", [{"logits_weight": -1.0}, {"hidden_weight": -1.0}, {"every": -1}], ids=str)

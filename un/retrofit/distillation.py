@@ -1,10 +1,8 @@
-"""Training a retrofitted model on: its original teaches it, and the original norms leave by degrees."""
+"""Training a retrofitted model on: its original teaches it, and the original norms may leave one by one."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from un.norms.core.base import Norm
-from un.norms.core.options import check_fraction
 
 
 class Distillation:
@@ -27,16 +24,13 @@ class Distillation:
         logits_weight: of `compare`.
         hidden_weight: of the squared error of the norms' outputs, relative to the variance of the original's, averaged
             over the norms; padding stays out where the norms are told.
-        fade: share of the training over which the norms leave together (ours, after TaperNorm's gate): what a place
-            gives goes in a straight line from what the original norm, frozen, makes of its input to what its successor
-            does, whose statistics follow the same inputs. 0 for all at once.
-        every: steps after which one norm after the other leaves, as in arXiv 2409.13710; takes the place of `fade`, 0
-            for none.
-        read_progress: gives the number of the training step, from 0, and of all steps.
+        every: steps after which one norm after the other leaves, as in arXiv 2409.13710; 0 for all at once. Until then
+            the original norm, frozen, stays in its place, while its successor's statistics follow the same inputs.
+        read_step: gives the number of the training step.
         compare: a loss of the model's outputs and the original's; by default KL(original, model) of the predictions.
 
     Raises:
-        ValueError: a weight or `every` is below 0, or `fade` outside [0, 1].
+        ValueError: a weight or `every` is below 0.
     """
 
     def __init__(
@@ -47,15 +41,13 @@ class Distillation:
         *,
         logits_weight: float = 1.0,
         hidden_weight: float = 0.0,
-        fade: float = 0.0,
         every: int = 0,
-        read_progress: Callable[[], tuple[int, float]] = lambda: (0, math.inf),
+        read_step: Callable[[], int] = lambda: 0,
         compare: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         for name, value in (("logits_weight", logits_weight), ("hidden_weight", hidden_weight), ("every", every)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        check_fraction("fade", fade)
         self.original = original.eval().requires_grad_(False)
         self.logits_weight, self.hidden_weight = logits_weight, hidden_weight
         self.compare = compare or measure_divergence
@@ -64,9 +56,7 @@ class Distillation:
         for number, name in enumerate(sites, 1):
             new, old = model.get_submodule(name), original.get_submodule(name)
             if every:
-                _fade(new, old, partial(_measure_turn, number * every, read_progress))
-            elif fade:
-                _fade(new, old, lambda: _measure_rest(fade, *read_progress()))
+                _keep_until(new, old, number * every, read_step)
             if hidden_weight:
                 self._compare(name, new, old)
 
@@ -124,27 +114,10 @@ def _measure_error(y: Tensor, expected: Tensor) -> Tensor:
     return F.mse_loss(y, expected) / expected.var().clamp_min(torch.finfo(dtype).tiny)
 
 
-def _measure_turn(last: int, read_progress: Callable[[], tuple[int, float]]) -> float:
-    """Returns the share of an original norm that leaves as a whole."""
-    return float(read_progress()[0] < last)
+def _keep_until(new: nn.Module, old: nn.Module, step: int, read_step: Callable[[], int]) -> None:
+    """Has a norm give what the original norm gives, in training up to a step."""
 
+    def replace(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
+        return old.to(y.device)(args[0]).to(y.dtype) if module.training and read_step() < step else None
 
-def _measure_rest(fade: float, step: int, steps: float) -> float:
-    """Returns the share of the original norms in a step.
-
-    Raises:
-        ValueError: the training has no end.
-    """
-    if not math.isfinite(steps):
-        raise ValueError(f"fade={fade} is a share of a training without an end: set trainer.max_epochs or max_steps")
-    return max(1 - (step + 1) / (fade * steps), 0.0)
-
-
-def _fade(new: nn.Module, old: nn.Module, read_rest: Callable[[], float]) -> None:
-    """Mixes into what a norm gives what the original norm does, in training, with a share that may change."""
-
-    def mix(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        rest = read_rest() if module.training else 0.0
-        return y.lerp(old.to(y.device)(args[0]).to(y.dtype), rest) if rest else None
-
-    new.register_forward_hook(mix)
+    new.register_forward_hook(replace)

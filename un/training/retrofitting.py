@@ -17,7 +17,6 @@ from torch import nn
 
 from un.command.errors import UserError
 from un.command.value_types import FromOne, FromZero, NumberFromZero
-from un.datasets import count_updates
 from un.folding.verify import list_tensors
 from un.retrofit import retrofit
 from un.retrofit.distillation import Distillation, measure_divergence
@@ -41,7 +40,7 @@ class RetrofitOptions:
         method: as of `un.retrofit.retrofit`; None takes the one after which the predictions have
             changed less, as KL on the calibration data.
         calibration_batches: first training batches that the maps are fitted on.
-        logits_weight, hidden_weight, fade, every: as of `un.retrofit.distillation.Distillation`.
+        logits_weight, hidden_weight, every: as of `un.retrofit.distillation.Distillation`.
         augment: whether images are augmented and mixed as in the original's training.
         steps: length of the training as a share of the original's steps; null is a tenth, unless the original is a
             checkpoint or the command line gives the trainer a length.
@@ -51,7 +50,6 @@ class RetrofitOptions:
     calibration_batches: FromOne = 16
     logits_weight: NumberFromZero = 1.0
     hidden_weight: NumberFromZero = 10.0
-    fade: NumberFromZero = 0.5
     every: FromZero = 0
     augment: bool = False
     steps: NumberFromZero | None = None
@@ -111,9 +109,8 @@ def build_retrofitted(
         [row.site.partition(", ")[0] for row in report.rows],
         logits_weight=options.logits_weight,
         hidden_weight=options.hidden_weight,
-        fade=options.fade,
         every=options.every,
-        read_progress=lambda: (module.global_step, count_updates(module.trainer)[0]),
+        read_step=lambda: module.global_step,
     )
     task: LightningModule = module
     return task
