@@ -1,13 +1,11 @@
 """What the original of a retrofitted model says to its training."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from tests.retrofit.test_retrofit import C, draw_batches, draw_model
-from un.norms import ChannelMap, UnifiedNorm
+from un.norms import UnifiedNorm
 from un.retrofit import retrofit
 from un.retrofit.distillation import Distillation, measure_divergence
 from un.surgery import share_pad_mask
