@@ -8,10 +8,11 @@ Mean cosine to the original's embeddings, and how often the nearest neighbour am
 
                      held out          shift
     calibrated       0.910, 46.2 %     0.869, 42.5 %
-    after 600 steps  0.9938, 89.6 %    0.9639, 72.1 %, folded
+    after 400 steps  0.9936, 88.6 %    not measured, of 600 and not folded
 
-About 10 minutes of CPU time. 12 of the 13 norms fold, and the last stays as a multiply-add. 16 sentences take 95 ms of
-CPU time in torch and 88 ms folded, in onnxruntime 85 and 77; its embeddings differ from torch's by 3e-7 at most.
+All 600 steps have been measured with earlier settings only (docs/retrofit.md). About 10 minutes of CPU time. 12 of the
+13 norms fold, and the last stays as a multiply-add. 16 sentences take 95 ms of CPU time in torch and 88 ms folded, in
+onnxruntime 85 and 77; its embeddings differ from torch's by 3e-7 at most.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from un.weights import read_checkpoint
 HELD_OUT, NEIGHBOURS = 1000, 500  # sentences that embeddings are compared on; a nearest neighbour is one of 500
 BATCH, CALIBRATION_BATCHES, SORTED_BATCHES = 48, 16, 20
 LEARNING_RATE, WARMUP_STEPS = 5e-4, 60  # of AdamW; falls linearly to 0 over all steps
-SIMILARITY_WEIGHT = 20.0  # in the loss, as squares of small errors are smaller still
+MAX_GRADIENT_NORM = 1.0  # AdamW would remember the first steps' gradients, ten times the later ones, for too long
 SAVE_EVERY = 50  # steps
 TIMED_SENTENCES, TIMED_ROUNDS = 16, 30
 Batch = tuple[Tensor, Tensor]  # token numbers and mask, (B, N) each; 0 in the mask is padding
@@ -126,7 +127,7 @@ def encode(model: nn.Module, batch: Batch) -> Tensor:
 def compare_embeddings(embeddings: Tensor, expected: Tensor) -> Tensor:
     """Returns a loss of embeddings (B, C): of their cosines to the expected ones, and of similarities in the batch."""
     similarities = F.mse_loss(embeddings @ embeddings.T, expected @ expected.T)
-    return 1 - (embeddings * expected).sum(-1).mean() + SIMILARITY_WEIGHT * similarities
+    return 1 - (embeddings * expected).sum(-1).mean() + similarities
 
 
 def distil(model: nn.Module, distillation: Distillation, batches: Iterable[Batch], plan: dict[str, int], path: Path):
@@ -149,6 +150,7 @@ def distil(model: nn.Module, distillation: Distillation, batches: Iterable[Batch
         loss = distillation(encode(model, batch), lambda original, batch=batch: encode(original, batch))
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == plan["steps"]:
             print(f"step {step + 1} of {plan['steps']}: loss {loss.item():.4f}", flush=True)
@@ -229,8 +231,8 @@ def main(arguments: argparse.Namespace) -> None:
     print(report)
     show("calibrated", model)
 
-    names = [row.site for row in report.rows]
-    distillation = Distillation(original, model, names, hidden_weight=1.0, compare=compare_embeddings)
+    layers = [row.site for row in report.rows if "attention" not in row.site]  # the norms that end a layer
+    distillation = Distillation(original, model, layers, hidden_weight=1.0, compare=compare_embeddings)
     batches = (tokenize(tokenizer, batch) for batch in deal_batches(train, arguments.steps))
     plan = {"steps": arguments.steps, "sentences": len(train)}
     distil(model, distillation, batches, plan, arguments.output / "training.ckpt")
