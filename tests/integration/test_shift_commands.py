@@ -65,7 +65,9 @@ def test_mistakes(trained: Path, arguments: list[str], message: str) -> None:
 
 
 def test_a_table_evaluates_what_it_lacks(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, f"norm={norm}", 0, experiment="multi30k_small") for norm in ("layernorm", "un_recommended")]
+    runs = [
+        make_run(tmp_path, f"norm={norm}", 0, experiment="multi30k_small") for norm in ("layernorm", "un_recommended")
+    ]
     command = ("scripts/reproduce.py", "table=retrofit", "experiment=multi30k_small", "seed=0")
     outcome = run_here(
         *command, f"paths.runs={tmp_path}", "shift.tatoeba.data.path=/sentences", "data.path=/pairs", "--dry-run"
