@@ -10,8 +10,8 @@ Mean cosine to the original's embeddings, and how often the nearest neighbour am
     calibrated               0.910, 46.2 %     0.869, 42.5 %
     after 600 steps, folded  0.9960, 91.3 %    0.9720, 74.7 %
 
-About 10 minutes of CPU time. 12 of the 13 norms fold, and the last stays as a multiply-add. 16 sentences take 89 ms of CPU
-time in torch and 84 ms folded, in onnxruntime 85 and 80; its embeddings differ from torch's by 3e-7 at most.
+About 10 minutes of CPU time. 12 of the 13 norms fold, and the last stays as a multiply-add. 16 sentences take 89 ms of
+CPU time in torch and 84 ms folded, in onnxruntime 85 and 80; its embeddings differ from torch's by 3e-7 at most.
 """
 
 from __future__ import annotations
