@@ -114,8 +114,7 @@ def reproduce_results(arguments: Sequence[str], output: Path, dry_run: bool, com
         print(f"{'missing' if name in figures else 'drawn':<12} {plan.find_figure(name, output / 'figures')}")
     if dry_run:
         return 0
-    failed = launch([planned for run in missing for planned in expand(run.arguments)])
-    failed += sum(evaluate_missing(table, shifts) for table in plan.tables)
+    failed = start_missing(missing) + sum(evaluate_missing(table, shifts) for table in plan.tables)
     runs = [run for planned in plan.runs if (run := find_on_disk(planned)) is not None]
     keep_records(runs, plan.records)
     for name in figures:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from un.analysis.style import COLORS, MAX_LABELS, choose_spread, is_wide, make_figure
+from un.analysis.style import COLORS, is_wide, label_norms, make_figure
 
 OUTLIERS = {
     "outlier": ("reaches the norm", "o-"),
@@ -36,8 +36,6 @@ def draw_retrofit(name: str, norms: Sequence[Mapping[str, Any]]) -> Figure:
     if is_wide(table[list(OUTLIERS)]):
         top.set_yscale("log")
     bottom.set(title="what the map explains of the original norm's output", ylabel="$R^2$")
-    shown = choose_spread(len(table), MAX_LABELS)
-    names = [table["site"].iloc[place].partition(", ")[0] for place in shown]
-    bottom.set_xticks(shown, names, rotation=45, ha="right", fontsize=8)
+    label_norms(bottom, range(len(table)), [site.partition(", ")[0] for site in table["site"]])
     bottom.set_xlabel("norm, in the order of the forward")
     return figure

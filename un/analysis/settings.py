@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from un.analysis.layers import STEP_LABEL, pivot
 from un.analysis.style import (
     COLORS,
-    MAX_LABELS,
     RELATIVE_LOG_RATIO,
     add_depth_bar,
-    choose_spread,
     color_depths,
     is_wide,
+    label_norms,
     make_figure,
     thin_rows,
 )
@@ -103,8 +102,7 @@ def _draw_over_layers(axes: Axes, frames: Mapping[str, pd.DataFrame], column: st
             low, high = (groups.quantile(share) for share in BAND)
             axes.fill_between(middle.index, low, high, color=color, alpha=0.15, linewidth=0)
     sites = next(iter(frames.values())).drop_duplicates("layer").sort_values("layer")
-    shown = choose_spread(len(sites), MAX_LABELS)
-    axes.set_xticks(sites["layer"].iloc[shown], sites["site"].iloc[shown], rotation=45, ha="right", fontsize=8)
+    label_norms(axes, list(sites["layer"]), list(sites["site"]))
     axes.set_xlabel("norm, from input to output")
     if is_wide(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])):
         axes.set_yscale("log")

@@ -71,6 +71,13 @@ def add_depth_bar(figure: Figure, axes: Sequence[Axes], names: Sequence[str]) ->
     bar.set_label("norm, from input to output")
 
 
+def label_norms(axes: Axes, places: Sequence[int], names: Sequence[str]) -> None:
+    """Names norms below an axis, no more of them than there is room for."""
+    shown = choose_spread(len(names), MAX_LABELS)
+    labels = [names[index] for index in shown]
+    axes.set_xticks([places[index] for index in shown], labels, rotation=45, ha="right", fontsize=8)
+
+
 def choose_spread(count: int, most: int) -> list[int]:
     """Returns at most `most` places out of `count`, evenly spread, first and last among them."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

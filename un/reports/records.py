@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from un.reports.result import write_json
-from un.reports.runs import Run
+from un.reports.runs import EVALUATION, Run
+from un.reports.shift import FILE
 
-BESIDE = ("shift.json", "eval.json")  # what tables show of a run that is not in its result, where it was measured
+BESIDE = (FILE, EVALUATION)  # what tables show of a run that is not in its result, where it was measured
 # An absolute path, or one from home, as a text or as the value of an override; its last part is not matched.
 PLACE = re.compile(r"""(?:(?<=^)|(?<==))(["']?)(?:~|(?=/))[^"']*/(?=[^/"'])""")
 

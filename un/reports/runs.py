@@ -16,6 +16,7 @@ from un.reports.shift import FILE, ShiftResult, read_shifts
 
 Content = TypeVar("Content")
 MAIN_METRICS = ("test/bleu", "test/acc1")  # the first that a run has is its task's
+EVALUATION = "eval.json"  # of eval.py, in a run folder
 SPEED_UP = "speed_up"  # in place of a metric: how many times as fast as LayerNorm the folded model is
 OVERRIDE_START = re.compile(r",(?=~?[\w./@]+=)")  # between two overrides of a folder's name; values may hold commas
 
@@ -80,7 +81,7 @@ class Run:
 
 def read_speed_up(folder: Path) -> float | None:
     """Returns how many times as fast as a LayerNorm run's model the folded one is; None where it was not measured."""
-    path = folder / "eval.json"
+    path = folder / EVALUATION
     content = json.loads(path.read_bytes()) if path.is_file() else {}
     is_to_layernorm = (content.get("against") or {}).get("norm") == "layernorm"
     return float(content["speed"]["speed_up"]) if is_to_layernorm else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -96,9 +95,8 @@ def build_retrofitted(
         found = [retrofit(original, batches, factory, method, call, **globs) for method in methods]
     except ValueError as error:
         raise UserError(f"retrofit={config.retrofit} cannot be retrofitted: {error}") from error
-    if len(found) > 1:
-        found.sort(key=lambda one: _measure_change(original, one[0], call, batches))
-    model, report = found[0]
+    chosen = 0 if len(found) == 1 else _find_closest(original, [model for model, _ in found], call, batches)
+    model, report = found[chosen]
     log.info("%s", report)
     module: Any = build_task(model.train())
     if not options.augment:
@@ -117,13 +115,14 @@ def build_retrofitted(
 
 
 @torch.no_grad()
-def _measure_change(original: nn.Module, model: nn.Module, call: Any, batches: Iterable[Any]) -> float:
-    """Returns the mean divergence of a model's predictions from those of the original."""
-    changes = []
+def _find_closest(original: nn.Module, models: Sequence[nn.Module], call: Any, batches: Iterable[Any]) -> int:
+    """Returns the number of the model whose predictions diverge least from those of the original."""
+    changes = [0.0] * len(models)
     for batch in batches:
-        expected, logits = (list_tensors(call(one, batch))[0] for one in (original, model))
-        changes.append(float(measure_divergence(logits, expected)))
-    return statistics.fmean(changes)
+        expected, *predictions = (list_tensors(call(one, batch))[0] for one in (original, *models))
+        for number, logits in enumerate(predictions):
+            changes[number] += float(measure_divergence(logits, expected))
+    return changes.index(min(changes))
 
 
 def _switch_off(part: Any, **values: Any) -> None:
