@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and errors of the disk that name the file they met."""
+"""Files and folders: found, written whole or not at all, and errors of the disk that name the file they met."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+
+def find_run_files(root: Path, name: str) -> Iterator[Path]:
+    """Yields the files of a name below a folder; subfolders of a run folder (checkpoints, retrofit) are not entered."""
+    for folder, subfolders, files in os.walk(root):
+        if name in files:
+            subfolders.clear()
+            yield Path(folder) / name
 
 
 @contextlib.contextmanager

@@ -246,6 +246,15 @@ def test_script_compares_settings_of_one_experiment(tmp_path: Path) -> None:
     run_here(*command).check_error("a figure compares runs of one experiment, got digits, phrases")
 
 
+def test_runs_inside_a_run_folder_are_not_compared_with_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "norm=layernorm", 0)
+    inner = folder / "retrofit/least_squares"
+    inner.mkdir(parents=True)
+    (inner / "config.yaml").write_text((folder / "config.yaml").read_text())
+    assert find_run_folders([str(tmp_path)]) == [folder]
+    assert find_run_folders([str(inner)]) == [inner]
+
+
 def test_script_draws_outliers_and_fit_of_a_run_whose_norms_were_taken_out(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "norm=layernorm", 0)
     command = ("scripts/analyse.py", f"run={folder}", "figure=retrofit", f"output={tmp_path}", "format=svg")

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from un.files import find_run_files
+
 
 @dataclass(frozen=True)
 class LoggedRun:
@@ -54,7 +56,7 @@ def find_run_folders(patterns: Iterable[str]) -> list[Path]:
     folders: dict[Path, None] = {}
     for pattern in patterns:
         matches = [Path(pattern)] if Path(pattern).is_dir() else [Path(name) for name in sorted(glob.glob(pattern))]
-        found = [config.parent for match in matches for config in sorted(match.rglob("config.yaml"))]
+        found = [config.parent for match in matches for config in sorted(find_run_files(match, "config.yaml"))]
         if not found:
             raise ValueError(f"run={pattern}: no run folder there (one holds a config.yaml)")
         folders |= dict.fromkeys(found)

@@ -96,13 +96,12 @@ def draw_cost(runs: Sequence[Run], time_runs: TimeRuns) -> Figure:
 
 
 def draw_taken_out(folders: Sequence[Path]) -> Figure:
-    """Draws what scripts/retrofit.py left in the folder of a run; folders in that one belong to it.
+    """Draws what scripts/retrofit.py left in the folder of a run.
 
     Raises:
         ValueError: there are several runs, or nothing was left.
     """
-    folder = folders[0]
-    others = [other for other in folders if not other.is_relative_to(folder)]
+    folder, *others = folders
     if others:
         raise ValueError(f"figure=retrofit is of one run, got {folder} and {others[0]}")
     record = folder / RETROFIT[0]

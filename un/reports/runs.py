@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from un.files import find_run_files
 from un.reports.result import Result, read_result
 from un.reports.shift import FILE, ShiftResult, read_shifts
 
@@ -94,7 +94,9 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         The runs in the order of their paths, each once where its record (`un.reports.records`) is there, too, and one
         line for each file that could not be read.
     """
-    found, problems = read_below(folders, _walk, lambda path: Run(path.parent, read_result(path)))
+    found, problems = read_below(
+        folders, lambda root: find_run_files(root, "result.json"), lambda path: Run(path.parent, read_result(path))
+    )
     by_run: dict[tuple[object, ...], Run] = {}
     for run in sorted(found, key=lambda one: (one.folder / "config.yaml").is_file()):  # a run folder has more to show
         by_run[run.result.experiment, run.setting, run.result.seed, run.result.wall_time_seconds] = run
@@ -116,14 +118,6 @@ def read_below(
         except (ValueError, OSError) as error:
             problems.append(str(error))
     return found, problems
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    """Yields the result files; a run folder's own subfolders (checkpoints, wandb) are not entered."""
-    for folder, subfolders, files in os.walk(root):
-        if "result.json" in files:
-            subfolders.clear()
-            yield Path(folder) / "result.json"
 
 
 def split_setting(setting: str) -> list[str]:
